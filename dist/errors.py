@@ -1,0 +1,52 @@
+"""Errors that a person is meant to read. Knows no terminal and no rank.
+
+ChatError                 1  anything below
+├── UsageError            2  an option, a setting or a command that cannot be
+├── CheckpointError       3  a checkpoint folder that cannot be used
+├── PromptError           4  a prompt that cannot be answered (too long, empty)
+└── RankError             5  a rank died or failed in the middle of work
+"""
+
+from __future__ import annotations
+
+
+class ChatError(Exception):
+    """What happened, why (with the numbers) and what to do: one short block of text.
+
+    `exit_code` is what the program ends with if nothing catches the error.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, why: str = "", mend: str = "") -> None:
+        super().__init__(what, why, mend)
+        self.what = what
+        self.why = why
+        self.mend = mend
+
+    def __str__(self) -> str:
+        return " ".join(part for part in (self.what, self.why, self.mend) if part)
+
+
+class UsageError(ChatError):
+    """An option, a setting, an argument or a command that cannot be."""
+
+    exit_code = 2
+
+
+class CheckpointError(ChatError):
+    """A checkpoint folder or file that cannot be used."""
+
+    exit_code = 3
+
+
+class PromptError(ChatError):
+    """A prompt that cannot be answered."""
+
+    exit_code = 4
+
+
+class RankError(ChatError):
+    """A rank died, or failed in the middle of work that all ranks share."""
+
+    exit_code = 5

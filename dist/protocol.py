@@ -1,0 +1,190 @@
+"""Values that cross ranks or packages. Knows no model, no text and no process group.
+
+Orders go from rank 0 to its followers; events come out of the engine on rank 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+
+from dist.settings import GenerationSettings
+
+FinishReason = Literal["stop", "length", "cancelled"]
+
+
+# Orders: all that followers ever receive.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """Answer these prompts. `placeholder` fills a fresh block; a reply ends at any of `stop_ids`.
+
+    With `settings.samples`, `settings.seed` is set: ranks must not draw their own.
+    """
+
+    prompts: tuple[tuple[int, ...], ...]
+    settings: GenerationSettings
+    placeholder: int
+    stop_ids: tuple[int, ...]
+    trace: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """Replace the weights by those of another checkpoint folder."""
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shutdown:
+    """Leave the receive loop."""
+
+
+Order = Turn | Load | Shutdown
+
+
+# What rank 0 wants while a turn runs.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Control:
+    """Rank 0's wish, asked for once per iteration: stop now, and the settings of the next block."""
+
+    settings: GenerationSettings
+    cancel: bool = False
+
+
+# Events: what the engine yields on rank 0.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrefillUpdate:
+    """`done` of `total` prompt tokens have been read."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockUpdate:
+    """The state of one block after one iteration.
+
+    row        which prompt of the turn (0 in a conversation)
+    index      number of the block in the reply, from 0
+    iteration  passes made over this block so far, from 1
+    token_ids  the draft; when `finish` is set, cut after the first stop token or at the budget
+    changed    for each of token_ids: does it differ from what stood there before this iteration
+    exact      how many leading tokens can no longer change
+    done       the block is finished
+    finish     why the whole reply ended, or None
+    candidates with `Turn.trace`: for each of token_ids its most likely (token id, probability) pairs
+    """
+
+    row: int = 0
+    index: int
+    iteration: int
+    token_ids: tuple[int, ...]
+    changed: tuple[bool, ...]
+    exact: int
+    done: bool
+    finish: FinishReason | None = None
+    candidates: tuple[tuple[tuple[int, float], ...], ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplyStats:
+    """Figures of one reply. Times in seconds; `ttft_s` runs from the order to the first finished block.
+
+    `forwards` counts passes of the model except the `prefill_forwards` (all of the prefill's chunks but its
+    last, which is block 1's first pass). `iterations` and `converged` have one entry per block.
+    """
+
+    forwards: int
+    prefill_forwards: int
+    iterations: tuple[int, ...]
+    converged: tuple[bool, ...]
+    ttft_s: float
+    decode_s: float
+    tokens: int
+
+    @property
+    def tokens_per_s(self) -> float:
+        return self.tokens / self.decode_s if self.decode_s > 0 else 0.0
+
+    @property
+    def tokens_per_forward(self) -> float:
+        return self.tokens / self.forwards if self.forwards else 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values by the names of the results file."""
+        return {
+            "forwards": self.forwards,
+            "prefill_forwards": self.prefill_forwards,
+            "iterations": list(self.iterations),
+            "converged": list(self.converged),
+            "ttft_s": round(self.ttft_s, 4),
+            "decode_s": round(self.decode_s, 4),
+            "tokens_per_s": round(self.tokens_per_s, 2),
+            "tokens_per_forward": round(self.tokens_per_forward, 3),
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """One finished reply. `token_ids` runs up to and including the stop token, if there is one.
+
+    A cancelled reply holds its finished blocks only. `settings` are those of its last block.
+    """
+
+    row: int = 0
+    prompt_len: int
+    token_ids: tuple[int, ...]
+    finish: FinishReason
+    settings: GenerationSettings
+    stats: ReplyStats
+
+
+Event = PrefillUpdate | BlockUpdate | Reply
+
+
+class Group(Protocol):
+    """The ranks of one run, as the rest of the program sees them.
+
+    `group.TorchGroup` is the real one, `group.SoloGroup` its twin for a single process.
+    """
+
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def size(self) -> int: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def publish(self, order: Order) -> None:
+        """Rank 0: hand an order to every follower waiting in `receive`."""
+
+    def receive(self) -> Order:
+        """Followers: wait, for years if need be, for the next order."""
+        ...
+
+    def agree(self, verdict: torch.Tensor) -> torch.Tensor:
+        """Rank 0's int64 CPU tensor, on every rank (same shape everywhere)."""
+        ...
+
+    def gather_errors(self, error: str | None) -> dict[int, str]:
+        """Every rank says what went wrong with it, or None; all get {rank: error} of those that failed."""
+        ...
+
+    def smallest(self, value: int) -> int:
+        """The least of the numbers that the ranks pass in."""
+        ...
+
+    def spread_rows(self, tensor: torch.Tensor, bounds: Sequence[int]) -> None:
+        """In place: rank r brings rows bounds[r] to bounds[r + 1] of `tensor`; afterwards all hold all."""
