@@ -1,0 +1,265 @@
+"""Token ids in, token ids out, on all ranks together. Knows no text, no keyboard and no screen.
+
+Every rank runs the same loop over the same tokens. After each pass rank 0's verdict (its tokens, whether to stop,
+the settings of the next block) is what counts everywhere, so that no rank can leave the loop alone.
+"""
+
+from __future__ import annotations
+
+import struct
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from dist.decoding import Refinement
+from dist.errors import PromptError
+from dist.forward import CachedForward, PlainForward
+from dist.probe import probe_causality
+from dist.protocol import (
+    Control,
+    Event,
+    Group,
+    PrefillUpdate,
+    Reply,
+    ReplyStats,
+    Shutdown,
+    Turn,
+)
+from dist.sampling import NOT_A_NUMBER
+from dist.settings import GenerationSettings
+
+CHUNK_CPU = 256
+CHUNK_GPU = 2048
+NO_LIMIT = 1 << 30
+
+Poll = Callable[[], Control]
+
+
+class Engine:
+    """A model on all ranks, answering one turn at a time.
+
+    Rank 0 calls `answer` and `shutdown`; every other rank calls `follow`.
+    `slow_reason` says in words why this model is decoded by the plain rule, or is None.
+    """
+
+    def __init__(self, module: Any, group: Group, *, max_positions: int | None) -> None:
+        self.max_positions = max_positions
+        self._group = group
+        self._plain = PlainForward(module)
+        self._cached = CachedForward(module)
+        self._chunk = CHUNK_GPU if group.device.type == "cuda" else CHUNK_CPU
+        self._causality = probe_causality(module)
+        self.slow_reason = self._causality.problem
+
+    @property
+    def cached_tokens(self) -> int:
+        """Tokens whose keys and values are kept from the last turn."""
+        return len(self._cached.cache.token_ids)
+
+    def answer(self, turn: Turn, poll: Poll) -> Iterator[Event]:
+        """Rank 0: answer a turn on all ranks; `poll` is asked once per pass for what the person wants.
+
+        Leaving the iterator early cancels the turn everywhere. Raises PromptError before anything is
+        published if a prompt is empty or leaves no room for a reply.
+        """
+        limit = min(turn.settings.max_length, self.max_positions or NO_LIMIT)
+        for prompt in turn.prompts:
+            if not prompt:
+                raise PromptError("The prompt is empty.", "It has no tokens.", "Write something.")
+            if len(prompt) >= limit:
+                raise PromptError(
+                    f"The prompt has {len(prompt)} tokens.",
+                    f"Prompt and reply together may have {limit}.",
+                    "Shorten the prompt or raise max_length.",
+                )
+        self._group.publish(turn)
+        abandoned = False
+
+        def wish() -> Control:
+            control = poll()
+            return replace(control, cancel=True) if abandoned else control
+
+        events = self._run(turn, wish)
+        try:
+            # Not `yield from`: it would close the inner generator first.
+            for event in events:
+                yield event
+        finally:
+            abandoned = True
+            for _ in events:
+                pass
+
+    def follow(self) -> None:
+        """Followers: work on rank 0's orders until it shuts down."""
+        while True:
+            order = self._group.receive()
+            if isinstance(order, Shutdown):
+                return
+            if isinstance(order, Turn):
+                try:
+                    for _ in self._run(order, None):
+                        pass
+                except PromptError:
+                    # Every rank raised it at the same place; rank 0 tells the person.
+                    continue
+
+    def shutdown(self) -> None:
+        """Rank 0: let the followers go."""
+        self._group.publish(Shutdown())
+
+    def _run(self, turn: Turn, poll: Poll | None) -> Iterator[Event]:
+        ordered = time.monotonic()
+        for row, prompt in enumerate(turn.prompts):
+            yield from self._reply(turn, row, prompt, poll, ordered)
+
+    def _reply(
+        self, turn: Turn, row: int, prompt: tuple[int, ...], poll: Poll | None, ordered: float
+    ) -> Iterator[Event]:
+        cached = turn.settings.decoder == "cached" and self._is_causal_for(prompt, turn.settings)
+        forward = self._cached if cached else self._plain
+        refinement = Refinement(
+            prompt,
+            turn.settings,
+            placeholder=turn.placeholder,
+            stop_ids=turn.stop_ids,
+            limit=self.max_positions or NO_LIMIT,
+            causal=cached,
+            row=row,
+        )
+        clock = _Clock(ordered)
+        while refinement.finish is None:
+            step = refinement.next_pass()
+            for done, total in forward.prefill(step, self._chunk):
+                clock.prefill_forwards += 1
+                verdict = self._agree(_Verdict.of(poll, refinement.settings, []), 0)
+                if verdict.cancel:
+                    refinement.cancel()
+                    break
+                yield PrefillUpdate(done=done, total=total)
+            if refinement.finish is not None:
+                break
+            clock.pass_begins()
+            choices = forward(step, refinement.settings, trace=turn.trace)
+            verdict = self._agree(_Verdict.of(poll, refinement.settings, choices.token_ids), step.wanted)
+            update = refinement.accept(verdict.token_ids, verdict.settings, choices.candidates)
+            clock.pass_ended(update.done)
+            if verdict.cancel:
+                refinement.cancel()
+                update = replace(update, finish=refinement.finish)
+            yield update
+        yield Reply(
+            row=row,
+            prompt_len=refinement.prompt_len,
+            token_ids=refinement.token_ids,
+            finish=refinement.finish,
+            settings=refinement.settings,
+            stats=clock.stats(refinement),
+        )
+
+    def _is_causal_for(self, prompt: tuple[int, ...], settings: GenerationSettings) -> bool:
+        if self._causality.problem is not None:
+            return False
+        longest = min(len(prompt) + settings.max_new_tokens, settings.max_length)
+        return self._causality.holds_up_to is None or longest <= self._causality.holds_up_to
+
+    def _agree(self, mine: _Verdict, tokens: int) -> _Verdict:
+        """Rank 0's verdict, on all ranks; raises PromptError everywhere if the model's output is not a number."""
+        verdict = mine
+        if self._group.size > 1:
+            verdict = _Verdict.unpacked(self._group.agree(mine.packed()), tokens)
+        if NOT_A_NUMBER in verdict.token_ids:
+            raise PromptError(
+                "The model's output is not a number (NaN).",
+                "Its weights hold NaN or overflow in this dtype.",
+                "Try an earlier step, or --dtype float32.",
+            )
+        return verdict
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Verdict:
+    """What rank 0 says after a pass: its tokens, whether to stop, the settings of the next block."""
+
+    token_ids: list[int]
+    settings: GenerationSettings
+    cancel: bool
+
+    @classmethod
+    def of(cls, poll: Poll | None, settings: GenerationSettings, token_ids: list[int]) -> _Verdict:
+        control = poll() if poll is not None else Control(settings=settings)
+        return cls(token_ids=token_ids, settings=control.settings, cancel=control.cancel)
+
+    def packed(self) -> torch.Tensor:
+        """int64 [HEADER + tokens]; floats travel as their bits."""
+        s = self.settings
+        header = struct.pack(
+            "<qqqqqqqdd",
+            self.cancel,
+            s.add_eos_length,
+            -1 if s.refine_iter == "auto" else s.refine_iter,
+            s.max_new_tokens,
+            s.max_length,
+            s.top_k,
+            -1 if s.seed is None else s.seed,
+            s.temperature,
+            s.top_p,
+        )
+        numbers = [*struct.unpack("<9q", header), s.decoder == "plain", *self.token_ids]
+        return torch.tensor(numbers, dtype=torch.int64)
+
+    @classmethod
+    def unpacked(cls, packed: torch.Tensor, tokens: int) -> _Verdict:
+        numbers = packed.tolist()
+        header, token_ids = numbers[: len(numbers) - tokens], numbers[len(numbers) - tokens :]
+        *bits, plain = header
+        cancel, length, rounds, new, total, top_k, seed, temperature, top_p = struct.unpack(
+            "<qqqqqqqdd", struct.pack("<9q", *bits)
+        )
+        settings = GenerationSettings(
+            add_eos_length=length,
+            refine_iter="auto" if rounds == -1 else rounds,
+            max_new_tokens=new,
+            max_length=total,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=None if seed == -1 else seed,
+            decoder="plain" if plain else "cached",
+        )
+        return cls(token_ids=token_ids, settings=settings, cancel=bool(cancel))
+
+
+class _Clock:
+    """Times and counts of one reply."""
+
+    def __init__(self, ordered: float) -> None:
+        self.prefill_forwards = 0
+        self._ordered = ordered
+        self._forwards = 0
+        self._started: float | None = None
+        self._first_block: float | None = None
+        self._last = ordered
+
+    def pass_begins(self) -> None:
+        if self._started is None:
+            self._started = time.monotonic()
+
+    def pass_ended(self, block_done: bool) -> None:
+        self._forwards += 1
+        self._last = time.monotonic()
+        if block_done and self._first_block is None:
+            self._first_block = self._last
+
+    def stats(self, refinement: Refinement) -> ReplyStats:
+        return ReplyStats(
+            forwards=self._forwards,
+            prefill_forwards=self.prefill_forwards,
+            iterations=tuple(refinement.iterations),
+            converged=tuple(refinement.converged),
+            ttft_s=(self._first_block or self._last) - self._ordered,
+            decode_s=self._last - (self._started or self._last),
+            tokens=len(refinement.token_ids),
+        )
