@@ -1,0 +1,66 @@
+"""Where a person's files lie, and writing a file whole or not at all. Knows nothing of what is in them."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+
+PROGRAM = "dllm-chat"
+
+
+def config_folder(environ: Mapping[str, str] = os.environ) -> Path:
+    """The folder of the person's settings; it need not exist."""
+    return _xdg(environ, "XDG_CONFIG_HOME", ".config")
+
+
+def state_folder(environ: Mapping[str, str] = os.environ) -> Path:
+    """The folder of sessions, history and logs; it need not exist."""
+    return _xdg(environ, "XDG_STATE_HOME", ".local/state")
+
+
+def data_folder(environ: Mapping[str, str] = os.environ) -> Path:
+    """The folder of what the program made for itself, the embedded model say; it need not exist."""
+    return _xdg(environ, "XDG_DATA_HOME", ".local/share")
+
+
+def _xdg(environ: Mapping[str, str], variable: str, fallback: str) -> Path:
+    # The XDG rules say that a relative path in such a variable is to be ignored.
+    named = Path(environ.get(variable, ""))
+    return (named if named.is_absolute() else home(environ) / fallback) / PROGRAM
+
+
+def home(environ: Mapping[str, str] = os.environ) -> Path:
+    """The person's home folder."""
+    return Path(environ["HOME"]) if environ.get("HOME") else Path.home()
+
+
+def expand(text: str) -> Path:
+    """The path that a person typed, with `~` filled in."""
+    path = Path(text)
+    try:
+        return path.expanduser()
+    except RuntimeError:  # ~nobody: no such person, so it is a file's name
+        return path
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Put `data` at `path` so that a reader finds the old file or the new one, never a part. Raises OSError."""
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with beside.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if path.exists():
+            beside.chmod(path.stat().st_mode & 0o777)
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def has_lone_surrogates(text: str) -> bool:
+    """Whether `text` holds halves of UTF-16 pairs, which no UTF-8 file and no tokenizer takes."""
+    return any("\ud800" <= mark <= "\udfff" for mark in text)
