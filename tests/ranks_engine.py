@@ -1,0 +1,71 @@
+"""Run by test_group.py on real ranks: one engine on all of them; rank 0 prints what came out as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import torch
+from tiny_models import tiny_model
+
+from dist.engine import Engine
+from dist.errors import PromptError
+from dist.group import TorchGroup
+from dist.protocol import BlockUpdate, Control, Load, Reply, Turn
+from dist.settings import GenerationSettings
+
+PROMPT = tuple(3 + i % 50 for i in range(30))
+GREEDY = GenerationSettings(add_eos_length=7, refine_iter=2, max_new_tokens=30)
+SAMPLED = dataclasses.replace(GREEDY, temperature=0.9, top_p=0.9, seed=2**62 + 5)
+
+
+def main() -> None:
+    torch.manual_seed(0)
+    group = TorchGroup()
+    engine = Engine(tiny_model(), group, max_positions=4096)
+    if group.rank:
+        assert group.receive() == Load(path="x" * 20_000)
+        engine.follow()
+    else:
+        group.publish(Load(path="x" * 20_000))
+        print(json.dumps({"size": group.size, **leader(engine)}))
+        engine.shutdown()
+    group.close()
+
+
+def leader(engine: Engine) -> dict:
+    def run(wish, prompt=PROMPT, poll=None, stop_ids=(2,)):
+        turn = Turn(prompts=(prompt,), settings=wish, placeholder=2, stop_ids=stop_ids)
+        return list(engine.answer(turn, poll or (lambda: Control(settings=wish))))
+
+    polls = 0
+
+    def poll():
+        nonlocal polls
+        polls += 1
+        return Control(settings=dataclasses.replace(GREEDY, refine_iter=3), cancel=polls == 8)
+
+    results = {
+        "greedy": run(GREEDY)[-1].token_ids,
+        "sampled": run(SAMPLED)[-1].token_ids,
+        "auto": run(dataclasses.replace(GREEDY, refine_iter="auto"))[-1].token_ids,
+        "long prompt": run(GREEDY, PROMPT * 60)[-1].token_ids,
+    }
+    live = run(GREEDY, poll=poll, stop_ids=())[-1]
+    assert isinstance(live, Reply)
+    results["cancelled"] = [live.finish, live.stats.iterations, live.token_ids]
+    turn = Turn(prompts=(PROMPT,), settings=GREEDY, placeholder=2, stop_ids=(2,))
+    for event in engine.answer(turn, lambda: Control(settings=GREEDY)):
+        assert isinstance(event, BlockUpdate)
+        break
+    results["after an abandoned turn"] = run(GREEDY)[-1].token_ids
+    try:
+        run(GREEDY, prompt=())
+    except PromptError as error:
+        results["refused"] = str(error)
+    results["after a refused turn"] = run(GREEDY)[-1].token_ids
+    return results
+
+
+if __name__ == "__main__":
+    main()

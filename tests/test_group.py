@@ -1,0 +1,65 @@
+"""Real gloo ranks under torchrun: same tokens on any number of them, and nobody is left alone in the loop."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from plain_rule import plain_rule
+from ranks import results_of_ranks
+from ranks_engine import GREEDY, PROMPT, SAMPLED
+from tiny_models import tiny_model
+
+from dist.group import SoloGroup
+from dist.protocol import Load, Shutdown, Turn
+from dist.settings import GenerationSettings
+from dist.wire import order_from_bytes, order_to_bytes
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_ranks_decode_as_one(size):
+    got = results_of_ranks(size, "ranks_engine.py")
+    right = list(plain_rule(tiny_model(), PROMPT, GREEDY, 2, (2,)))
+    assert got["size"] == size
+    assert got["greedy"] == right
+    assert got["sampled"] == list(plain_rule(tiny_model(), PROMPT, SAMPLED, 2, (2,)))
+    assert got["long prompt"] == list(plain_rule(tiny_model(), PROMPT * 60, GREEDY, 2, (2,)))
+    finish, iterations, tokens = got["cancelled"]
+    assert finish == "cancelled"
+    # Two passes for the first block, three for the next two: the change was live on every rank.
+    assert iterations == [2, 3, 3]
+    first = dataclasses.replace(GREEDY, max_new_tokens=8)
+    assert tokens[:8] == list(plain_rule(tiny_model(), PROMPT, first, 2, ()))
+    assert len(tokens) == 24
+    assert got["after an abandoned turn"] == right
+    assert "empty" in got["refused"]
+    assert got["after a refused turn"] == right
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        Turn(
+            prompts=((1, 2, 3), (4,)),
+            settings=GenerationSettings(refine_iter="auto", temperature=0.7, seed=2**62),
+            placeholder=2,
+            stop_ids=(2, 5),
+            trace=True,
+        ),
+        Load(path="/tmp/ä b"),
+        Shutdown(),
+    ],
+)
+def test_orders_survive_the_wire(order):
+    assert order_from_bytes(order_to_bytes(order)) == order
+
+
+def test_only_orders_are_read_from_the_wire():
+    with pytest.raises(ValueError, match="not an order"):
+        order_from_bytes(b'{"order": "Exec", "code": "1"}')
+
+
+def test_a_single_process_needs_no_collectives():
+    group = SoloGroup()
+    assert group.gather_errors("x") == {0: "x"}
+    assert (group.rank, group.size, group.smallest(5)) == (0, 1, 5)

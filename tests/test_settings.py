@@ -1,0 +1,44 @@
+"""Settings refuse what cannot be, and say what can."""
+
+from __future__ import annotations
+
+import pytest
+
+from dist.errors import UsageError
+from dist.settings import SETTINGS, GenerationSettings
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("refine_iter", "0", "refine_iter cannot be '0'. It takes a whole number from 1 to 4096, or auto"),
+        ("refine_iter", 2.5, "refine_iter cannot be 2.5. It takes a whole number"),
+        ("add_eos_length", "-1", "add_eos_length cannot be '-1'. It takes a whole number from 0 to 4095."),
+        ("temperature", "nan", "temperature cannot be 'nan'. It takes a number from 0 (greedy) to 10."),
+        ("top_p", 0, "top_p cannot be 0. It takes a number above 0, at most 1 (off)."),
+        ("max_new_tokens", True, "max_new_tokens cannot be True."),
+        ("seed", "x", "seed cannot be 'x'. It takes a whole number from 0, or none"),
+        ("decoder", "fast", "decoder cannot be 'fast'. It takes cached or plain."),
+    ],
+)
+def test_a_bad_value_says_the_range_and_changes_nothing(name, value, message):
+    settings = GenerationSettings()
+    with pytest.raises(UsageError) as caught:
+        settings.with_value(name, value)
+    assert str(caught.value).startswith(message)
+    assert settings == GenerationSettings()
+
+
+def test_words_and_text_are_read():
+    settings = GenerationSettings().with_value("refine_iter", "AUTO").with_value("temperature", "0.7")
+    settings = settings.with_value("seed", "5").with_value("seed", "none").with_value("add_eos_length", " 7")
+    assert (settings.refine_iter, settings.temperature, settings.seed) == ("auto", 0.7, None)
+    assert settings.add_eos_length == 7
+    assert settings.samples
+
+
+def test_every_row_of_the_table_has_its_default_and_examples_in_range():
+    assert {name: row.default for name, row in SETTINGS.items()} == GenerationSettings().as_dict()
+    for row in SETTINGS.values():
+        for example in row.examples:
+            row.parse(example)
