@@ -1,0 +1,60 @@
+"""Fixtures shared by the tests."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from checkpoints import CASES, make_checkpoints, run_root
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+USUAL = [(layout, world_size) for layout in ("fsdp1", "fsdp2", "fsdp1_nomesh") for world_size in (1, 2, 3)]
+USUAL += [("fsdp1_tied", 2), ("fsdp2_tied", 3)]
+RARE = [("fsdp1_no_shard", 2), ("fsdp2_shard1", 2), ("fsdp1_moe", 2), ("fsdp1_lora", 2), ("fsdp2_lora", 3)]
+RARE += [("fsdp1_hsdp", 4), ("fsdp2_hsdp", 4)]
+
+TinyCheckpoint = Callable[[str, int], Path]
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(request: pytest.FixtureRequest) -> TinyCheckpoint:
+    """`tiny_checkpoint(layout, world_size)` is the run root of a checkpoint that verl wrote; never change it, copy it.
+
+    Layouts: `checkpoints.CASES`. The step folder is `global_step_3` (for FSDP2 with an `actor/` folder in it), and
+    `reference/` beside it holds the same model as safetensors. Made at first use, many in one go, and kept in
+    pytest's cache folder under a name that changes with the versions and with tests/checkpoints.py.
+    """
+    cache = request.config.cache
+    assert cache is not None
+
+    def checkpoint(layout: str, world_size: int) -> Path:
+        base = cache.mkdir(f"checkpoints-{_fingerprint()}")
+        if not _finished(run_root(base, layout, world_size)):
+            batch = USUAL if (layout, world_size) in USUAL else RARE
+            wanted = {*batch, (layout, world_size)}
+            make_checkpoints(base, sorted(case for case in wanted if not _finished(run_root(base, *case))))
+        return run_root(base, layout, world_size)
+
+    return checkpoint
+
+
+def _finished(root: Path) -> bool:
+    # The maker writes this file last.
+    return (root / "latest_checkpointed_iteration.txt").exists()
+
+
+def _fingerprint() -> str:
+    versions = []
+    for package in ("torch", "transformers", "verl", "peft"):
+        try:
+            versions.append(f"{package}={importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            versions.append(f"{package} missing")
+    source = Path(__file__).with_name("checkpoints.py").read_text()
+    return hashlib.sha256("\n".join([*versions, *CASES, source]).encode()).hexdigest()[:12]
