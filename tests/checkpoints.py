@@ -7,10 +7,10 @@ its own FSDPCheckpointManager writes the files; without it the torch calls that 
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -206,8 +206,6 @@ def _save(model: Any, tokenizer: Any, folder: Path, version: int) -> None:
 
 
 def _save_as_verl_does(model: Any, tokenizer: Any, folder: Path, version: int) -> None:
-    import contextlib
-
     import torch
     import torch.distributed as torch_dist
     from torch.distributed.fsdp import FullyShardedDataParallel, ShardedStateDictConfig, StateDictType
@@ -235,7 +233,7 @@ def _write_case(rank: int, world_size: int, port: int, layout: str, root: Path) 
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     import torch
     import torch.distributed as torch_dist
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
     torch.set_num_threads(1)
     torch_dist.init_process_group("gloo")
@@ -248,7 +246,7 @@ def _write_case(rank: int, world_size: int, port: int, layout: str, root: Path) 
     folder = folder / "actor" if case.sharding.startswith("fsdp2") else folder
     sharded = _shard(model, case.sharding, world_size)
     version = 2 if case.sharding.startswith("fsdp2") else 1
-    _save(sharded, AutoTokenizer.from_pretrained(reference), folder, version)
+    _save(sharded, PreTrainedTokenizerFast.from_pretrained(reference), folder, version)
     torch_dist.barrier()
     torch_dist.destroy_process_group()
 
@@ -267,11 +265,13 @@ def _write_all(base: Path, wanted: list[tuple[str, int]]) -> None:
         import verl.utils.checkpoint.fsdp_checkpoint_manager  # noqa: F401  # once, before the ranks are forked
     for layout, world_size in wanted:
         root = run_root(base, layout, world_size)
-        shutil.rmtree(root, ignore_errors=True)  # a half-made one
-        (root / "reference").mkdir(parents=True)
-        build_model(CASES[layout], root / "reference")
-        _fork_ranks(layout, world_size, root)
-        (root / "latest_checkpointed_iteration.txt").write_text(str(STEP))
+        unfinished = root.with_name(f".{root.name}-{os.getpid()}")
+        (unfinished / "reference").mkdir(parents=True)
+        build_model(CASES[layout], unfinished / "reference")
+        _fork_ranks(layout, world_size, unfinished)
+        (unfinished / "latest_checkpointed_iteration.txt").write_text(str(STEP))
+        with contextlib.suppress(OSError):  # another run made it in the meantime
+            unfinished.rename(root)
 
 
 def _fork_ranks(layout: str, world_size: int, root: Path) -> None:

@@ -24,7 +24,7 @@ TinyCheckpoint = Callable[[str, int], Path]
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(request: pytest.FixtureRequest) -> TinyCheckpoint:
-    """`tiny_checkpoint(layout, world_size)` is the run root of a checkpoint that verl wrote; never change it, copy it.
+    """`tiny_checkpoint(layout, world_size)`: run root of a checkpoint that verl wrote; never change it, copy it.
 
     Layouts: `checkpoints.CASES`. The step folder is `global_step_3` (for FSDP2 with an `actor/` folder in it), and
     `reference/` beside it holds the same model as safetensors. Made at first use, many in one go, and kept in
@@ -35,18 +35,13 @@ def tiny_checkpoint(request: pytest.FixtureRequest) -> TinyCheckpoint:
 
     def checkpoint(layout: str, world_size: int) -> Path:
         base = cache.mkdir(f"checkpoints-{_fingerprint()}")
-        if not _finished(run_root(base, layout, world_size)):
+        if not run_root(base, layout, world_size).exists():
             batch = USUAL if (layout, world_size) in USUAL else RARE
             wanted = {*batch, (layout, world_size)}
-            make_checkpoints(base, sorted(case for case in wanted if not _finished(run_root(base, *case))))
+            make_checkpoints(base, sorted(case for case in wanted if not run_root(base, *case).exists()))
         return run_root(base, layout, world_size)
 
     return checkpoint
-
-
-def _finished(root: Path) -> bool:
-    # The maker writes this file last.
-    return (root / "latest_checkpointed_iteration.txt").exists()
 
 
 def _fingerprint() -> str:
