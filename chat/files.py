@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import os
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 PROGRAM = "dllm-chat"
 
@@ -59,6 +62,15 @@ def write_whole(path: Path, data: bytes) -> None:
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
+
+
+def append_line(file: int, record: Mapping[str, Any]) -> None:
+    """Append one JSON line to a file opened with O_APPEND: all of it, by one write, or nothing. Raises OSError."""
+    line = (json.dumps(record, ensure_ascii=False, default=str) + "\n").encode()
+    before = os.fstat(file).st_size
+    if os.write(file, line) != len(line):
+        os.ftruncate(file, before)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def has_lone_surrogates(text: str) -> bool:

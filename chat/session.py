@@ -5,9 +5,7 @@ One JSON object a line, each line written whole by one write; `journal.py` reads
 
 from __future__ import annotations
 
-import errno
 import fcntl
-import json
 import os
 import re
 import secrets
@@ -16,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from chat.files import state_folder
+from chat.files import append_line, state_folder
 from chat.journal import Restored, SessionInfo, describe, read_journal
 from chat.transcript import Message, Transcript
 from dist.errors import ChatError, UsageError
@@ -148,8 +146,8 @@ class Session:
                 self._file = _open(self.path, os.O_CREAT | os.O_EXCL)
                 messages = [message.as_dict() for message in self._start.messages]
                 start = {"version": 1, "time": round(time.time(), 3), "facts": self._facts, "messages": messages}
-                _append(self._file, {"kind": "start", **start})
-            _append(self._file, {"kind": kind, **record})
+                append_line(self._file, {"kind": "start", **start})
+            append_line(self._file, {"kind": kind, **record})
         except OSError as error:
             self._dropped = True
             raise ChatError(
@@ -212,12 +210,6 @@ def _common_length(one: str, other: str) -> int:
     if other.startswith(one):
         return len(one)
     return next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), len(other))
-
-
-def _append(file: int, record: Mapping[str, Any]) -> None:
-    line = (json.dumps(record, ensure_ascii=False, default=str) + "\n").encode()
-    if os.write(file, line) != len(line):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _check_name(name: str) -> None:
