@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# Lint, types and tests; sets itself up on a fresh machine.
+#
+#   bash tests/run.sh [--all] [pytest's arguments]      --all also runs what takes minutes
+#   PYTHON=/path/to/python bash tests/run.sh            the tests alone, in an environment of yours
+set -eu -o pipefail
+
+root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
+cd -- "$root"
+# shellcheck source=environment.sh
+source "$root/environment.sh"
+
+selection=(-m "not long")
+if [[ ${1-} == --all ]]; then
+    selection=()
+    shift
+fi
+
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
+
+if [[ -n ${PYTHON:-} ]]; then
+    python=$PYTHON
+else
+    # shellcheck disable=SC2034 # told when .venv cannot be made
+    active_fault="the tests run in .venv; PYTHON=... names another"
+    set_up chat demo test
+    "$python" -m ruff check .
+    "$python" -m ruff format --check .
+    "$python" -m mypy
+fi
+exec "$python" -m pytest ${selection[@]+"${selection[@]}"} "$@"
