@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import json
 import time
-import unicodedata
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TextIO
+
+from chat.cells import visible
 
 
 class ReplyStreams(Protocol):
@@ -20,17 +21,6 @@ class ReplyStreams(Protocol):
 
     @property
     def notices(self) -> TextIO: ...
-
-
-def visible(text: str) -> str:
-    """`text` with pictures in place of control and escape codes, so that a terminal does not obey them."""
-    return "".join(_picture(mark) if unicodedata.category(mark) == "Cc" else mark for mark in text)
-
-
-def _picture(mark: str) -> str:
-    if mark in "\n\t":
-        return mark
-    return chr(0x2400 + ord(mark)) if ord(mark) < 0x20 else "\u2421" if mark == "\x7f" else "\ufffd"
 
 
 class ReplyPrinter:
