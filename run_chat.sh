@@ -188,6 +188,7 @@ end_job() { # SIGNAL-CODE
         kill -KILL "$job" $children
     ) >/dev/null 2>&1 </dev/null &
     reaper=$!
+    disown "$reaper"  # so that bash does not report its end
 }
 
 # shellcheck disable=SC2317 # called by a trap

@@ -12,11 +12,11 @@ from pathlib import Path
 
 
 def main() -> None:
-    with Path(sys.argv[1]).open("a", encoding="utf-8", buffering=1) as log:
-        # Only the Python object changes; the workers inherit descriptor 2 as it is.
-        sys.stderr = log
-        del sys.argv[1]
-        runpy.run_module("torch.distributed.run", run_name="__main__", alter_sys=True)
+    # Only the Python object changes: the workers inherit descriptor 2 as it is. Never closed, since the
+    # interpreter still prints torchrun's last exception to it.
+    sys.stderr = Path(sys.argv[1]).open("a", encoding="utf-8", buffering=1)  # noqa: SIM115
+    del sys.argv[1]
+    runpy.run_module("torch.distributed.run", run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":
