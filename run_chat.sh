@@ -199,7 +199,7 @@ put_terminal_back() {
 }
 
 exit_code() { # prints the run's exit code; rank 0 leaves its own in a file, since torchrun makes 1 of every failure
-    local status
+    local status last
     status=$(cat "$DLLM_RUN_DIR/status" 2>/dev/null)
     if [[ $status =~ ^[0-9]+$ ]]; then
         echo "$status"
@@ -208,7 +208,9 @@ exit_code() { # prints the run's exit code; rank 0 leaves its own in a file, sin
     elif ((code == 0)); then
         echo 0
     else
-        say "$job_name ended with code $code and rank 0 left no word of why. The logs are in $DLLM_RUN_DIR"
+        last=$(grep -h . "$DLLM_RUN_DIR/rank0.log" 2>/dev/null | tail -n 1)
+        say "$job_name ended with code $code, and rank 0 left no word of why." ${last:+"Its log ends: $last"}
+        say "The logs are in $DLLM_RUN_DIR"
         echo 5
     fi
 }
