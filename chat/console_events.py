@@ -1,0 +1,76 @@
+"""What the console tells the main thread, and the shapes it is handed. Knows no terminal and no toolkit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+# A piece of text with the name of a style of the live zone ("" is ordinary text), and one line of pieces.
+Fragment = tuple[str, str]
+Line = tuple[Fragment, ...]
+
+# Text to insert, a line about it, and where it starts: characters before the cursor, as a number <= 0.
+Candidate = tuple[str, str, int]
+Complete = Callable[[str], Iterable[Candidate]]
+
+
+class CommandInfo(Protocol):
+    """What the console needs to know of a slash command."""
+
+    @property
+    def name(self) -> str:
+        """Without the slash."""
+        ...
+
+    @property
+    def live(self) -> bool:
+        """May it run in the middle of a reply?"""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """A line (or several) was sent. With `live` it is a command to be run at once, in mid-reply."""
+
+    text: str
+    live: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Interrupt:
+    """Ctrl-C while a reply is made: stop it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """Ctrl-D on an empty line, or the end of piped input."""
+
+
+@dataclass(frozen=True, slots=True)
+class Abort:
+    """Three Ctrl-C within two seconds in vain, or Ctrl-\\ while a reply is made: end the program hard."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resized:
+    columns: int
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The console is dead: its thread met `error` (EOFError: the terminal was closed)."""
+
+    error: BaseException
+
+
+ConsoleEvent = Submitted | Interrupt | Leave | Abort | Resized | Failed
+
+
+def command_word(text: str) -> str | None:
+    """The name of the slash command in `text`, without the slash; None if it is no command."""
+    if not text.startswith("/"):
+        return None
+    words = text[1:].split(None, 1)
+    return words[0] if words else ""

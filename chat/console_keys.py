@@ -1,0 +1,113 @@
+"""Which key does what at the input line. Knows what the console can do, not how."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from prompt_toolkit.application.current import get_app
+from prompt_toolkit.enums import DEFAULT_BUFFER
+from prompt_toolkit.filters import Condition, emacs_mode, has_focus, vi_navigation_mode
+from prompt_toolkit.key_binding import KeyBindings, KeyBindingsBase, KeyPressEvent, merge_key_bindings
+from prompt_toolkit.key_binding.bindings.auto_suggest import load_auto_suggest_bindings
+from prompt_toolkit.keys import Keys
+
+
+class KeyActions(Protocol):
+    """What keys can ask of the console. All run on its thread."""
+
+    def send(self) -> None: ...
+    def interrupt(self) -> None: ...
+    def abort(self) -> None: ...
+    def leave(self) -> None: ...
+    def suspend(self) -> None: ...
+    def edit(self) -> None: ...
+    def paste(self, text: str) -> None: ...
+    def unfold_chips(self) -> None: ...
+    def clear_screen(self) -> None: ...
+
+
+def console_keys(actions: KeyActions) -> KeyBindingsBase:
+    """The bindings that come on top of the toolkit's own emacs and vi ones."""
+    return merge_key_bindings([load_auto_suggest_bindings(), _line_keys(actions), _session_keys(actions)])
+
+
+def _line_keys(actions: KeyActions) -> KeyBindings:
+    """Keys that change or send the line."""
+    keys = KeyBindings()
+    at_line = has_focus(DEFAULT_BUFFER)
+
+    @keys.add("enter", filter=at_line)
+    def _enter(event: KeyPressEvent) -> None:
+        buffer = event.current_buffer
+        chosen = buffer.complete_state and buffer.complete_state.current_completion
+        if chosen:
+            buffer.complete_state = None
+            if chosen.text.endswith(" "):
+                return  # an argument is still to come
+        before = buffer.document.text_before_cursor
+        if before.endswith("\\") and not buffer.document.text_after_cursor:
+            buffer.delete_before_cursor()
+            buffer.insert_text("\n")
+        else:
+            actions.send()
+
+    @keys.add("escape", "enter", filter=at_line)
+    @keys.add("c-j", filter=at_line)
+    def _newline(event: KeyPressEvent) -> None:
+        event.current_buffer.insert_text("\n")
+
+    @keys.add("tab", filter=at_line)
+    def _tab(event: KeyPressEvent) -> None:
+        buffer = event.current_buffer
+        if buffer.complete_state:
+            buffer.complete_next()
+        elif buffer.text.startswith("/"):
+            buffer.start_completion(insert_common_part=True)
+        else:
+            buffer.insert_text("    ")
+
+    @keys.add(Keys.BracketedPaste, filter=at_line)
+    def _paste(event: KeyPressEvent) -> None:
+        actions.paste(event.data)
+
+    @keys.add("c-o", filter=at_line)
+    def _unfold(event: KeyPressEvent) -> None:
+        actions.unfold_chips()
+
+    @keys.add("c-x", "c-e", filter=at_line & emacs_mode)
+    @keys.add("v", filter=at_line & vi_navigation_mode)
+    def _edit(event: KeyPressEvent) -> None:
+        actions.edit()
+
+    @keys.add("escape", filter=Condition(lambda: get_app().current_buffer.complete_state is not None) & emacs_mode)
+    def _close_menu(event: KeyPressEvent) -> None:
+        event.current_buffer.cancel_completion()
+
+    @keys.add("c-d", filter=at_line & Condition(lambda: not get_app().current_buffer.text))
+    def _leave(event: KeyPressEvent) -> None:
+        actions.leave()
+
+    return keys
+
+
+def _session_keys(actions: KeyActions) -> KeyBindings:
+    """Keys that mean the same whatever has the focus."""
+    keys = KeyBindings()
+
+    @keys.add("c-c")
+    def _interrupt(event: KeyPressEvent) -> None:
+        actions.interrupt()
+
+    @keys.add("c-\\")
+    def _abort(event: KeyPressEvent) -> None:
+        actions.abort()
+
+    @keys.add("c-z")
+    def _suspend(event: KeyPressEvent) -> None:
+        actions.suspend()
+
+    @keys.add("c-l")
+    def _clear(event: KeyPressEvent) -> None:
+        actions.clear_screen()
+
+    return keys

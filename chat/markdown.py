@@ -1,0 +1,403 @@
+"""Markdown that arrives in pieces, given out as finished lines. Knows no tokens and no terminal.
+
+What is given out never depends on how the text was cut into pieces (for ordinary text; a block that outgrows
+`hold` lines is given out in parts), and every character of the source is rendered exactly once.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from markdown_it import MarkdownIt
+from markdown_it.tree import SyntaxTreeNode
+from rich.text import Text
+
+from chat.cells import cells, char_cells, fold_spans, wrap_spans
+from chat.markdown_table import TableColumns, table_columns, table_head, table_row
+from chat.palette import Palette
+
+CODE_INDENT = 2
+CUT_ATTEMPTS = 80
+
+
+def parser() -> MarkdownIt:
+    """CommonMark with tables and strike-through, without what makes text vanish or change in hindsight."""
+    return (
+        MarkdownIt("commonmark", {"html": False})
+        .enable(["table", "strikethrough"])
+        .disable(["code", "lheading", "reference"])
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Fence:
+    """An open code block."""
+
+    mark: str
+    language: str
+    margin: int
+
+
+class LineStream:
+    """Text without markup: finished lines, wrapped at `width` columns (not at all if None)."""
+
+    def __init__(self, width: int | None, hold: int) -> None:
+        self.held = ""
+        self._width = width
+        self._hold = hold
+
+    def feed(self, text: str) -> list[Text]:
+        *whole, self.held = (self.held + text).split("\n")
+        lines = [piece for line in whole for piece in self._wrap(line)]
+        pieces = self._wrap(self.held)
+        if len(pieces) > self._hold:
+            lines += pieces[:-1]
+            self.held = pieces[-1].plain
+        return lines
+
+    def resize(self, width: int, hold: int) -> None:
+        if self._width is not None:
+            self._width, self._hold = width, hold
+
+    def finish(self) -> list[Text]:
+        rest, self.held = self.held, ""
+        return self._wrap(rest) if rest else []
+
+    def _wrap(self, line: str) -> list[Text]:
+        if self._width is None:
+            return [Text(line)]
+        return [Text(line[start:end]) for start, end in wrap_spans(line, self._width)]
+
+
+class MarkdownStream:
+    """Text with markup: finished blocks, rendered for `width` columns.
+
+    `held` is the source that waits for its block to be finished.
+    """
+
+    def __init__(self, width: int, hold: int, palette: Palette) -> None:
+        self.held = ""
+        self._width = width
+        self._hold = max(2, hold)
+        self._render = BlockRenderer(palette)
+        self._parser = parser()
+        self._fence: Fence | None = None
+        self._code = ""  # what the open fence holds so far
+        self._table: TableColumns | None = None
+        self._before = ""  # kind of the last block given out
+        self._gap = False  # blank lines stood in the source since then
+
+    def feed(self, text: str) -> list[Text]:
+        self.held += text
+        return self._take(final=False)
+
+    def resize(self, width: int, hold: int) -> None:
+        self._width, self._hold = width, max(2, hold)
+
+    def finish(self) -> list[Text]:
+        return self._take(final=True)
+
+    def _take(self, *, final: bool) -> list[Text]:
+        lines: list[Text] = []
+        while self.held:
+            size = len(self.held)
+            if self._fence:
+                lines += self._take_code(self._fence, final=final)
+            elif self._skip_blank(final=final):
+                lines += self._take_block(final=final)
+            if len(self.held) == size:
+                break
+        return lines
+
+    def _skip_blank(self, *, final: bool) -> bool:
+        """Drop blank lines; is there something behind them?"""
+        while match := re.match(r"[ ]*\n", self.held):
+            self.held = self.held[match.end() :]
+            self._gap, self._table = True, None
+        if not self.held.strip():
+            self.held = "" if final else self.held
+            return False
+        return True
+
+    def _line(self, *, final: bool) -> str | None:
+        """Take the first whole line of the source."""
+        line, newline, rest = self.held.partition("\n")
+        if not newline and not final:
+            return None
+        self.held = rest
+        return line
+
+    def _spaced(self, kind: str, lines: list[Text]) -> list[Text]:
+        """Lines of a block with the blank line before it that the source has, or that a heading wants."""
+        apart = self._gap or "heading" in (kind, self._before)
+        space = [Text()] if self._before and apart else []
+        self._before, self._gap = kind, False
+        return space + lines
+
+    def _take_code(self, fence: Fence, *, final: bool) -> list[Text]:
+        line = self._line(final=final)
+        if line is None:
+            return []
+        bare = line.strip()
+        if bare.startswith(fence.mark) and not bare.strip(fence.mark[0]):
+            self._fence, self._code = None, ""
+            return []
+        line = line.removeprefix(" " * min(fence.margin, len(line) - len(line.lstrip(" "))))
+        self._code += line + "\n"
+        styled = self._render.code_line(self._code, fence.language)
+        return indented(fold(styled, self._width - CODE_INDENT - fence.margin), CODE_INDENT + fence.margin)
+
+    def _take_block(self, *, final: bool) -> list[Text]:
+        if self._table:
+            if "|" in self.held.partition("\n")[0]:
+                line = self._line(final=final)
+                return [] if line is None else table_row(line, self._table, self._render.palette)
+            if "\n" not in self.held and not final:
+                return []
+            self._table = None
+        nodes = SyntaxTreeNode(self._parser.parse(self.held)).children
+        node, last = nodes[0], len(nodes) == 1
+        assert node.map is not None
+        whole = self.held.count("\n")
+        is_open = last and not final and not (node.map[1] < whole and node.type == "paragraph")
+        if node.type == "fence":
+            return self._open_fence(node, final=final)
+        if node.type in ("heading", "hr"):
+            return [] if whole == 0 and not final else self._give(node, node.map[1])
+        if node.type == "table":
+            return self._give_table(node, is_open=is_open)
+        if node.type in ("bullet_list", "ordered_list"):
+            item = node.children[0]
+            if len(node.children) > 1:
+                following = node.children[1].map
+                assert following is not None
+                return self._give_item(node, item, following[0])
+            if not is_open:
+                return self._give_item(node, item, node.map[1])
+        elif not is_open:
+            return self._give(node, node.map[1])
+        return self._give_part(node) if self._outgrown() else []
+
+    def _outgrown(self) -> bool:
+        rows = sum(len(wrap_spans(line, self._width)) for line in self.held.split("\n"))
+        return rows > self._hold
+
+    def _cut_lines(self, count: int) -> str:
+        """Take the first `count` lines of the source; blank ones at their end count as a gap."""
+        lines = self.held.split("\n")
+        self.held = "\n".join(lines[count:])
+        return "\n".join(lines[:count])
+
+    def _margin(self) -> int:
+        return min(len(self.held) - len(self.held.lstrip(" ")), self._width // 3)
+
+    def _give(self, node: SyntaxTreeNode, end: int) -> list[Text]:
+        margin = self._margin()
+        self._cut_lines(end)
+        lines = indented(self._render.block(node, self._width - margin), margin)
+        return self._spaced(node.type, lines)
+
+    def _give_item(self, parent: SyntaxTreeNode, item: SyntaxTreeNode, end: int) -> list[Text]:
+        margin = self._margin()
+        source = self._cut_lines(end)
+        lines = self._spaced("list", indented(self._render.item(parent, item, self._width - margin), margin))
+        self._gap = source.rstrip(" ").endswith("\n")
+        return lines
+
+    def _open_fence(self, node: SyntaxTreeNode, *, final: bool) -> list[Text]:
+        margin = self._margin()
+        if self._line(final=final) is None:
+            return []
+        language = node.info.strip().split(" ")[0] if node.info.strip() else ""
+        self._fence = Fence(node.markup, language, margin)
+        return self._spaced("fence", [])
+
+    def _give_table(self, node: SyntaxTreeNode, *, is_open: bool) -> list[Text]:
+        assert node.map is not None
+        rows = node.map[1] - 2
+        if is_open and rows <= self._hold:
+            return []
+        source = self.held.split("\n")[: node.map[1]]
+        columns = table_columns(source[: 2 + self._hold], self._width, self._render.palette)
+        self._cut_lines(2)
+        self._table = columns
+        return self._spaced("table", table_head(source[0], columns, self._render.palette))
+
+    def _give_part(self, node: SyntaxTreeNode) -> list[Text]:
+        """The beginning of a block that is still open but has grown too long to wait."""
+        if node.type == "paragraph":
+            return self._give_paragraph_part()
+        lines = self.held.split("\n")
+        if len(lines) < 3:
+            return []
+        rest = "\n".join(lines[-2:])
+        self.held = "\n".join(lines[:-2]) + "\n"
+        given = self._take(final=True)
+        self.held = rest
+        self._gap = False
+        return given
+
+    def _give_paragraph_part(self) -> list[Text]:
+        """Cut where the rendered lines break, so that nothing shows the cut; else at the last blank."""
+        margin = self._margin()
+        source = self.held
+        whole = self._paragraph(source, margin)
+        spots = [at for at in range(len(source) - 1, 0, -1) if source[at] in " \n" or char_cells(source[at]) == 2]
+        for at in spots[:CUT_ATTEMPTS]:
+            rest = source[at:].lstrip(" \n")
+            head = self._paragraph(source[:at], margin)
+            if len(head) < len(whole) and plain(head + self._paragraph(" " * margin + rest, margin)) == plain(
+                whole
+            ):
+                break
+        else:
+            blanks = [at for at in spots if source[at] in " \n"]
+            if not blanks:
+                return []
+            at = blanks[0]
+            rest = source[at:].lstrip(" \n")
+            head = self._paragraph(source[:at], margin)
+        self.held = " " * margin + rest
+        return self._spaced("paragraph", head)
+
+    def _paragraph(self, source: str, margin: int) -> list[Text]:
+        lines: list[Text] = []
+        for node in SyntaxTreeNode(self._parser.parse(source)).children:
+            lines += self._render.block(node, self._width - margin)
+        return indented(lines, margin)
+
+
+class BlockRenderer:
+    """One finished block to lines of at most `width` columns."""
+
+    def __init__(self, palette: Palette) -> None:
+        self.palette = palette
+
+    def block(self, node: SyntaxTreeNode, width: int) -> list[Text]:
+        width = max(10, width)
+        if node.type in ("paragraph", "heading"):
+            text = self.inline(node.children[0].children if node.children else [])
+            if node.type == "heading":
+                text.stylize(self.palette.style("heading"))
+            return wrap(text, width)
+        if node.type in ("bullet_list", "ordered_list"):
+            return self.children(node, width)
+        if node.type == "blockquote":
+            bar = self.palette.text(self.palette.mark("│ ", "| "), "quiet")
+            return [bar + line for line in self.children(node, width - 2)]
+        if node.type == "hr":
+            return [self.palette.text(self.palette.mark("─", "-") * min(width, 40), "quiet")]
+        if node.type == "fence":
+            return self.code(node, width)
+        if node.type == "table":
+            return self.nested_table(node, width)
+        return wrap(Text(node.content if node.token else ""), width)
+
+    def children(self, node: SyntaxTreeNode, width: int) -> list[Text]:
+        """The blocks within a block, apart where the source sets them apart."""
+        lines: list[Text] = []
+        end = None
+        for child in node.children:
+            if lines and child.map and end is not None and child.map[0] > end:
+                lines.append(Text())
+            item = child.type == "list_item"
+            lines += self.item(node, child, width) if item else self.block(child, width)
+            end = last_line(child)
+        return lines
+
+    def item(self, parent: SyntaxTreeNode, item: SyntaxTreeNode, width: int) -> list[Text]:
+        ordered = parent.type == "ordered_list"
+        mark = f"{item.info}{item.markup} " if ordered else self.palette.mark("• ", "- ")
+        body = self.children(item, width - cells(mark)) or [Text()]
+        first = self.palette.text(mark, "quiet") + body[0]
+        return [first, *indented(body[1:], cells(mark))]
+
+    def code(self, node: SyntaxTreeNode, width: int) -> list[Text]:
+        lines: list[Text] = []
+        so_far = ""
+        for line in node.content.removesuffix("\n").split("\n"):
+            so_far += line + "\n"
+            lines += fold(self.code_line(so_far, node.info.strip().split(" ")[0]), width - CODE_INDENT)
+        return indented(lines, CODE_INDENT)
+
+    def nested_table(self, node: SyntaxTreeNode, width: int) -> list[Text]:
+        rows = [
+            "|".join(_cell_source(cell) for cell in row.children) for part in node.children for row in part.children
+        ]
+        rows.insert(1, "|".join("---" for _ in node.children[0].children[0].children))
+        columns = table_columns(rows, width, self.palette)
+        lines = table_head(rows[0], columns, self.palette)
+        for row in rows[2:]:
+            lines += table_row(row, columns, self.palette)
+        return lines
+
+    def code_line(self, code: str, language: str) -> Text:
+        """The last line of `code`, coloured as its language wants."""
+        line = code[:-1].rpartition("\n")[2]
+        if self.palette.ink != "color" or not language or not line.strip():
+            return Text(line)
+        from chat.markdown_code import highlight_last_line
+
+        return highlight_last_line(code, language)
+
+    def inline(self, nodes: list[SyntaxTreeNode]) -> Text:
+        """Running text; a line break in the source stays one."""
+        text = Text()
+        for node in nodes:
+            if node.type in ("softbreak", "hardbreak"):
+                text.append("\n")
+            elif node.type == "code_inline":
+                tick = "" if self.palette.ink == "color" else "`"
+                text.append_text(self.palette.text(f"{tick}{node.content}{tick}", "code"))
+            elif node.type == "image":
+                text.append(f"[image: {node.content}] ({node.attrs.get('src', '')})")
+            elif node.children:
+                inner = self.inline(node.children)
+                text.append_text(self._marked(node, inner))
+            else:
+                text.append(node.content)
+        return text
+
+    def _marked(self, node: SyntaxTreeNode, inner: Text) -> Text:
+        names = {"strong": "strong", "em": "emphasis", "s": "struck", "link": "link"}
+        if node.type in names:
+            inner.stylize(self.palette.style(names[node.type]))
+        if node.type == "link":
+            target = str(node.attrs.get("href", ""))
+            if target and target != inner.plain:
+                inner = inner + self.palette.text(f" ({target})", "quiet")
+        return inner
+
+
+def _cell_source(cell: SyntaxTreeNode) -> str:
+    return " " + (cell.children[0].content if cell.children else "").replace("|", "\\|") + " "
+
+
+def last_line(node: SyntaxTreeNode) -> int:
+    """The source line behind `node`, trailing blank lines not counted."""
+    ends = [last_line(child) for child in node.children if child.map]
+    if node.type in ("list_item", "bullet_list", "ordered_list", "blockquote") and ends:
+        return max(ends)
+    return node.map[1] if node.map else 0
+
+
+def wrap(text: Text, width: int) -> list[Text]:
+    """`text` in lines of at most `width` columns, broken at blanks."""
+    lines: list[Text] = []
+    for line in text.split("\n", allow_blank=True):
+        lines += [line[start:end] if end > start else Text() for start, end in wrap_spans(line.plain, width)]
+    return lines
+
+
+def fold(line: Text, width: int) -> list[Text]:
+    """One line of code in pieces of at most `width` columns."""
+    return [line[start:end] if end > start else Text() for start, end in fold_spans(line.plain, max(2, width))]
+
+
+def indented(lines: list[Text], margin: int) -> list[Text]:
+    return [Text(" " * margin) + line if line.plain else line for line in lines] if margin else lines
+
+
+def plain(lines: list[Text]) -> list[str]:
+    return [line.plain for line in lines]
