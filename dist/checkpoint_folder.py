@@ -1,0 +1,188 @@
+"""Which folder holds the weights when a person points at a run, a step, an actor or a model. Opens no weights.
+
+Knows the layouts of verl 0.2 to 0.9 and of its neighbours by the names of files alone.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from dist.errors import CheckpointError
+
+SHARD_NAME = re.compile(r"model_world_size_(\d+)_rank_(\d+)\.pt")
+STEP_NAME = re.compile(r"global_step_(\d+)")
+LATEST = "latest_checkpointed_iteration.txt"
+INNER = ("actor", "policy")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+
+Kind = Literal["shards", "safetensors", "torch_bin", "dcp", "adapter"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One `global_step_*` folder beside the others. `saved_at` is in seconds since the epoch."""
+
+    number: int
+    path: Path
+    saved_at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """Where the weights are. `folder` holds them; `step` and `steps` tell its place in the run, if it has one."""
+
+    kind: Kind
+    folder: Path
+    step: int | None
+    steps: tuple[Step, ...]
+
+
+def find_weights(path: Path) -> Found:
+    """The weights that `path` stands for.
+
+    A run root stands for the step its latest_checkpointed_iteration.txt names, else for the newest; a step for its
+    `actor/`. Raises CheckpointError for what is no checkpoint, or of a kind that cannot be read here.
+    """
+    if not path.exists():
+        raise CheckpointError(
+            f"There is no {path}.",
+            _nearest_existing(path),
+            "Give the folder of a run, of one global_step_*, or of a Hugging Face model.",
+        )
+    start = path if path.is_dir() else path.parent
+    for folder in _candidates(start):
+        kind = _kind(folder)
+        if kind is not None:
+            steps, number = _steps(folder)
+            return Found(kind=kind, folder=folder, step=number, steps=steps)
+    raise _refusal(start)
+
+
+def _candidates(start: Path) -> list[Path]:
+    """Folders to look at, in order."""
+    folders = _with_inner(start)
+    if start.name == "huggingface":
+        folders.append(start.parent)
+    for step in _step_folders_by_preference(start):
+        folders += _with_inner(step)
+    return folders
+
+
+def _with_inner(folder: Path) -> list[Path]:
+    inner = [folder / name for name in INNER]
+    # The weights that verl sharded come before a copy for Hugging Face.
+    return [folder, *inner, folder / "huggingface", *(path / "huggingface" for path in inner)]
+
+
+def _step_folders_by_preference(root: Path) -> list[Path]:
+    steps = sorted(_step_folders(root), key=lambda step: step.number, reverse=True)
+    latest = root / LATEST
+    named = latest.read_text(errors="replace").strip() if latest.is_file() else ""
+    chosen = [step.path for step in steps if str(step.number) == named]
+    return chosen or [step.path for step in steps]
+
+
+def _step_folders(root: Path) -> list[Step]:
+    steps = []
+    for child in root.iterdir() if root.is_dir() else ():
+        match = STEP_NAME.fullmatch(child.name)
+        if match and child.is_dir():
+            steps.append(Step(number=int(match[1]), path=child, saved_at=child.stat().st_mtime))
+    return steps
+
+
+def _steps(folder: Path) -> tuple[tuple[Step, ...], int | None]:
+    """All steps of the run that `folder` belongs to, oldest first, and its own step's number."""
+    for place in (folder, *list(folder.absolute().parents)[:2]):
+        match = STEP_NAME.fullmatch(place.name)
+        if match:
+            siblings = sorted(_step_folders(place.absolute().parent), key=lambda step: step.number)
+            return tuple(siblings), int(match[1])
+    return (), None
+
+
+def _kind(folder: Path) -> Kind | None:
+    if not folder.is_dir():
+        return None
+    names = [child.name for child in folder.iterdir()]
+    if any(SHARD_NAME.fullmatch(name) for name in names):
+        return "shards"
+    if "adapter_config.json" in names:
+        return "adapter"
+    if any(name.endswith(".safetensors") for name in names):
+        return "safetensors"
+    if ".metadata" in names and any(name.endswith(".distcp") for name in names):
+        return "dcp"
+    if "config.json" in names and any(re.fullmatch(r"pytorch_model.*\.bin", name) for name in names):
+        return "torch_bin"
+    nested = [name for name in names if name.startswith("pytorch_model_fsdp")]
+    return "dcp" if nested and (folder / nested[0] / ".metadata").is_file() else None
+
+
+def _refusal(folder: Path) -> CheckpointError:
+    """Why nothing in `folder` can be read, as helpfully as its file names allow."""
+    names = {child.name for child in folder.iterdir()}
+    inside = {name for inner in INNER if (folder / inner).is_dir() for name in _names(folder / inner)} | names
+    if "zero_to_fp32.py" in inside or any(name.endswith("_optim_states.pt") for name in inside):
+        return CheckpointError(
+            f"{folder} is a DeepSpeed checkpoint.",
+            "Its shards are not FSDP's.",
+            "Convert it with the zero_to_fp32.py that lies in it; give the folder of the result, with config.json.",
+        )
+    if "dist_ckpt" in inside or any(name.startswith("mp_rank_") for name in inside):
+        return CheckpointError(
+            f"{folder} is a Megatron checkpoint.",
+            "Its shards are cut by tensor and pipeline parallelism.",
+            "Merge it with `python -m verl.model_merger merge --backend megatron`, then give the merged folder.",
+        )
+    steps = sorted(STEP_NAME.fullmatch(name) is not None for name in names).count(True)
+    held = f"It holds {steps} global_step_* folders, none of which has weights." if steps else _contents(names)
+    return CheckpointError(
+        f"{folder} is not a checkpoint.",
+        f"Neither it nor its actor/ has model_world_size_*_rank_*.pt or *.safetensors. {held}",
+        "Give the folder of a run, of one global_step_*, or of a Hugging Face model.",
+    )
+
+
+def _names(folder: Path) -> list[str]:
+    return [child.name for child in folder.iterdir()]
+
+
+def _contents(names: set[str]) -> str:
+    if not names:
+        return "It is empty."
+    shown = ", ".join(sorted(names)[:4])
+    return f"It holds {shown}{' and more' if len(names) > 4 else ''}."
+
+
+def _nearest_existing(path: Path) -> str:
+    """The part of the path that does exist, and what lies there."""
+    parent = path.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    if parent.is_dir():
+        return f"{parent} exists. {_contents(set(_names(parent)))}"
+    return f"{parent} is a file."
+
+
+def side_folders(found: Found) -> list[Path]:
+    """Where the config and the tokenizer of the weights may lie, in order."""
+    here = [found.folder / "huggingface", found.folder]
+    return [*here, found.folder.parent / "huggingface"] if found.kind in ("shards", "dcp") else here
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file, {} if there is no such file; raises CheckpointError if it is no JSON object."""
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as problem:
+        raise CheckpointError(f"{path} cannot be read.", f"{problem}.", "Copy the file again.") from problem
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} cannot be read.", "It holds no JSON object.", "Copy the file again.")
+    return value

@@ -1,0 +1,110 @@
+"""Reads boxes of saved tensors straight into torch tensors. Knows no model, no config and no rank.
+
+Bytes that need no change go from the file to where they stay. Casts, column cuts and copies to a GPU go through
+one scratch buffer of SCRATCH_BYTES, so that peak memory is what is kept and little more.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from types import TracebackType
+
+import torch
+
+from dist.errors import CheckpointError
+from dist.shard_plan import ITEM_BYTES, Box, Read, SavedTensor, reads_for, split_read
+
+SCRATCH_BYTES = 8 << 20
+CALL_BYTES = 64 << 20
+OPEN_FILES = 64
+
+OnBytes = Callable[[int], None]
+
+
+class TensorReader:
+    """Reads from checkpoint files; a context manager that closes them. `on_bytes(n)` is told of every read.
+
+    `bytes_read` counts what came from the files.
+    """
+
+    def __init__(self, on_bytes: OnBytes | None = None) -> None:
+        self.bytes_read = 0
+        self._on_bytes = on_bytes
+        self._files: dict[str, int] = {}
+        self._scratch: torch.Tensor | None = None
+
+    def __enter__(self) -> TensorReader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for file in self._files.values():
+            os.close(file)
+        self._files.clear()
+        self._scratch = None
+
+    def read_into(self, tensor: SavedTensor, box: Box, target: torch.Tensor) -> None:
+        """Fill `target`, of shape box.sizes, any dtype and device, with `box` of `tensor`, cast as `copy_` casts.
+
+        Raises CheckpointError if a file ends early or cannot be read.
+        """
+        for read in reads_for(tensor, box):
+            part = target
+            for dim, (start, size) in enumerate(zip(read.at, read.sizes)):
+                part = part.narrow(dim, start, size)
+            self._fill(read, tensor.dtype, part)
+
+    def _fill(self, read: Read, dtype_name: str, part: torch.Tensor) -> None:
+        dtype = getattr(torch, dtype_name)
+        if part.dtype == dtype and part.device.type == "cpu" and part.is_contiguous() and read.is_dense:
+            self._pread(read.path, read.start, part.reshape(-1).view(torch.uint8))
+            return
+        item = ITEM_BYTES[dtype_name]
+        for step in split_read(read, item, SCRATCH_BYTES):
+            block = self._scratch_for(part.device)[: step.extent * item]
+            self._pread(step.path, step.start, block)
+            values = block.view(dtype).as_strided(step.sizes, step.strides)
+            place = part
+            for dim, (start, size, origin) in enumerate(zip(step.at, step.sizes, read.at)):
+                place = place.narrow(dim, start - origin, size)
+            place.copy_(values)
+
+    def _scratch_for(self, device: torch.device) -> torch.Tensor:
+        if self._scratch is None:
+            # Page-locked memory makes copies to a GPU several times faster.
+            self._scratch = torch.empty(SCRATCH_BYTES, dtype=torch.uint8, pin_memory=device.type == "cuda")
+        return self._scratch
+
+    def _pread(self, path: str, start: int, target: torch.Tensor) -> None:
+        """Fill `target`, contiguous bytes on the CPU, from byte `start` of the file."""
+        view = target.numpy().data
+        done = 0
+        while done < len(view):
+            try:
+                got = os.preadv(self._open(path), [view[done : done + CALL_BYTES]], start + done)
+            except OSError as problem:
+                raise CheckpointError(
+                    f"{path} cannot be read.",
+                    f"{problem.strerror} at byte {start + done:,}.",
+                    "Check the disk and the permissions.",
+                ) from problem
+            if not got:
+                raise CheckpointError(
+                    f"{path} is incomplete.",
+                    f"It ends at byte {start + done:,}; {len(view) - done:,} more are needed there.",
+                    "Copy the file again from where training wrote it.",
+                )
+            done += got
+            self.bytes_read += got
+            if self._on_bytes is not None:
+                self._on_bytes(got)
+
+    def _open(self, path: str) -> int:
+        file = self._files.get(path)
+        if file is None:
+            if len(self._files) >= OPEN_FILES:
+                os.close(self._files.pop(next(iter(self._files))))
+            file = self._files[path] = os.open(path, os.O_RDONLY)
+        return file

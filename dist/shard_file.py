@@ -1,0 +1,325 @@
+"""What one `model_world_size_{W}_rank_{r}.pt` holds: each tensor's box and where its bytes stand. Runs no code.
+
+Reads the archive's directory and its pickle only, no weights. Knows no torch, no other shard and no model.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import struct
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from dist.errors import CheckpointError
+from dist.shard_pickle import Inert, PickleProblem, StoredTensor, WrappedTensor, read_pickle
+from dist.shard_plan import ITEM_BYTES, Box, Numbers, Piece, Read, SavedTensor, local_box, row_major
+
+LOCAL_HEADER = struct.Struct("<26xHH")
+MOST_PICKLE_BYTES = 1 << 30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardFile:
+    """The index of one shard file.
+
+    tensors       what this rank saved, by name; shapes are those of the full tensors
+    kind          "DTensor", "ShardedTensor" or "plain"
+    rank          the rank that the file says it was saved by, or None where it does not say
+    world_size    how many ranks the file says there were, or None
+    mesh          sizes of the device mesh, () if there is none
+    torch_family  the torch versions that write this form, such as "2.5-2.9", or None if it cannot be told
+    """
+
+    path: Path
+    tensors: dict[str, SavedTensor]
+    kind: str
+    rank: int | None
+    world_size: int | None
+    mesh: Numbers
+    torch_family: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Local:
+    """One tensor as one rank holds it, with what its wrapper says about the ranks."""
+
+    tensor: SavedTensor
+    kind: str = "plain"
+    rank: int | None = None
+    world_size: int | None = None
+    mesh: Numbers = ()
+    torch_family: str | None = None
+
+
+def read_shard_file(path: Path, label: str) -> ShardFile:
+    """The index of the file at `path`. `label` names it in errors, such as "Shard 3 of 4".
+
+    Raises CheckpointError if the file is not a whole torch archive or holds what cannot be read here.
+    """
+    try:
+        with path.open("rb") as file:
+            _check_beginning(file, path, label)
+            with zipfile.ZipFile(file) as archive:
+                return _Archive(archive, file, path).index()
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, struct.error) as problem:
+        raise _damaged(path, label, problem) from problem
+    except (PickleProblem, UnicodeDecodeError) as problem:
+        raise CheckpointError(
+            f"{label} cannot be read: {path}.",
+            f"Its index is not one that torch.save writes for model weights ({problem}).",
+            "Copy the file again; if that does not help, the checkpoint must be saved anew.",
+        ) from problem
+    except OSError as problem:
+        raise CheckpointError(
+            f"{label} cannot be read: {path}.", f"{problem.strerror}.", "Check the disk and the permissions."
+        ) from problem
+
+
+def check_sums(path: Path, label: str, on_bytes: Any = None) -> None:
+    """Compare the CRC-32 of every entry of the archive with its bytes; `on_bytes(n)` is told of progress.
+
+    Raises CheckpointError naming the first damaged entry.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for entry in archive.infolist():
+                with archive.open(entry) as content:
+                    while block := content.read(4 << 20):
+                        if on_bytes is not None:
+                            on_bytes(len(block))
+    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError) as problem:
+        raise CheckpointError(
+            f"{label} is damaged: {path}.",
+            f"Its bytes do not match their checksums ({problem}).",
+            "Copy the file again from where training wrote it.",
+        ) from problem
+
+
+class _Archive:
+    """One open archive: finds entries and turns records into boxes with byte positions."""
+
+    def __init__(self, archive: zipfile.ZipFile, file: BinaryIO, path: Path) -> None:
+        self._archive = archive
+        self._file = file
+        self._path = path
+        self._entries = {entry.filename: entry for entry in archive.infolist()}
+        pickles = [name for name in self._entries if name.count("/") == 1 and name.endswith("/data.pkl")]
+        if len(pickles) != 1:
+            raise PickleProblem(f"it has {len(pickles)} entries called data.pkl")
+        self._root = pickles[0].removesuffix("data.pkl")
+        self._starts: dict[str, int] = {}
+
+    def index(self) -> ShardFile:
+        self._check_byte_order()
+        if self._entries[self._root + "data.pkl"].file_size > MOST_PICKLE_BYTES:
+            raise PickleProblem("its data.pkl is longer than 1 GiB")
+        values = read_pickle(self._archive.read(self._root + "data.pkl"))
+        if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
+            raise PickleProblem("it holds no dictionary of named tensors")
+        try:
+            local = {name: self._local(name, value) for name, value in values.items()}
+        except (AttributeError, KeyError, IndexError, TypeError) as problem:
+            raise PickleProblem(f"a tensor's record lacks a part: {problem}") from problem
+        said = [one for one in local.values() if one.kind != "plain"]
+        return ShardFile(
+            path=self._path,
+            tensors={name: one.tensor for name, one in local.items()},
+            kind=said[0].kind if said else "plain",
+            rank=_only("rank", [one.rank for one in said]),
+            world_size=_only("world size", [one.world_size for one in said]),
+            mesh=max((one.mesh for one in said), key=len, default=()),
+            torch_family=said[0].torch_family if said else None,
+        )
+
+    def _check_byte_order(self) -> None:
+        name = self._root + "byteorder"
+        if name in self._entries and self._archive.read(name) != b"little":
+            raise PickleProblem("its numbers are big-endian")
+
+    def _local(self, name: str, value: Any) -> _Local:
+        if isinstance(value, StoredTensor):
+            whole = Box.whole(value.sizes)
+            return _Local(SavedTensor(value.sizes, value.dtype, self._pieces(name, value, whole)))
+        if isinstance(value, WrappedTensor) and value.kind == "DTensor":
+            return self._dtensor(name, value)
+        if isinstance(value, WrappedTensor) and value.kind == "ShardedTensor":
+            return self._sharded_tensor(name, value)
+        kind = value.kind if isinstance(value, WrappedTensor) else type(value).__name__
+        raise PickleProblem(f"{name} is a {kind}, not a tensor")
+
+    def _dtensor(self, name: str, value: WrappedTensor) -> _Local:
+        state = value.state[1] if isinstance(value.state, tuple) and len(value.state) == 2 else value.state
+        stored, spec = state.get("_local_tensor"), state.get("_spec")
+        if not isinstance(stored, StoredTensor) or not isinstance(spec, Inert):
+            raise PickleProblem(f"{name} is a DTensor without its parts")
+        mesh = spec.get("mesh")
+        sizes, family = _mesh_sizes(mesh, value.module)
+        coordinate = mesh.get("_coordinate_on_dim")
+        if coordinate is None or len(coordinate) != len(sizes):
+            raise PickleProblem(f"{name}: its device mesh has no coordinate of this rank")
+        box = local_box(value.shape, _splits(name, spec.get("placements"), sizes, coordinate))
+        if stored.sizes != box.sizes and math.prod(stored.sizes) + box.elements:
+            raise PickleProblem(f"{name}: the local part is {stored.sizes} where {box.sizes} is due")
+        rank = mesh.get("_rank")
+        return _Local(
+            SavedTensor(value.shape, stored.dtype, self._pieces(name, stored, box)),
+            kind="DTensor",
+            rank=rank if isinstance(rank, int) else _row_major_rank(sizes, coordinate),
+            world_size=math.prod(sizes),
+            mesh=sizes,
+            torch_family=family,
+        )
+
+    def _sharded_tensor(self, name: str, value: WrappedTensor) -> _Local:
+        state = value.state
+        if not isinstance(state, tuple) or len(state) < 3 or not isinstance(state[2], Inert):
+            raise PickleProblem(f"{name} is a ShardedTensor without its parts")
+        pieces: list[Piece] = []
+        dtype = value.dtype
+        for shard in state[0]:
+            stored, about = shard.get("tensor"), shard.get("metadata")
+            if not isinstance(stored, StoredTensor) or not isinstance(about, Inert):
+                raise PickleProblem(f"{name} is a ShardedTensor without its parts")
+            box = Box(tuple(about.get("shard_offsets")), tuple(about.get("shard_sizes")))
+            if stored.sizes != box.sizes or box.overlap(Box.whole(value.shape)) not in (box, None):
+                raise PickleProblem(f"{name}: the local part is {stored.sizes} where {box.sizes} is due")
+            dtype = stored.dtype
+            pieces += self._pieces(name, stored, box)
+        return _Local(
+            SavedTensor(value.shape, dtype, tuple(pieces)),
+            kind="ShardedTensor",
+            rank=state[2].get("global_rank"),
+            world_size=state[2].get("global_world_size"),
+        )
+
+    def _pieces(self, name: str, stored: StoredTensor, box: Box) -> tuple[Piece, ...]:
+        """The one piece that holds `box`, none if it is empty; checks that its bytes are in the archive."""
+        if not box.elements:
+            return ()
+        if len(stored.strides) != len(stored.sizes):
+            raise PickleProblem(f"{name} has {len(stored.sizes)} sizes and {len(stored.strides)} strides")
+        item = ITEM_BYTES[stored.dtype]
+        strides = tuple(
+            step if size == 1 else stride
+            for size, stride, step in zip(stored.sizes, stored.strides, row_major(stored.sizes))
+        )
+        entry = self._entries.get(f"{self._root}data/{stored.storage.key}")
+        if entry is None or entry.compress_type != zipfile.ZIP_STORED:
+            raise PickleProblem(f"the bytes of {name} are not in the archive as they should be")
+        end = (stored.offset + Read("", 0, stored.sizes, strides, ()).extent) * item
+        if end > entry.file_size:
+            raise PickleProblem(f"{name} needs {end} bytes of an entry that has {entry.file_size}")
+        start = self._entry_start(entry) + stored.offset * item
+        return (Piece(str(self._path), start, box, strides),)
+
+    def _entry_start(self, entry: zipfile.ZipInfo) -> int:
+        """The byte of the file at which an entry's content begins."""
+        start = self._starts.get(entry.filename)
+        if start is None:
+            header = os.pread(self._file.fileno(), LOCAL_HEADER.size, entry.header_offset)
+            name_bytes, extra_bytes = LOCAL_HEADER.unpack(header)
+            start = entry.header_offset + LOCAL_HEADER.size + name_bytes + extra_bytes
+            if not header.startswith(b"PK\3\4") or start + entry.file_size > os.fstat(self._file.fileno()).st_size:
+                raise zipfile.BadZipFile(f"no entry where {entry.filename} should be")
+            self._starts[entry.filename] = start
+        return start
+
+
+def _mesh_sizes(mesh: Any, module: str) -> tuple[Numbers, str]:
+    """Sizes of a device mesh and the torch versions that pickle it in this way."""
+    if not isinstance(mesh, Inert):
+        raise PickleProblem("a DTensor without a device mesh")
+    ranks, layout = mesh.get("mesh"), mesh.get("_layout")
+    if isinstance(ranks, StoredTensor):
+        return ranks.sizes, "2.4" if module.endswith("._tensor.api") else "2.5-2.9"
+    if isinstance(layout, Inert):
+        if isinstance(layout.get("shape"), tuple):
+            return _flat(layout.get("shape")), "2.10-2.12"
+        axes = layout.get("axes")
+        if isinstance(axes, tuple):
+            return tuple(math.prod(_flat(axis.get("shape"))) for axis in axes), "2.13 or newer"
+    raise PickleProblem("a device mesh of a form that is not known here, perhaps of a newer torch")
+
+
+def _flat(sizes: Any) -> Numbers:
+    if isinstance(sizes, int):
+        return (sizes,)
+    if not isinstance(sizes, tuple):
+        raise PickleProblem("a device mesh without sizes")
+    return tuple(math.prod(_flat(size)) for size in sizes)
+
+
+def _row_major_rank(sizes: Numbers, coordinate: Any) -> int:
+    return sum(place * stride for place, stride in zip(coordinate, row_major(sizes)))
+
+
+def _splits(name: str, placements: Any, sizes: Numbers, coordinate: Any) -> list[tuple[int, int, int]]:
+    """(dimension, parts, which part) of every mesh dimension that splits the tensor."""
+    splits = []
+    for placement, parts, part in zip(placements, sizes, coordinate, strict=True):
+        kind = type(placement).__name__
+        if kind == "Shard":
+            splits.append((int(placement.get("dim")), parts, int(part)))
+        elif kind != "Replicate":
+            raise PickleProblem(f"{name} is placed as {kind}, which FSDP alone does not write")
+    return splits
+
+
+def _only(what: str, values: list[Any]) -> Any:
+    """The value that all tensors of a file agree on."""
+    distinct = set(values)
+    if len(distinct) > 1:
+        raise PickleProblem(f"its tensors disagree about the {what}: {sorted(map(str, distinct))}")
+    return distinct.pop() if distinct else None
+
+
+def _check_beginning(file: BinaryIO, path: Path, label: str) -> None:
+    """Name the usual things that stand where a shard should: nothing, a web page, a Git LFS pointer."""
+    head, size = file.read(512), os.fstat(file.fileno()).st_size
+    again = "Copy the file again from where training wrote it."
+    if not size:
+        raise CheckpointError(f"{label} is empty: {path}.", "It has 0 bytes.", again)
+    if head.startswith(b"PK\3\4"):
+        return
+    text = head.lstrip().lower()
+    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise CheckpointError(
+            f"{label} is a web page, not weights: {path}.",
+            f"It begins with {head.lstrip().splitlines()[0][:40].decode(errors='replace')!r}: "
+            "a download saved an error or login page.",
+            "Download the file itself again.",
+        )
+    if head.startswith(b"version https://git-lfs"):
+        real = next((line.split()[1] for line in head.splitlines() if line.startswith(b"size ")), b"?")
+        raise CheckpointError(
+            f"{label} is a Git LFS pointer, not weights: {path}.",
+            f"It has {size} bytes and stands for a file of {real.decode(errors='replace')} bytes.",
+            "Fetch the file itself with `git lfs pull`.",
+        )
+    if not head.strip(b"\0"):
+        raise CheckpointError(
+            f"{label} is incomplete: {path}.", "It begins with zero bytes: the copy never wrote them.", again
+        )
+    raise CheckpointError(
+        f"{label} is not a torch file: {path}.",
+        f"It begins with {head[:8]!r}, a file of torch.save with b'PK\\x03\\x04'.",
+        again,
+    )
+
+
+def _damaged(path: Path, label: str, problem: Exception) -> CheckpointError:
+    size = path.stat().st_size
+    if "File is not a zip file" in str(problem):
+        return CheckpointError(
+            f"{label} is incomplete: {path}.",
+            f"It ends after {size:,} bytes, before the directory that closes a torch file.",
+            "Saving or copying was interrupted. Copy the file again from where training wrote it.",
+        )
+    return CheckpointError(
+        f"{label} is damaged: {path}.",
+        f"Its index does not match its checksum or its directory ({problem}).",
+        "Copy the file again from where training wrote it.",
+    )
