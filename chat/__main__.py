@@ -1,0 +1,112 @@
+"""The program: open the group, load, then rank 0 talks and the others follow.
+
+`python -m chat` on one process, `torchrun ... -m chat` on several; run_chat.sh does either.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from typing import TYPE_CHECKING, NoReturn
+
+from chat.lifeline import Lifeline, die_with_parent, write_status
+from chat.options import LaunchOptions, parse_options
+from chat.terminal import Streams, open_streams
+from dist.errors import ChatError, RankError
+
+if TYPE_CHECKING:
+    from dist.group import SoloGroup, TorchGroup
+
+# How long a rank that failed because a peer is gone waits for that peer to be blamed first.
+LINGER_S = 3.0
+
+
+def main() -> None:
+    """Run one rank; ends the process."""
+    rank = int(os.environ.get("RANK", "0"))
+    try:
+        options = parse_options(sys.argv[1:])
+    except ChatError as error:
+        if rank == 0:
+            print(error, file=sys.stderr)
+        sys.exit(error.exit_code)
+    if "RANK" in os.environ or "DLLM_LAUNCHER_PID" in os.environ:
+        die_with_parent(signal.SIGTERM if rank == 0 else signal.SIGKILL)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    streams = open_streams()
+    if rank == 0:
+        lead(options, streams)
+    follow(options)
+
+
+def lead(options: LaunchOptions, streams: Streams) -> NoReturn:
+    """Rank 0: everything the person sees."""
+    from chat.leader import run
+
+    def say(text: str) -> None:
+        print(text, file=streams.notices, flush=True)
+
+    lifeline = Lifeline(say=say, run_dir=streams.run_dir)
+    lifeline.start()
+    try:
+        code = run(options, streams, lifeline)
+    except RankError as error:
+        if options.debug:
+            say(traceback.format_exc())
+        lifeline.end_after_rank_failure(str(error))
+    except ChatError as error:
+        say(traceback.format_exc() if options.debug else str(error))
+        code = error.exit_code
+    except Exception as error:  # noqa: BLE001  (the edge of the program)
+        detail = traceback.format_exc()
+        print(detail, file=sys.stderr)
+        told = f"{type(error).__name__}: {error}\nDetails: {streams.run_dir}/rank0.log, or start with --debug."
+        say(detail if options.debug else told)
+        code = 1
+    lifeline.release()
+    write_status(streams.run_dir, code)
+    streams.replies.flush()
+    os._exit(code)
+
+
+def follow(options: LaunchOptions) -> NoReturn:
+    """Any other rank: silent, at rank 0's orders. What goes wrong is told to rank 0."""
+    from dist.group import open_group
+
+    group = open_group()
+    code = 0
+    try:
+        serve(options, group)
+    except RankError as error:
+        # A peer is gone. Stay a moment, so that torchrun and rank 0 blame that one.
+        print(error, file=sys.stderr, flush=True)
+        signal.sigtimedwait([], LINGER_S)
+        code = 1
+    except Exception as error:  # noqa: BLE001  (the edge of the program)
+        traceback.print_exc()
+        group.record_failure(f"{type(error).__name__}: {error}".splitlines()[0])
+        code = 1
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def serve(options: LaunchOptions, group: SoloGroup | TorchGroup) -> None:
+    """Load with the others and answer until rank 0 shuts down. A refused checkpoint is rank 0's to tell."""
+    from chat.leader import load
+    from dist.errors import CheckpointError
+
+    try:
+        engine = load(options, group)[0]
+    except CheckpointError as error:
+        print(error, file=sys.stderr)
+        return
+    engine.follow()
+    group.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,254 @@
+"""Rank 0 from start to end: what is asked for, the model, then a conversation or a list of prompts.
+
+Everything that can be refused without the model is refused before it is loaded. torch and transformers are
+imported as late as can be, so that the first words stand on the screen at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+from chat.demo import DEFAULT_SYSTEM, demo_folder, is_ready
+from chat.lifeline import Lifeline
+from chat.options import LaunchOptions, load_config, resolve_settings, with_config
+from chat.prompts import Prompt, read_prompts
+from chat.terminal import Streams, session_mode
+from dist.checkpoint import Checkpoint, open_checkpoint
+from dist.errors import CheckpointError
+from dist.settings import GenerationSettings
+
+CLOSE_S = 1.0
+
+if TYPE_CHECKING:
+    from chat.tokenizer import ChatTokenizer
+    from dist.engine import Engine
+    from dist.group import SoloGroup, TorchGroup
+    from dist.model import LoadedModel
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Ready:
+    """All that rank 0 has when the model is loaded."""
+
+    options: LaunchOptions
+    streams: Streams
+    lifeline: Lifeline
+    engine: Engine
+    tokenizer: ChatTokenizer
+    settings: GenerationSettings
+    origins: dict[str, str]
+    facts: dict[str, Any]
+    use_template: bool
+
+
+def run(options: LaunchOptions, streams: Streams, lifeline: Lifeline) -> int:
+    """The whole of rank 0; returns the exit code. Raises ChatError."""
+    started = time.monotonic()
+    config = load_config()
+    options = with_config(options, config)
+    prompts = read_prompts(options, sys.stdin.buffer) if options.has_prompts else ()
+    checkpoint = open_checkpoint(checkpoint_folder(options))
+    settings, origins = resolve_settings(options, config, checkpoint.generation_config)
+    status = Status(streams)
+    status.show(f"Loading {checkpoint.path}")
+
+    from chat.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(
+        checkpoint.tokenizer_dir,
+        checkpoint.generation_config,
+        trust_remote_code=options.trust_remote_code,
+    )
+    use_template = tokenizer.wants_template(options.use_chat_template)
+
+    from dist.group import open_group
+
+    group = open_group()
+    lifeline.watch(group)
+    engine, loaded = load(options, group, checkpoint)
+    status.clear()
+    if engine.slow_reason:
+        status.say(f"Decoding by the plain rule, which is slow: {engine.slow_reason}.")
+    ready = Ready(
+        options=options,
+        streams=streams,
+        lifeline=lifeline,
+        engine=engine,
+        tokenizer=tokenizer,
+        settings=settings,
+        origins=origins,
+        facts=checkpoint_facts(loaded, group.size, time.monotonic() - started),
+        use_template=use_template,
+    )
+    code = answer_prompts(ready, prompts) if options.has_prompts else hold_conversation(ready)
+    lifeline.release()
+    engine.shutdown()
+    group.close()
+    return code
+
+
+def load(
+    options: LaunchOptions, group: SoloGroup | TorchGroup, checkpoint: Checkpoint | None = None
+) -> tuple[Engine, LoadedModel]:
+    """Every rank, together: the model, ready to answer. What one rank cannot read, all refuse with its words."""
+    from dist.engine import Engine
+    from dist.model import load_model
+
+    problem = None
+    try:
+        checkpoint = checkpoint or open_checkpoint(checkpoint_folder(options))
+    except CheckpointError as error:
+        problem = str(error)
+    for rank, text in group.gather_errors(problem).items():
+        raise CheckpointError(f"Rank {rank} cannot use the checkpoint:", text)
+    assert checkpoint is not None
+    loaded = load_model(
+        checkpoint,
+        group,
+        parallel=options.parallel,
+        dtype=options.dtype,
+        trust_remote_code=options.trust_remote_code,
+    )
+    return Engine(loaded.module, group, max_positions=loaded.max_positions), loaded
+
+
+def checkpoint_folder(options: LaunchOptions) -> str:
+    """The folder that was asked for, else the embedded model's. Raises CheckpointError."""
+    if options.checkpoint_dir is not None:
+        return options.checkpoint_dir
+    if not is_ready():
+        raise CheckpointError(
+            "The embedded model is not prepared yet.",
+            f"It would be in {demo_folder()}.",
+            "Run `bash run_chat.sh`, or name a checkpoint with --checkpoint_dir.",
+        )
+    return str(demo_folder())
+
+
+def default_system(options: LaunchOptions) -> str:
+    """The system prompt to begin with: what was asked for; the embedded model has one that suits it."""
+    if options.system is not None:
+        return options.system
+    return DEFAULT_SYSTEM if options.checkpoint_dir is None else ""
+
+
+def answer_prompts(ready: Ready, prompts: tuple[Prompt, ...]) -> int:
+    """One prompt or many, without a conversation; returns the exit code."""
+    from chat.batch import run_batch
+
+    interrupted = threading.Event()
+
+    def interrupt() -> bool:
+        first = not interrupted.is_set()
+        interrupted.set()
+        return first
+
+    ready.lifeline.on_interrupt = interrupt
+    return run_batch(
+        ready.engine,
+        ready.tokenizer,
+        dataclasses.replace(ready.options, system=default_system(ready.options) or None),
+        ready.settings,
+        prompts,
+        ready.streams,
+        ready.facts,
+        interrupted=interrupted.is_set,
+    )
+
+
+def hold_conversation(ready: Ready) -> int:
+    """Talk until the person leaves; returns the exit code."""
+    from chat.commands import COMMANDS, complete
+    from chat.console import Console, PlainLines
+    from chat.repl import Repl
+    from chat.screen import Palette, welcome
+    from chat.session import Session, history_path, sessions_folder
+    from chat.transcript import Transcript
+
+    streams = ready.streams
+    palette = Palette.of(streams)
+    sessions = sessions_folder()
+    transcript = Transcript().with_system(default_system(ready.options))
+    if ready.options.resume is not None:
+        session, restored = Session.resume(sessions, ready.options.resume)
+        transcript = restored.transcript
+        session.set_facts(ready.facts)
+    else:
+        session = Session(sessions, transcript=transcript, facts=ready.facts)
+    with session_mode(streams) as mode:
+        repl: Repl
+        console: Console | PlainLines
+        if streams.plain:
+            console = PlainLines(streams)
+        else:
+            console = Console(
+                streams,
+                commands=list(COMMANDS.values()),
+                history_file=history_path(),
+                complete=lambda before: complete(repl, before),
+                mode=mode,
+                on_abort=ready.lifeline.ask_abort,
+            )
+        repl = Repl(
+            engine=ready.engine,
+            tokenizer=ready.tokenizer,
+            console=console,
+            palette=palette,
+            settings=ready.settings,
+            origins=ready.origins,
+            facts=ready.facts,
+            session=session,
+            sessions_folder=sessions,
+            transcript=transcript,
+            use_template=ready.use_template,
+        )
+
+        def put_back() -> None:
+            closing = threading.Thread(target=console.close, daemon=True)
+            closing.start()
+            closing.join(CLOSE_S)
+            mode.restore()
+
+        ready.lifeline.put_back = put_back
+        ready.lifeline.on_tick = repl.watch_quiet
+        console.start()
+        console.note(welcome(ready.facts, palette))
+        if ready.options.resume is not None:
+            repl.show_conversation()
+        try:
+            repl.run()
+        finally:
+            ready.lifeline.put_back = mode.restore
+            console.close()
+    return 0
+
+
+def checkpoint_facts(loaded: LoadedModel, ranks: int, seconds: float) -> dict[str, Any]:
+    """What `/model` and exports tell of the checkpoint."""
+    facts = dataclasses.asdict(loaded.facts)
+    return {"checkpoint": str(facts.pop("path")), **facts, "processes": ranks, "ready_seconds": round(seconds, 1)}
+
+
+class Status:
+    """One line of progress while loading, on a terminal only."""
+
+    def __init__(self, streams: Streams) -> None:
+        self._out = streams.notices
+        self._draws = streams.notices.isatty() and not streams.plain
+
+    def show(self, text: str) -> None:
+        if self._draws:
+            self._out.write(f"\r\x1b[K{text}")
+            self._out.flush()
+
+    def clear(self) -> None:
+        self.show("")
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        self.clear()
+        print(text, file=self._out, flush=True)

@@ -1,0 +1,260 @@
+"""The conversation on a real engine and tokenizer, with a scripted person in the place of the terminal."""
+
+from __future__ import annotations
+
+import json
+import queue
+import re
+
+import pytest
+import torch
+from checkpoints import CASES, build_model
+from plain_rule import plain_rule
+
+from chat.commands import COMMANDS, complete
+from chat.console_events import Interrupt, Leave, Submitted
+from chat.repl import Repl
+from chat.screen import Palette
+from chat.session import Session, list_sessions
+from chat.tokenizer import load_tokenizer
+from chat.transcript import Transcript, prompt_ids
+from dist.engine import Engine
+from dist.group import SoloGroup
+from dist.settings import GenerationSettings
+
+
+class ScriptedConsole:
+    """Types what the script holds: a text sends a line, a pair (n, event) comes in the n-th pass of a reply."""
+
+    def __init__(self, *script):
+        self.width, self.height = 300, 24
+        self.script = list(script)
+        self.shown = ""
+        self.live_frames = 0
+        self.status = []
+        self.events = self
+        self.passes = 0
+
+    # The queue's side: `get` is the prompt, `get_nowait` is asked once per pass until it is empty.
+    def get(self):
+        self.passes = 0
+        return self._event(self.script.pop(0)) if self.script else Leave()
+
+    def get_nowait(self):
+        if self.script and isinstance(self.script[0], tuple) and self.passes >= self.script[0][0]:
+            return self._event(self.script.pop(0)[1])
+        self.passes += 1
+        raise queue.Empty
+
+    def _event(self, event):
+        return Submitted(event) if isinstance(event, str) else event
+
+    def commit(self, text):
+        self.shown += text
+
+    note = echo = commit
+
+    def show_live(self, lines):
+        self.live_frames += bool(lines)
+
+    def clear_live(self):
+        pass
+
+    def set_status(self, text):
+        self.status.append(text)
+
+    def set_toolbar(self, text):
+        self.toolbar = text
+
+    def set_busy(self, busy):
+        pass
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny")
+    model = build_model(CASES["fsdp1"], folder).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0.0, 0.25, generator=torch.Generator().manual_seed(parameter.numel()))
+    engine = Engine(model, SoloGroup(torch.device("cpu")), max_positions=2048)
+    return model, engine, load_tokenizer(folder)
+
+
+START = GenerationSettings(add_eos_length=3, refine_iter=2, max_new_tokens=24)
+
+
+@pytest.fixture
+def talk(tiny, tmp_path):
+    _, engine, tokenizer = tiny
+
+    def run(*script, settings=START):
+        console = ScriptedConsole(*script)
+        start = Transcript().with_system("Be brief.")
+        repl = Repl(
+            engine=engine,
+            tokenizer=tokenizer,
+            console=console,
+            palette=Palette(ink="none"),
+            settings=settings,
+            origins={"refine_iter": "checkpoint"},
+            facts={"checkpoint": "tiny", "dtype": "float32"},
+            session=Session(tmp_path / "sessions", transcript=start),
+            sessions_folder=tmp_path / "sessions",
+            transcript=start,
+            use_template=True,
+        )
+        repl.run()
+        return repl, console
+
+    return run
+
+
+def test_a_conversation_of_several_turns_gives_the_plain_rules_tokens(tiny, talk):
+    model, _, tokenizer = tiny
+    repl, console = talk("Hello", "And then?", "/undo", "What else?")
+    messages = repl.transcript.messages
+    assert [message.role for message in messages] == ["system", "user", "assistant", "user", "assistant"]
+    assert [message.content for message in messages if message.role == "user"] == ["Hello", "What else?"]
+    for at in (2, 4):
+        asked = prompt_ids(Transcript(messages[:at]), tokenizer, True)
+        right = plain_rule(model, asked, START, tokenizer.eos_id, tokenizer.stop_ids)
+        assert messages[at].token_ids == right
+    assert console.live_frames > 4
+    assert console.shown.count("tok/s") == 3
+
+
+def test_a_live_setting_counts_from_the_next_block_and_stays(talk):
+    repl, console = talk("Hello", (3, Submitted("/refine_iter 1", live=True)), "More")
+    assert "refine_iter is 1 from the next block on." in console.shown
+    assert repl.settings.refine_iter == 1
+    first, second = re.findall(r"passes (\d+) of (\d+)", console.shown)
+    assert int(first[0]) > int(second[0])
+    assert repl.last_settings.refine_iter == 1
+
+
+def test_ctrl_c_keeps_what_is_finished_and_the_conversation(talk):
+    repl, _ = talk("Hello", (5, Interrupt()), "More", settings=GenerationSettings(add_eos_length=3))
+    stopped, whole = repl.transcript.messages[2], repl.transcript.messages[4]
+    assert stopped.stopped
+    assert 0 < len(stopped.token_ids) <= 12
+    assert not whole.stopped
+    assert whole.token_ids
+
+
+def test_ctrl_c_before_the_first_block_leaves_the_message_unanswered_for_retry(talk):
+    repl, console = talk("Hello", (0, Interrupt()), "/retry")
+    assert "/retry answers the message again" in console.shown
+    user, reply = repl.transcript.messages[1:]
+    assert not user.unanswered
+    assert reply.token_ids
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("/refne_iter 3", "Unknown command: /refne_iter\nDid you mean /refine_iter?"),
+        ("/xyzzy", "Unknown command: /xyzzy\n/help lists the commands."),
+        ("/refine_iter 0", "refine_iter cannot be '0'.\nIt takes a whole number from 1 to 4096, or auto"),
+        ("/set temprature 1", "There is no setting temprature.\nDid you mean temperature?"),
+        ("/undo", "There is nothing to undo."),
+        ("/undo x", "/undo cannot take 'x'.\nIt takes a whole number from 1."),
+        ("/retry", "There is nothing to answer again."),
+        ("/export", "/export needs a file name."),
+        ("/export x.docx", "Cannot tell the format of 'x.docx' from its extension."),
+        ("/export /nowhere/x.md", "/nowhere/x.md cannot be written."),
+        ("/resume nothing", "There is no session to go on with."),
+        ("/help nothing", "There is no command /nothing."),
+    ],
+)
+def test_what_cannot_be_is_refused_with_one_message_and_changes_nothing(talk, line, message):
+    repl, console = talk(line)
+    assert message in console.shown
+    assert "Traceback" not in console.shown
+    assert repl.settings == START
+    assert repl.transcript == Transcript().with_system("Be brief.")
+
+
+def test_a_prompt_too_long_is_refused_and_nothing_is_lost(talk):
+    repl, console = talk("Hello", "word " * 3000)
+    assert "The prompt is too long." in console.shown
+    assert "2,048" in console.shown
+    assert [message.role for message in repl.transcript.messages] == ["system", "user", "assistant"]
+
+
+def test_the_oldest_exchanges_are_left_out_and_named_when_the_context_is_full(talk):
+    settings = GenerationSettings(add_eos_length=7, refine_iter=1, max_new_tokens=8, max_length=150)
+    repl, console = talk("First question", "Second one", "Third one", "Fourth one", "Fifth one", settings=settings)
+    assert "oldest 1 of" in console.shown
+    assert '"First question"' in console.shown
+    assert len(repl.transcript.exchanges) == 5
+    assert repl.transcript.messages[-1].left_out >= 1
+
+
+def test_settings_show_value_default_last_use_and_origin(talk):
+    _, console = talk("Hello", "/temperature 0.5", "/settings")
+    rows = {line.split()[0]: line.split() for line in console.shown.splitlines() if line.startswith("  ")}
+    assert rows["refine_iter"][1:] == ["2", "2", "2", "checkpoint"]
+    assert rows["temperature"][1:] == ["0.5", "0.0", "0.0", "this", "conversation"]
+    assert console.toolbar == "N 3  R 2  temperature 0.5"
+
+
+def test_a_drawn_seed_is_shown_and_repeats_the_reply(talk):
+    repl, console = talk("/temperature 1", "Hello")
+    seed = re.search(r"seed (\d+)", console.shown).group(1)
+    again, _ = talk("/temperature 1", f"/seed {seed}", "Hello")
+    assert again.transcript.messages[-1].token_ids == repl.transcript.messages[-1].token_ids
+
+
+def test_export_writes_what_was_said(talk, tmp_path):
+    repl, console = talk(
+        "Hello", f"/export {tmp_path}/a.md", f"/export {tmp_path}/a.json", f"/export {tmp_path}/a.md"
+    )
+    assert "is there already" in console.shown
+    document = json.loads((tmp_path / "a.json").read_text())
+    assert [message["content"] for message in document["messages"]] == [
+        message.content for message in repl.transcript.messages
+    ]
+    assert "Hello" in (tmp_path / "a.md").read_text()
+
+
+def test_a_session_is_named_listed_and_resumed(talk, tmp_path):
+    repl, _ = talk("Hello", "/save first")
+    again, console = talk("/sessions", "/resume first")
+    assert "first  1 exchange" in console.shown
+    assert again.transcript == repl.transcript
+    assert [info.name for info in list_sessions(tmp_path / "sessions")] == ["first"]
+
+
+def test_clear_and_system_keep_what_they_should(talk):
+    repl, console = talk("Hello", "/clear", "/system Talk like a clerk.", "/context", "/system -")
+    assert repl.transcript == Transcript()
+    assert "Cleared 1 exchange." in console.shown
+
+
+def test_help_names_every_command_and_completion_offers_names_and_values(talk):
+    repl, console = talk("/help", "/help seed")
+    for row in COMMANDS.values():
+        assert row.usage in console.shown
+    assert "seed takes a whole number from 0, or none" in console.shown
+    assert {text for text, _, _ in complete(repl, "/ref")} == {"/refine_iter"}
+    assert "auto" in {text for text, _, _ in complete(repl, "/refine_iter ")}
+    assert {text for text, _, _ in complete(repl, "/set top_")} == {"top_k", "top_p"}
+    assert "cached" in {text for text, _, _ in complete(repl, "/set decoder c")}
+    assert not list(complete(repl, "hello /ref"))
+
+
+def test_a_model_that_fails_in_mid_reply_is_told_and_the_message_kept(talk, tiny):
+    model = tiny[0]
+    weight = model.lm_head.weight
+    with torch.no_grad():
+        kept = weight[5].clone()
+        weight[5] = float("nan")
+    try:
+        repl, console = talk("Hello")
+    finally:
+        with torch.no_grad():
+            weight[5] = kept
+    assert "The model's output is not a number (NaN)." in console.shown
+    assert repl.transcript.messages[-1].unanswered
