@@ -6,6 +6,7 @@ stdout holds replies only. Progress is drawn on stderr, and only where it is a t
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TextIO
@@ -65,6 +66,10 @@ class ReplyPrinter:
             self._out.flush()
         except BrokenPipeError:
             self.gone = True
+            # What is still buffered goes nowhere, else it would raise again when the stream is closed.
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._out.fileno())
+            os.close(nowhere)
 
 
 class Progress:

@@ -94,9 +94,9 @@ class ResultsFile:
 
     def _keep(self, data: bytes) -> None:
         size = os.fstat(self._file).st_size
-        if size >= len(data):
+        if size > len(data):
             os.ftruncate(self._file, len(data))
-        else:  # a finished .json is opened again; its results go into a new .partial
+        elif size < len(data):  # a finished .json is opened again; its results go into a new .partial
             os.write(self._file, data)
 
 
