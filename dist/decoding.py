@@ -26,6 +26,7 @@ class Pass:
 
     token_ids: list[int]
     wanted: int
+    settings: GenerationSettings
 
     @property
     def positions(self) -> range:
@@ -78,7 +79,8 @@ class Refinement:
 
     def next_pass(self) -> Pass:
         """The forward that makes the next iteration of the present block."""
-        return Pass(token_ids=self._prefix + self._draft[:-1], wanted=len(self._draft) - self._exact)
+        token_ids = self._prefix + self._draft[:-1]
+        return Pass(token_ids=token_ids, wanted=len(self._draft) - self._exact, settings=self.settings)
 
     def accept(
         self,

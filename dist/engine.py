@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import torch
 
 from dist.decoding import Refinement
 from dist.errors import PromptError
-from dist.forward import CachedForward, PlainForward
+from dist.forward import CachedForward, Forward, PlainForward
 from dist.probe import probe_causality
 from dist.protocol import (
     Control,
@@ -28,6 +29,7 @@ from dist.protocol import (
     Shutdown,
     Turn,
 )
+from dist.ragged import RaggedForward, decodes_together
 from dist.sampling import NOT_A_NUMBER
 from dist.settings import GenerationSettings
 
@@ -48,11 +50,13 @@ class Engine:
     def __init__(self, module: Any, group: Group, *, max_positions: int | None) -> None:
         self.max_positions = max_positions
         self._group = group
+        self._module = module
         self._plain = PlainForward(module)
         self._cached = CachedForward(module)
         self._chunk = CHUNK_GPU if group.device.type == "cuda" else CHUNK_CPU
         self._causality = probe_causality(module)
         self.slow_reason = self._causality.problem
+        self._together: bool | None = None
 
     @property
     def cached_tokens(self) -> int:
@@ -111,53 +115,72 @@ class Engine:
         self._group.publish(Shutdown())
 
     def _run(self, turn: Turn, poll: Poll | None) -> Iterator[Event]:
-        ordered = time.monotonic()
-        for row, prompt in enumerate(turn.prompts):
-            yield from self._reply(turn, row, prompt, poll, ordered)
-
-    def _reply(
-        self, turn: Turn, row: int, prompt: tuple[int, ...], poll: Poll | None, ordered: float
-    ) -> Iterator[Event]:
-        cached = turn.settings.decoder == "cached" and self._is_causal_for(prompt, turn.settings)
+        rows = range(len(turn.prompts))
+        cached = turn.settings.decoder == "cached" and all(
+            self._is_causal_for(prompt, turn.settings) for prompt in turn.prompts
+        )
+        if cached and len(rows) > 1 and self._decodes_together():
+            yield from self._replies(turn, rows, RaggedForward(self._module, len(rows)), True, poll)
+            return
         forward = self._cached if cached else self._plain
-        refinement = Refinement(
-            prompt,
+        for row in rows:
+            yield from self._replies(turn, [row], forward, cached, poll)
+
+    def _replies(
+        self, turn: Turn, rows: Sequence[int], forward: Forward, causal: bool, poll: Poll | None
+    ) -> Iterator[Event]:
+        """The replies to some of a turn's prompts, made together."""
+        active = {row: self._refinement(turn, row, causal) for row in rows}
+        clocks = {row: _Clock() for row in rows}
+        # 1. Read the prompts, but for what the first pass reads anyway.
+        cancelled = False
+        for row, refinement in active.items():
+            for done, total in forward.prefill(row, refinement.next_pass(), self._chunk):
+                clocks[row].prefill_forwards += 1
+                cancelled = self._agree(_Verdict.of(poll, turn.settings, []), 0).cancel
+                if cancelled:
+                    break
+                yield PrefillUpdate(done=done, total=total)
+            if cancelled:
+                break
+        # 2. Pass after pass, until every reply has ended.
+        while active and not cancelled:
+            steps = [refinement.next_pass() for refinement in active.values()]
+            for row in active:
+                clocks[row].pass_begins()
+            choices = forward(list(active), steps, trace=turn.trace)
+            mine = [token for choice in choices for token in choice.token_ids]
+            verdict = self._agree(_Verdict.of(poll, turn.settings, mine), len(mine))
+            cancelled = verdict.cancel
+            tokens = iter(verdict.token_ids)
+            for (row, refinement), step, choice in zip(list(active.items()), steps, choices):
+                agreed = list(islice(tokens, step.wanted))
+                update = refinement.accept(agreed, verdict.settings, choice.candidates)
+                clocks[row].pass_ended(update.done)
+                yield update
+                if refinement.finish is not None:
+                    del active[row]
+                    yield clocks[row].reply(row, refinement)
+        # 3. What was cancelled keeps its finished blocks.
+        for row, refinement in active.items():
+            refinement.cancel()
+            yield clocks[row].reply(row, refinement)
+
+    def _refinement(self, turn: Turn, row: int, causal: bool) -> Refinement:
+        return Refinement(
+            turn.prompts[row],
             turn.settings,
             placeholder=turn.placeholder,
             stop_ids=turn.stop_ids,
             limit=self.max_positions or NO_LIMIT,
-            causal=cached,
+            causal=causal,
             row=row,
         )
-        clock = _Clock(ordered)
-        while refinement.finish is None:
-            step = refinement.next_pass()
-            for done, total in forward.prefill(step, self._chunk):
-                clock.prefill_forwards += 1
-                verdict = self._agree(_Verdict.of(poll, refinement.settings, []), 0)
-                if verdict.cancel:
-                    refinement.cancel()
-                    break
-                yield PrefillUpdate(done=done, total=total)
-            if refinement.finish is not None:
-                break
-            clock.pass_begins()
-            choices = forward(step, refinement.settings, trace=turn.trace)
-            verdict = self._agree(_Verdict.of(poll, refinement.settings, choices.token_ids), step.wanted)
-            update = refinement.accept(verdict.token_ids, verdict.settings, choices.candidates)
-            clock.pass_ended(update.done)
-            if verdict.cancel:
-                refinement.cancel()
-                update = replace(update, finish=refinement.finish)
-            yield update
-        yield Reply(
-            row=row,
-            prompt_len=refinement.prompt_len,
-            token_ids=refinement.token_ids,
-            finish=refinement.finish,
-            settings=refinement.settings,
-            stats=clock.stats(refinement),
-        )
+
+    def _decodes_together(self) -> bool:
+        if self._together is None:
+            self._together = decodes_together(self._module)
+        return self._together
 
     def _is_causal_for(self, prompt: tuple[int, ...], settings: GenerationSettings) -> bool:
         if self._causality.problem is not None:
@@ -235,13 +258,13 @@ class _Verdict:
 class _Clock:
     """Times and counts of one reply."""
 
-    def __init__(self, ordered: float) -> None:
+    def __init__(self) -> None:
         self.prefill_forwards = 0
-        self._ordered = ordered
+        self._ordered = time.monotonic()
         self._forwards = 0
         self._started: float | None = None
         self._first_block: float | None = None
-        self._last = ordered
+        self._last = self._ordered
 
     def pass_begins(self) -> None:
         if self._started is None:
@@ -253,8 +276,9 @@ class _Clock:
         if block_done and self._first_block is None:
             self._first_block = self._last
 
-    def stats(self, refinement: Refinement) -> ReplyStats:
-        return ReplyStats(
+    def reply(self, row: int, refinement: Refinement) -> Reply:
+        assert refinement.finish is not None
+        stats = ReplyStats(
             forwards=self._forwards,
             prefill_forwards=self.prefill_forwards,
             iterations=tuple(refinement.iterations),
@@ -262,4 +286,12 @@ class _Clock:
             ttft_s=(self._first_block or self._last) - self._ordered,
             decode_s=self._last - (self._started or self._last),
             tokens=len(refinement.token_ids),
+        )
+        return Reply(
+            row=row,
+            prompt_len=refinement.prompt_len,
+            token_ids=refinement.token_ids,
+            finish=refinement.finish,
+            settings=refinement.settings,
+            stats=stats,
         )

@@ -1,4 +1,4 @@
-"""One forward of the model over a pass: with kept keys and values, or from scratch. Knows no rule and no rank.
+"""Forwards of the model over passes: with kept keys and values, or from scratch. Knows no rule and no rank.
 
 Shape suffixes: L tokens fed, N choices, V vocabulary.
 """
@@ -6,16 +6,15 @@ Shape suffixes: L tokens fed, N choices, V vocabulary.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from dist.cache import SequenceCache
 from dist.decoding import Candidates, Pass
 from dist.sampling import choose
-from dist.settings import GenerationSettings
 
 CANDIDATES = 3
 
@@ -28,65 +27,95 @@ class Choices:
     candidates: list[Candidates] | None
 
 
+class Forward(Protocol):
+    """The model, as the engine sees it. `rows` are the replies that a pass is made for."""
+
+    def prefill(self, row: int, step: Pass, chunk: int) -> Iterator[tuple[int, int]]:
+        """Read ahead, at most `chunk` tokens at a time; yields (tokens read, of how many) after each."""
+        ...
+
+    def __call__(self, rows: Sequence[int], steps: Sequence[Pass], *, trace: bool) -> list[Choices]:
+        """Make the pass of every row."""
+        ...
+
+
 class PlainForward:
     """Reads the whole input in every pass. Slow, and right for every model: the reference."""
 
     def __init__(self, module: Any) -> None:
         self._module = module
-        self._keeps_logits = "logits_to_keep" in inspect.signature(module.forward).parameters
 
-    def prefill(self, step: Pass, chunk: int) -> Iterator[tuple[int, int]]:
-        """Nothing to read ahead."""
+    def prefill(self, row: int, step: Pass, chunk: int) -> Iterator[tuple[int, int]]:
         yield from ()
 
-    def __call__(self, step: Pass, settings: GenerationSettings, *, trace: bool) -> Choices:
-        return _choices(self._logits(step.token_ids, step.wanted), step, settings, trace)
-
-    def _logits(self, token_ids: list[int], wanted: int, **cache: Any) -> torch.Tensor:
-        """Logits [N, V] after each of the last `wanted` tokens."""
-        device = next(self._module.parameters()).device
-        ids_1L = torch.tensor([token_ids], dtype=torch.int64, device=device)
-        keep = {"logits_to_keep": wanted} if self._keeps_logits else {}
-        with torch.inference_mode():
-            output = self._module(input_ids=ids_1L, **{"use_cache": False, **cache}, **keep)
-        logits: torch.Tensor = output.logits[0, -wanted:]
-        return logits
+    def __call__(self, rows: Sequence[int], steps: Sequence[Pass], *, trace: bool) -> list[Choices]:
+        logits = [logits_after(self._module, step.token_ids, step.wanted, use_cache=False) for step in steps]
+        return choices_of(logits, steps, trace)
 
 
-class CachedForward(PlainForward):
-    """Reads only what the cache does not hold."""
+class CachedForward:
+    """Reads only what the cache of its one sequence does not hold."""
 
     def __init__(self, module: Any) -> None:
-        super().__init__(module)
+        self._module = module
         self.cache = SequenceCache()
 
-    def prefill(self, step: Pass, chunk: int) -> Iterator[tuple[int, int]]:
-        """Read ahead, `chunk` tokens at a time, until one chunk or less is left; yields (read, total)."""
+    def prefill(self, row: int, step: Pass, chunk: int) -> Iterator[tuple[int, int]]:
+        """Leaves the last chunk to the pass itself."""
         rest = self.cache.rewind_to_shared(step.token_ids, step.wanted)
         while len(rest) - step.wanted > chunk:
             self._feed(rest[:chunk], 1)
             rest = rest[chunk:]
             yield len(self.cache.token_ids), len(step.token_ids)
 
-    def __call__(self, step: Pass, settings: GenerationSettings, *, trace: bool) -> Choices:
+    def __call__(self, rows: Sequence[int], steps: Sequence[Pass], *, trace: bool) -> list[Choices]:
+        (step,) = steps
         rest = self.cache.rewind_to_shared(step.token_ids, step.wanted)
-        return _choices(self._feed(rest, step.wanted), step, settings, trace)
+        return choices_of([self._feed(rest, step.wanted)], steps, trace)
 
     def _feed(self, token_ids: list[int], wanted: int) -> torch.Tensor:
         cache, self.cache = self.cache, SequenceCache()
-        logits = self._logits(token_ids, wanted, use_cache=True, past_key_values=cache.layers)
+        logits = logits_after(self._module, token_ids, wanted, use_cache=True, past_key_values=cache.layers)
         # Put back only now: a pass that raised half-way leaves layers of different lengths.
         cache.note_fed(token_ids)
         self.cache = cache
         return logits
 
 
-def _choices(logits_NV: torch.Tensor, step: Pass, settings: GenerationSettings, trace: bool) -> Choices:
-    chosen_N = choose(logits_NV, step.positions, settings)
-    return Choices(
-        token_ids=chosen_N.tolist(),
-        candidates=_most_likely(logits_NV) if trace else None,
-    )
+@torch.inference_mode()
+def logits_after(module: Any, token_ids: list[int], wanted: int, **cache: Any) -> torch.Tensor:
+    """Logits [N, V] after each of the last `wanted` tokens."""
+    device = next(module.parameters()).device
+    ids_1L = torch.tensor([token_ids], dtype=torch.int64, device=device)
+    output = module(input_ids=ids_1L, **cache, **logits_to_keep(module, wanted))
+    logits: torch.Tensor = output.logits[0, -wanted:]
+    return logits
+
+
+def logits_to_keep(module: Any, wanted: int) -> dict[str, int]:
+    """The argument that spares all logits but the last `wanted`, where the model knows it."""
+    known = "logits_to_keep" in inspect.signature(module.forward).parameters
+    return {"logits_to_keep": wanted} if known else {}
+
+
+def choices_of(logits: Sequence[torch.Tensor], steps: Sequence[Pass], trace: bool) -> list[Choices]:
+    """Every pass's choices from its logits [N, V]; the host waits for the device once."""
+    joined_NV = torch.cat(list(logits)) if len(logits) > 1 else logits[0]
+    if all(step.settings == steps[0].settings for step in steps):
+        positions = [position for step in steps for position in step.positions]
+        chosen_N = choose(joined_NV, positions, steps[0].settings)
+    else:
+        chosen_N = torch.cat(
+            [choose(logits_NV, step.positions, step.settings) for logits_NV, step in zip(logits, steps)]
+        )
+    chosen = chosen_N.tolist()
+    candidates = _most_likely(joined_NV) if trace else None
+    result: list[Choices] = []
+    start = 0
+    for step in steps:
+        part = slice(start, start := start + step.wanted)
+        result.append(Choices(token_ids=chosen[part], candidates=candidates[part] if candidates else None))
+    return result
 
 
 def _most_likely(logits_NV: torch.Tensor) -> list[Candidates]:

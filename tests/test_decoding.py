@@ -153,7 +153,7 @@ def test_forgetting_to_refresh_stale_keys_and_values_changes_replies(engine_of, 
 def test_a_block_costs_r_forwards_and_feeds_only_what_is_stale(engine_of):
     engine = engine_of()
     fed = []
-    hook = engine._plain._module.register_forward_pre_hook(
+    hook = engine._module.register_forward_pre_hook(
         lambda module, args, kwargs: fed.append(kwargs["input_ids"].shape[1]), with_kwargs=True
     )
     wish = GenerationSettings(add_eos_length=7, refine_iter=2, max_new_tokens=32)
@@ -172,7 +172,7 @@ def test_a_second_turn_reads_only_what_is_new(engine_of):
     answer = reply(engine, first, wish, ())
     second = [*first, *answer.token_ids, 9, 8, 7]
     fed = []
-    hook = engine._plain._module.register_forward_pre_hook(
+    hook = engine._module.register_forward_pre_hook(
         lambda module, args, kwargs: fed.append(kwargs["input_ids"].shape[1]), with_kwargs=True
     )
     again = reply(engine, second, wish, ())

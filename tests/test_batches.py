@@ -1,0 +1,117 @@
+"""Several prompts decoded together give each the tokens that it would get alone."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from plain_rule import plain_rule
+from tiny_models import FAMILIES, VOCABULARY, tiny_model
+
+from dist.engine import Engine
+from dist.group import SoloGroup
+from dist.protocol import BlockUpdate, Control, Reply, Turn
+from dist.ragged import decodes_together
+from dist.settings import GenerationSettings
+
+PROMPT = st.lists(st.integers(3, VOCABULARY - 1), min_size=1, max_size=60).map(tuple)
+
+
+def answers(engine, prompts, wish, stop_ids=(2,), poll=None):
+    turn = Turn(prompts=tuple(map(tuple, prompts)), settings=wish, placeholder=2, stop_ids=stop_ids)
+    events = list(engine.answer(turn, poll or (lambda: Control(settings=wish))))
+    replies = {event.row: event for event in events if isinstance(event, Reply)}
+    assert sorted(replies) == list(range(len(prompts)))
+    return events, [replies[row] for row in sorted(replies)]
+
+
+@pytest.fixture(scope="module")
+def engines():
+    return {
+        family: Engine(tiny_model(family), SoloGroup(torch.device("cpu")), max_positions=512) for family in FAMILIES
+    }
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    prompts=st.lists(PROMPT, min_size=2, max_size=5),
+    n=st.sampled_from([0, 1, 3, 7, 31]),
+    rounds=st.sampled_from([1, 2, 3, "auto"]),
+    new=st.integers(1, 30),
+    room=st.integers(61, 80),
+    stop_ids=st.sampled_from([(2,), (2, 5, 11, 17), tuple(range(2, 40, 3))]),
+)
+def test_rows_get_the_tokens_of_the_plain_rule(engines, family, prompts, n, rounds, new, room, stop_ids):
+    wish = GenerationSettings(add_eos_length=n, refine_iter=rounds, max_new_tokens=new, max_length=room)
+    _, replies = answers(engines[family], prompts, wish, stop_ids)
+    for prompt, reply in zip(prompts, replies):
+        assert reply.token_ids == plain_rule(tiny_model(family), prompt, wish, 2, stop_ids)
+        assert reply.prompt_len == len(prompt)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_is_decoded_together(family):
+    assert decodes_together(tiny_model(family))
+
+
+def test_sampled_rows_are_those_of_each_prompt_alone(engines):
+    wish = GenerationSettings(
+        add_eos_length=7, refine_iter=2, max_new_tokens=30, temperature=0.9, top_p=0.9, seed=5
+    )
+    prompts = [(5, 9, 11), (40, 7), tuple(range(3, 50))]
+    _, replies = answers(engines["qwen2"], prompts, wish)
+    for prompt, reply in zip(prompts, replies):
+        assert reply.token_ids == plain_rule(tiny_model(), prompt, wish, 2, (2,))
+
+
+def test_rows_share_forwards_and_end_each_in_its_own_time(engines):
+    passes = []
+    module = engines["qwen2"]._module
+    hook = module.register_forward_pre_hook(
+        lambda module, args, kwargs: passes.append(kwargs["input_ids"].shape), with_kwargs=True
+    )
+    wish = GenerationSettings(add_eos_length=3, refine_iter=2, max_new_tokens=40)
+    prompts = [(5 + i, 9, 11, 13 + 2 * i, 30 - i) for i in range(6)]
+    try:
+        events, replies = answers(engines["qwen2"], prompts, wish, (2, 5, 11, 17, 23))
+    finally:
+        hook.remove()
+    lengths = {len(reply.token_ids) for reply in replies}
+    assert len(lengths) > 2
+    decoding = [shape for shape in passes if shape[0] > 1 or shape == passes[-1]]
+    assert len(decoding) <= max(reply.stats.forwards for reply in replies)
+    assert sum(reply.stats.forwards for reply in replies) == sum(isinstance(e, BlockUpdate) for e in events)
+    # Rows that are done take no further part.
+    assert min(shape[0] for shape in decoding) < 6
+
+
+def test_cancelling_ends_every_row_with_its_finished_blocks(engines):
+    wish = GenerationSettings(add_eos_length=3, refine_iter=3, max_new_tokens=60)
+    asked = 0
+
+    def poll():
+        nonlocal asked
+        asked += 1
+        # Two prompts are read ahead in one piece each, then come eight passes.
+        return Control(settings=wish, cancel=asked == 10)
+
+    prompts = [tuple(range(3, 20)), tuple(range(20, 45))]
+    whole = answers(engines["qwen2"], prompts, wish, ())[1]
+    stopped = answers(engines["qwen2"], prompts, wish, (), poll)[1]
+    for reply, full in zip(stopped, whole):
+        assert reply.finish == "cancelled"
+        assert 4 <= len(reply.token_ids) <= 12
+        assert reply.token_ids == full.token_ids[: len(reply.token_ids)]
+
+
+def test_a_batch_leaves_the_conversations_cache_alone(engines):
+    wish = GenerationSettings(add_eos_length=3, refine_iter=2, max_new_tokens=12)
+    engine = engines["llama"]
+    answers(engine, [tuple(range(3, 40))], wish)
+    before = engine.cached_tokens
+    answers(engine, [(5, 6), (7, 8, 9)], dataclasses.replace(wish, max_new_tokens=5))
+    assert engine.cached_tokens == before > 30
