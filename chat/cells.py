@@ -52,7 +52,7 @@ def _units(text: str) -> list[Span]:
     units: list[Span] = []
     kind, joined = "", False
     for at, character in enumerate(text):
-        if (char_cells(character) == 0 or joined) and units:
+        if (char_cells(character) == 0 or joined) and kind not in ("", " "):
             units[-1] = (units[-1][0], at + 1)
             joined = character == JOINER
             continue

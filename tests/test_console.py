@@ -1,0 +1,369 @@
+"""The console on a real terminal: keys in, screen out. The main loop behind it is tests/console_child.py."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from pty_screen import (
+    ALT_ENTER,
+    CTRL_BACKSLASH,
+    CTRL_C,
+    CTRL_D,
+    CTRL_J,
+    DOWN,
+    ENTER,
+    TAB,
+    UP,
+    PtyScreen,
+    pasted,
+)
+
+CHILD = Path(__file__).with_name("console_child.py")
+PROMPT = "›"
+STATS = "context"
+
+
+class Talk(PtyScreen):
+    """The child on a terminal, with the events it saw."""
+
+    events_file: Path
+
+    @property
+    def events(self) -> list[str]:
+        return self.events_file.read_text().splitlines() if self.events_file.exists() else []
+
+    def wait_ready(self) -> None:
+        self.wait_for(lambda screen: any(line.startswith((PROMPT, ">")) for line in screen.lines))
+
+    def wait_event(self, event: str) -> None:
+        self.wait_for(lambda _: event in self.events)
+
+
+Start = Callable[..., Talk]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Start the child; keyword arguments are environment variables, `columns` and `rows` apart."""
+    running: list[Talk] = []
+
+    def start(*, columns: int = 80, rows: int = 24, ready: bool = True, **env: str) -> Talk:
+        events = tmp_path / "events"
+        talk = Talk(
+            [sys.executable, str(CHILD)],
+            columns=columns,
+            rows=rows,
+            env={
+                "PYTHONPATH": str(CHILD.parent.parent),
+                "XDG_STATE_HOME": str(tmp_path / "state"),
+                "FAKE_EVENTS": str(events),
+                "FAKE_HISTORY": str(tmp_path / "history"),
+                "FAKE_PASS_S": "0.004",
+                **env,
+            },
+        )
+        talk.events_file = events
+        running.append(talk)
+        if ready:
+            talk.wait_ready()
+        return talk
+
+    yield start
+    for talk in running:
+        talk.close()
+
+
+SLOW = {"FAKE_PASS_S": "0.08"}
+
+
+def test_a_reply_is_committed_and_the_prompt_comes_back(start: Start) -> None:
+    talk = start()
+    talk.type("hello")
+    talk.send(ENTER)
+    talk.wait_for(STATS)
+    talk.wait_for("Ctrl-D leaves")
+    assert talk.text == (
+        "› hello\n"
+        "\n"
+        "The capital of France is Paris.\n"
+        "\n"
+        "It lies on the Seine:\n"
+        "\n"
+        "• north bank\n"
+        "• south bank\n"
+        "\n"
+        "86 tokens · 86.0 tok/s · first block 0.10 s · 33 forwards, 2.6 tokens each\n"
+        "passes 33 of 33 · 11 of 11 blocks converged · context 96 of 8,192\n"
+        "\n"
+        "›\n"
+        "  /help · Alt-Enter new line · Ctrl-D leaves                   N 7  R 3  greedy"
+    )
+
+
+def test_while_refining_the_live_zone_shows_placeholders_and_a_status(start: Start) -> None:
+    talk = start(**SLOW)
+    talk.send("hello" + ENTER)
+    talk.wait_for("░░░░")
+    talk.wait_for("block 2, pass")
+
+
+@pytest.mark.parametrize(("columns", "rows"), [(80, 24), (40, 12), (200, 50)])
+def test_a_reply_longer_than_the_screen_is_in_the_scrollback_once(
+    start: Start, tmp_path: Path, columns: int, rows: int
+) -> None:
+    lines = [
+        f"{number}. line number {number} {'中文 👩‍🚀' if number % 7 == 0 else ''}".rstrip()
+        for number in range(1, 90)
+    ]
+    (tmp_path / "reply").write_text("\n".join(lines) + "\n\nThe end.")
+    talk = start(columns=columns, rows=rows, FAKE_REPLY=str(tmp_path / "reply"), FAKE_PASS_S="0.001")
+    talk.send("go" + ENTER)
+    talk.wait_for(STATS)
+    shown = talk.scrollback
+    numbers = [int(match[1]) for line in shown if (match := re.match(r"(\d+)\. line number \1\b", line))]
+    assert numbers == list(range(1, 90))
+    assert sum("The end." in line for line in shown) == 1
+    assert sum("░" in line for line in shown) == 0
+
+
+def test_ctrl_c_stops_the_reply_and_keeps_the_session(start: Start) -> None:
+    talk = start(**SLOW)
+    talk.send("hello" + ENTER)
+    talk.wait_for("block 3")
+    talk.send(CTRL_C)
+    talk.wait_for("[stopped]")
+    talk.wait_for("Ctrl-D leaves")
+    assert "The capital" in talk.text
+    assert talk.events[-1] == "Interrupt()"
+    talk.send("/echo still here" + ENTER)
+    talk.wait_for("\n/echo still here")
+
+
+def test_ctrl_c_in_one_read_with_enter_stops_that_reply(start: Start) -> None:
+    talk = start(**SLOW)
+    talk.send("hello" + ENTER + CTRL_C)
+    talk.wait_for("[stopped]")
+
+
+def test_ctrl_c_at_the_prompt_clears_the_line_and_then_says_how_to_leave(start: Start) -> None:
+    talk = start()
+    talk.send("half a line")
+    talk.wait_for("› half a line")
+    talk.send(CTRL_C)
+    talk.wait_for(lambda screen: screen.lines[0] == PROMPT)
+    talk.send(CTRL_C)
+    talk.wait_for("Ctrl-D or /quit leaves.")
+    assert talk.events == []
+
+
+def test_three_ctrl_c_in_vain_abort_but_never_at_the_prompt(start: Start) -> None:
+    talk = start()
+    talk.send(CTRL_C * 3 + CTRL_BACKSLASH)
+    talk.send("/stuck" + ENTER)
+    talk.wait_event("Submitted(text='/stuck', live=False)")
+    talk.send(CTRL_C * 3)
+    talk.wait_for("aborted")
+    assert talk.events[1:] == ["Interrupt()", "Interrupt()", "Abort()"]
+
+
+def test_ctrl_backslash_aborts_while_a_reply_is_made(start: Start) -> None:
+    talk = start()
+    talk.send("/stuck" + ENTER + CTRL_BACKSLASH)
+    talk.wait_for("aborted")
+
+
+def test_ctrl_d_on_an_empty_line_leaves_and_puts_the_terminal_back(start: Start) -> None:
+    talk = start()
+    assert talk.mode != talk.mode_before
+    talk.send("x" + CTRL_D + "\x7f")
+    talk.wait_for(lambda screen: screen.lines[0] == PROMPT)
+    talk.send(CTRL_D)
+    assert talk.wait_end() == 0
+    assert talk.mode == talk.mode_before
+    assert talk.text == ""
+    assert talk.raw.rindex(b"\x1b[?2004l") > talk.raw.rindex(b"\x1b[?2004h")
+
+
+def test_alt_enter_ctrl_j_and_a_backslash_make_new_lines(start: Start) -> None:
+    talk = start()
+    talk.send("one" + ALT_ENTER + "two" + CTRL_J + "three\\" + ENTER + "four" + ENTER)
+    talk.wait_event("Submitted(text='one\\ntwo\\nthree\\nfour', live=False)")
+    talk.wait_for("› one\n  two\n  three\n  four\n")
+
+
+def test_a_live_command_runs_in_mid_reply_and_other_text_waits(start: Start) -> None:
+    talk = start(**SLOW)
+    talk.send("hello" + ENTER)
+    talk.wait_for("block 2")
+    talk.send("/echo now" + ENTER)
+    talk.wait_event("Submitted(text='/echo now', live=True)")
+    talk.send("/undo" + ENTER)
+    talk.wait_for("/undo has to wait")
+    talk.send("\x15" + "my next words" + ENTER)
+    talk.wait_for("Kept as a draft")
+    talk.wait_for(STATS)
+    talk.wait_for("Ctrl-D leaves")
+    assert talk.lines.count("› my next words") == 1
+    assert not any("my next words" in event for event in talk.events)
+    talk.send(ENTER)
+    talk.wait_event("Submitted(text='my next words', live=False)")
+
+
+def test_a_paste_is_one_message_and_a_long_one_shows_as_a_chip(start: Start) -> None:
+    talk = start()
+    text = "\n".join(f"row {number}" for number in range(2000))
+    talk.send("See: " + pasted("a\r\nb") + " ")
+    talk.wait_for("› See: a\n  b")
+    talk.send(pasted(text.replace("\n", "\r")))
+    talk.wait_for("[2,000 lines pasted]")
+    talk.send(" end" + ENTER)
+    talk.wait_for(lambda _: bool(talk.events))
+    assert talk.events == [f"Submitted(text={'See: a' + chr(10) + 'b ' + text + ' end'!r}, live=False)"]
+
+
+def test_a_chip_goes_with_one_backspace_and_opens_with_ctrl_o(start: Start) -> None:
+    talk = start()
+    talk.send(pasted("x\n" * 9) + pasted("y\n" * 8 + "z"))
+    talk.wait_for("[9 lines pasted][9 lines pasted]")
+    talk.send("\x7f")
+    talk.wait_for(lambda screen: screen.text.count("lines pasted]") == 1)
+    talk.send("\x0f")
+    talk.wait_for("› x\n  x\n")
+
+
+def test_history_holds_across_runs_with_entries_of_several_lines(start: Start) -> None:
+    talk = start()
+    talk.send("first" + ENTER)
+    talk.wait_for(STATS)
+    talk.wait_for("Ctrl-D leaves")
+    talk.send("two" + CTRL_J + "lines" + ENTER)
+    talk.wait_for(lambda screen: screen.text.count(STATS) == 2)
+    talk.wait_for("Ctrl-D leaves")
+    talk.send(CTRL_D)
+    talk.wait_end()
+    talk = start()
+    talk.send(UP)
+    talk.wait_for("› two\n  lines")
+    talk.send(UP + UP)
+    talk.wait_for("› first")
+    talk.send(DOWN)
+    talk.wait_for("› two\n  lines")
+
+
+def test_ctrl_r_searches_and_a_suggestion_is_taken_with_the_right_arrow(start: Start) -> None:
+    talk = start()
+    talk.send("/echo some old words" + ENTER)
+    talk.wait_for("\n/echo some old words")
+    talk.send("\x12old")
+    talk.wait_for("search back: old")
+    talk.send(ENTER)
+    talk.wait_for("› /echo some old words")
+    talk.send(CTRL_C)
+    talk.type("/echo so")
+    talk.wait_for("› /echo some old words")
+    talk.send("\x1b[C" + ENTER)
+    talk.wait_for(lambda _: talk.events.count("Submitted(text='/echo some old words', live=False)") == 2)
+
+
+def test_the_menu_shows_descriptions_and_tab_chooses(start: Start) -> None:
+    talk = start()
+    talk.type("/")
+    talk.wait_for("about undo")
+    talk.type("und")
+    talk.wait_for(lambda screen: "about echo" not in screen.text)
+    talk.send(TAB)
+    talk.wait_for("› /undo")
+    talk.send(ENTER)
+    talk.wait_event("Submitted(text='/undo', live=False)")
+
+
+def test_the_editor_gets_the_terminal_without_signal_keys(start: Start, tmp_path: Path) -> None:
+    editor = tmp_path / "editor"
+    editor.write_text(f"#!/bin/sh\nstty -a > {tmp_path}/mode\ntest -t 0 && test -t 1 && echo ' edited' >> \"$1\"\n")
+    editor.chmod(0o755)
+    talk = start(EDITOR=str(editor))
+    talk.send("draft\x18\x05")
+    talk.wait_for("edited")
+    talk.send(ENTER)
+    talk.wait_for(lambda _: bool(talk.events))
+    assert "edited" in talk.events[0]
+    mode = (tmp_path / "mode").read_text()
+    assert "-isig icanon" in mode
+
+
+def test_a_draft_can_be_offered(start: Start) -> None:
+    talk = start()
+    talk.send("/draft words to change" + ENTER)
+    talk.wait_for("› words to change")
+
+
+def test_vi_keys(start: Start) -> None:
+    talk = start(FAKE_VI="1")
+    talk.send("one two")
+    talk.wait_for("› one two")
+    talk.send("\x1b")
+    time.sleep(0.4)
+    talk.send("bcwthree")
+    talk.wait_for("› one three")
+    talk.send(ENTER)
+    talk.wait_event("Submitted(text='one three', live=False)")
+
+
+def test_ctrl_l_keeps_what_was_committed(start: Start) -> None:
+    talk = start()
+    talk.send("/echo remember" + ENTER)
+    talk.wait_for("\n/echo remember")
+    talk.send("\x0c")
+    talk.wait_for(lambda screen: screen.lines[0] == PROMPT)
+    assert talk.scrollback.count("/echo remember") == 1
+
+
+def test_a_new_size_is_told_and_drawn(start: Start) -> None:
+    talk = start(**SLOW)
+    talk.send("hello" + ENTER)
+    talk.wait_for("block 2")
+    talk.resize(50, 20)
+    talk.wait_event("Resized(columns=50, rows=20)")
+    talk.wait_for(STATS)
+    talk.wait_for("Ctrl-D leaves")
+    assert sum("The capital of France" in line for line in talk.scrollback) == 1
+
+
+@pytest.mark.parametrize("name", ["NO_COLOR", "COLORTERM"])
+def test_colours_only_where_they_are_wanted(start: Start, name: str) -> None:
+    talk = start(**SLOW, **{name: "1"})
+    talk.send("hello" + ENTER)
+    talk.wait_for("block 4")
+    talk.send(CTRL_C)
+    talk.wait_for(STATS)
+    coloured = re.search(rb"\x1b\[[0-9;]*\b[39][0-7]m", talk.raw) is not None
+    assert coloured == (name != "NO_COLOR")
+
+
+@pytest.mark.parametrize("env", [{"TERM": "dumb"}, {"ACCESSIBLE": "1"}], ids=["dumb", "accessible"])
+def test_where_nothing_can_be_redrawn_lines_are_only_added(start: Start, env: dict[str, str]) -> None:
+    talk = start(**SLOW, **env)
+    talk.send("hello\n")
+    talk.wait_for(STATS)
+    assert b"\x1b" not in talk.raw
+    assert "░" not in talk.text
+    talk.wait_for(lambda screen: screen.text.endswith("\n>"))
+    talk.send("again\n")
+    talk.wait_for(lambda _: len(talk.events) == 2)
+    talk.send(CTRL_C)
+    talk.wait_for("[stopped]")
+    talk.send(CTRL_D)
+    assert talk.wait_end() == 0
+    assert talk.mode == talk.mode_before
+
+
+def test_a_closed_terminal_ends_the_session(start: Start) -> None:
+    talk = start()
+    talk.hang_up()
+    talk.wait_end()
+    assert talk.events[-1:] == ["Failed(error=EOFError())"] or talk.process.returncode < 0
