@@ -53,7 +53,7 @@ class Fake:
         self.streams = streams
         self.console = console
         self.palette = screen.Palette.of(streams)
-        self.log = Path(os.environ.get("FAKE_EVENTS", os.devnull)).open("a", buffering=1)
+        self.log = Path(os.environ.get("FAKE_EVENTS", os.devnull)).open("a", buffering=1)  # noqa: SIM115
         self.text = DEFAULT_REPLY
         if "FAKE_REPLY" in os.environ:
             self.text = Path(os.environ["FAKE_REPLY"]).read_text(encoding="utf-8")

@@ -67,7 +67,7 @@ class PtyScreen:
             stderr=self.slave,
             env=environ,
             start_new_session=True,
-            preexec_fn=_take_terminal if controlling else None,  # noqa: PLW1509  (one thread, before exec)
+            preexec_fn=_take_terminal if controlling else None,
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
