@@ -147,7 +147,8 @@ def _find(spelled: str) -> tuple[Option, bool]:
     plain = name.removeprefix("no_")
     if plain != name and plain in OPTIONS and OPTIONS[plain].negated:
         return OPTIONS[plain], False
-    near = difflib.get_close_matches(name, _spellings(), n=1)
+    longer = [known for known in _spellings() if known.startswith(name)]
+    near = longer or difflib.get_close_matches(name, _spellings(), n=1)
     raise UsageError(
         f"Unknown option: --{spelled}",
         f"Did you mean --{near[0]}?" if near else "",

@@ -5,6 +5,7 @@ transformers is imported when a tokenizer is loaded, not before.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,12 +74,8 @@ def load_tokenizer(
         backend = AutoTokenizer.from_pretrained(
             str(folder), local_files_only=True, trust_remote_code=trust_remote_code
         )
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-        raise CheckpointError(
-            f"The tokenizer in {folder} cannot be loaded.",
-            f"{type(error).__name__}: {error}",
-            "Copy the tokenizer's files again from the model that was trained.",
-        ) from error
+    except Exception as error:  # the tokenizers library raises bare Exception
+        raise _broken(folder, error) from error
     if backend.eos_token_id is None:
         raise CheckpointError(
             f"The tokenizer in {folder} ({type(backend).__name__}) has no EOS token.",
@@ -104,6 +101,21 @@ def _check_files(folder: Path) -> None:
             f"One of {', '.join(most)} or {last} must be there.",
             "Copy the tokenizer's files there from the model that was trained.",
         )
+
+
+def _broken(folder: Path, error: Exception) -> CheckpointError:
+    """Why the tokenizer cannot be loaded: the file that is no JSON, else what transformers says."""
+    why = f"{type(error).__name__}: {error}"
+    for path in sorted(folder.glob("*token*.json")):
+        try:
+            json.loads(path.read_bytes())
+        except (OSError, ValueError) as fault:
+            why = f"{path.name} is not JSON ({fault}); it may be cut short, or a Git LFS pointer."
+    return CheckpointError(
+        f"The tokenizer in {folder} cannot be loaded.",
+        why,
+        "Copy the tokenizer's files again from the model that was trained.",
+    )
 
 
 def _generation_stop_ids(generation_config: Mapping[str, Any]) -> tuple[int, ...]:

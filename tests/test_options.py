@@ -123,6 +123,7 @@ def test_the_last_of_two_equal_options_counts() -> None:
     [
         (["--refine_itr", "2"], "Unknown option: --refine_itr Did you mean --refine_iter?"),
         (["--no-use-chat-templat"], "Unknown option: --no-use-chat-templat Did you mean --no_use_chat_template?"),
+        (["--temp", "1"], "Unknown option: --temp Did you mean --temperature?"),
         (["--zzz"], "Unknown option: --zzz --help lists the options."),
         (["--no-json"], "Unknown option: --no-json"),
         (["--refine_iter"], "--refine_iter needs a value (VALUE)."),

@@ -101,9 +101,18 @@ def test_a_tokenizer_without_eos_is_refused_by_name(folder: Path) -> None:
     assert "has no EOS token." in refusal(folder)
 
 
-def test_a_broken_tokenizer_file_is_named(folder: Path) -> None:
-    text = (folder / "tokenizer.json").read_text()
-    (folder / "tokenizer.json").write_text(text[: len(text) // 2])
+@pytest.mark.parametrize("content", [None, "", "version https://git-lfs.github.com/spec/v1\noid sha256:12\n"])
+def test_a_tokenizer_file_that_is_no_json_is_named(folder: Path, content: str | None) -> None:
+    path = folder / "tokenizer.json"
+    path.write_text(path.read_text()[:500] if content is None else content)
+    said = refusal(folder)
+    assert f"The tokenizer in {folder} cannot be loaded. tokenizer.json is not JSON (" in said
+    assert "it may be cut short, or a Git LFS pointer." in said
+
+
+def test_a_tokenizer_of_an_unknown_kind_is_refused(folder: Path) -> None:
+    path = folder / "tokenizer.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "model": {"type": "Unheard"}}))
     assert f"The tokenizer in {folder} cannot be loaded." in refusal(folder)
 
 
