@@ -42,6 +42,9 @@ class Fence:
 class LineStream:
     """Text without markup: finished lines, wrapped at `width` columns (not at all if None)."""
 
+    apart = False
+    margin = 0
+
     def __init__(self, width: int | None, hold: int) -> None:
         self.held = ""
         self._width = width
@@ -91,6 +94,16 @@ class MarkdownStream:
     def feed(self, text: str) -> list[Text]:
         self.held += text
         return self._take(final=False)
+
+    @property
+    def apart(self) -> bool:
+        """Whether a blank line will stand before what comes next."""
+        return bool(self._before) and self._gap and self._fence is None
+
+    @property
+    def margin(self) -> int:
+        """Columns by which what comes next is going to be indented."""
+        return CODE_INDENT if self._fence else 0
 
     def resize(self, width: int, hold: int) -> None:
         self._width, self._hold = width, max(2, hold)

@@ -5,8 +5,9 @@ Committed text is a string whose every line ends with a newline; the live zone i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rich.text import Text
 
@@ -26,6 +27,7 @@ __all__ = [
     "stats_line",
     "table",
     "user_echo",
+    "welcome",
 ]
 
 Decode = Callable[[Sequence[int]], str]
@@ -160,16 +162,16 @@ class ReplyView:
 
     def _live(self, fragments: list[tuple[str, str]], settled: int) -> tuple[Line, ...]:
         """At most `_rows` lines: the unfinished text, then the block, kept in view around where it settles."""
-        held = self._stream.held
+        held, margin = self._stream.held, self._stream.margin
         if not held and not fragments:
             return ()
-        fragments = [("", held), *fragments]
-        lines = wrap_fragments(fragments, self._width)
-        if len(lines) <= self._rows:
-            return tuple(lines)
-        front = len(wrap_fragments(fragments[: settled + 1], self._width)) - 1
-        first = max(0, min(front - 1, len(lines) - self._rows))
-        return tuple(lines[first : first + self._rows])
+        fragments = [("", "\n" * self._stream.apart + held), *fragments]
+        lines = wrap_fragments(fragments, self._width - margin)
+        if len(lines) > self._rows:
+            front = len(wrap_fragments(fragments[: settled + 1], self._width - margin)) - 1
+            first = max(0, min(front - 1, len(lines) - self._rows))
+            lines = lines[first : first + self._rows]
+        return tuple((("", " " * margin), *line) for line in lines) if margin else tuple(lines)
 
 
 def render_markdown(text: str, width: int, palette: Palette) -> str:
@@ -274,6 +276,32 @@ def _stacked(rows: Sequence[Sequence[str]], palette: Palette, width: int, margin
         for cell in filter(None, others):
             lines += indented(wrap(Text(cell), max(2, width - 3 - margin)), margin + 2)
     return palette.ansi(lines)
+
+
+def welcome(facts: Mapping[str, Any], palette: Palette, width: int = 80) -> str:
+    """The first words of a conversation: which model answers. Any of `facts` may be absent."""
+    folder = str(facts.get("checkpoint", ""))
+    parts = [
+        str(facts.get("model_type") or ""),
+        count_text(facts["parameters"]) + " parameters" if facts.get("parameters") else "",
+        str(facts.get("dtype") or "").removeprefix("torch."),
+        f"{facts['processes']} process{'es' if facts['processes'] > 1 else ''}" if facts.get("processes") else "",
+        f"ready in {facts['ready_seconds']:.1f} s" if facts.get("ready_seconds") else "",
+    ]
+    about = palette.mark(" · ", ", ").join(filter(None, parts))
+    lines = (
+        [palette.text(line.plain, "strong") for line in wrap(Text(visible(folder)), width - 1)] if folder else []
+    )
+    lines += [palette.text(line.plain, "quiet") for line in wrap(Text(visible(about)), width - 1)]
+    return palette.ansi([*lines, Text()])
+
+
+def count_text(number: int) -> str:
+    """A large number in three digits or so: 135 M, 7.6 B."""
+    for size, unit in ((10**12, "T"), (10**9, "B"), (10**6, "M")):
+        if number >= size:
+            return f"{number / size:.{0 if number >= 100 * size else 1}f} {unit}"
+    return f"{number:,}"
 
 
 def stats_line(reply: Reply, context_used: int, context_limit: int, palette: Palette, width: int = 80) -> str:

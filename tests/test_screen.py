@@ -21,6 +21,7 @@ from chat.screen import (
     stats_line,
     table,
     user_echo,
+    welcome,
 )
 from dist.errors import CheckpointError
 from dist.protocol import BlockUpdate, FinishReason, Reply, ReplyStats
@@ -343,3 +344,22 @@ def test_notices_use_no_colour_with_no_color() -> None:
     assert colours.search(notice("text", COLOR))
     assert not colours.search(render_markdown(MARKDOWN, 60, MONO) + notice("text", MONO) + user_echo("x", MONO))
     assert "\x1b" not in render_markdown(MARKDOWN, 60, PLAIN)
+
+
+def test_the_welcome_names_the_model() -> None:
+    facts = {
+        "checkpoint": "/runs/global_step_10",
+        "model_type": "qwen2",
+        "parameters": 7_615_616_512,
+        "processes": 2,
+    }
+    assert welcome(facts, PLAIN) == "/runs/global_step_10\nqwen2 · 7.6 B parameters · 2 processes\n\n"
+
+
+def test_the_live_zone_stands_where_the_committed_text_will() -> None:
+    view = ReplyView(decode, 60, 24, COLOR)
+    frame = view.update(a_block(tuple(b"One.\n\n```\nx = 1\ny ="), finish=None))
+    assert frame.live == ((("", "  "), ("", "y ="), ("placeholder", "░" * 19)),)
+    frame = view.update(a_block(tuple(b" 2\n```\n\nTwo"), index=1))
+    assert stripped(frame.commit) == "  y = 2\n"
+    assert frame.live[0] == () and frame.live[1][0] == ("", "Two")
