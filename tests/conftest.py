@@ -5,11 +5,16 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from checkpoints import CASES, make_checkpoints, run_root
+
+import chat.demo
+from chat.demo.prepare import missing_packages
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -42,6 +47,25 @@ def tiny_checkpoint(request: pytest.FixtureRequest) -> TinyCheckpoint:
         return run_root(base, layout, world_size)
 
     return checkpoint
+
+
+@pytest.fixture(scope="session")
+def demo_checkpoint(request: pytest.FixtureRequest) -> Path:
+    """The embedded model, really prepared (a minute, once; kept in pytest's cache folder). Never change it."""
+    absent = missing_packages()
+    if absent:
+        pytest.skip(f"not installed: {', '.join(absent)}")
+    cache = request.config.cache
+    assert cache is not None
+    folder = Path(chat.demo.__file__).parent
+    sources = [folder / f"{name}.py" for name in ("__init__", "prepare", "expand", "tokenizer", "shard", "finish")]
+    fingerprint = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:12]
+    home = cache.mkdir(f"demo-{fingerprint}")
+    command = [sys.executable, "-m", "chat.demo"]
+    environment = os.environ | {"XDG_DATA_HOME": str(home), "PYTHONPATH": str(Path(__file__).parent.parent)}
+    run = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return Path(run.stdout.strip())
 
 
 def _fingerprint() -> str:

@@ -8,11 +8,17 @@ start, and widening to float32 while reading costs nothing beside it.
 
 from __future__ import annotations
 
+import json
+import signal
 import sys
 from pathlib import Path
 from typing import Any
 
-from chat.demo.tokenizer import build_tokenizer, read_vocabulary
+from chat.demo.tokenizer import build_tokenizer, check_tokenizer, read_vocabulary, sample_ids
+from chat.lifeline import die_with_parent
+
+# Ids that the tokenizer just built makes of known texts, for `finish` to hold the reloaded one to.
+SAMPLES = "samples.json"
 
 
 def read_fields(gguf_file: Path) -> dict[str, Any]:
@@ -33,8 +39,12 @@ def expand(gguf_file: Path, folder: Path) -> None:
     # GGUF keeps it in single precision: 9.999999747378752e-06.
     model.config.rms_norm_eps = round(model.config.rms_norm_eps, 10)
     model.to(torch.bfloat16).save_pretrained(folder)
-    build_tokenizer(vocabulary).save_pretrained(folder)
+    tokenizer = build_tokenizer(vocabulary)
+    check_tokenizer(tokenizer, sample_ids(tokenizer))
+    tokenizer.save_pretrained(folder)
+    (folder / SAMPLES).write_text(json.dumps(sample_ids(tokenizer)), encoding="utf-8")
 
 
 if __name__ == "__main__":
+    die_with_parent(signal.SIGKILL)
     expand(Path(sys.argv[1]), Path(sys.argv[2]))

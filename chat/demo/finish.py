@@ -1,23 +1,18 @@
 """Completes a folder that verl has written and checks it by reloading. Knows no weights.
 
-Run by `prepare` in a process of its own: `python -m chat.demo.finish GGUF SOURCE FOLDER`.
+Run by `prepare` in a process of its own: `python -m chat.demo.finish SOURCE FOLDER`.
 """
 
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from pathlib import Path
 
-from chat.demo.expand import read_fields
-from chat.demo.tokenizer import (
-    BOS_ID,
-    EOS_ID,
-    build_tokenizer,
-    check_tokenizer,
-    read_vocabulary,
-    write_tokenizer_config,
-)
+from chat.demo.expand import SAMPLES
+from chat.demo.tokenizer import BOS_ID, EOS_ID, check_tokenizer, write_tokenizer_config
+from chat.lifeline import die_with_parent
 
 # The base is not trained for refinement: a fixed small number of passes would give garbage.
 GENERATION = {
@@ -44,18 +39,18 @@ def portable_config(config: dict[str, object]) -> dict[str, object]:
     return kept
 
 
-def finish(gguf_file: Path, source: Path, folder: Path) -> None:
+def finish(source: Path, folder: Path) -> None:
     """Complete `folder`/huggingface. Raises ValueError if what is reloaded from it differs from `source`."""
     from transformers import AutoConfig, AutoTokenizer
 
-    vocabulary = read_vocabulary(read_fields(gguf_file))
     hf_folder = folder / "huggingface"
     config_file = hf_folder / "config.json"
     write_json(config_file, portable_config(json.loads(config_file.read_text(encoding="utf-8"))))
     write_json(hf_folder / "generation_config.json", GENERATION)
-    write_tokenizer_config(hf_folder, vocabulary)
+    write_tokenizer_config(hf_folder)
 
-    check_tokenizer(AutoTokenizer.from_pretrained(hf_folder), build_tokenizer(vocabulary))
+    expected = json.loads((source / SAMPLES).read_text(encoding="utf-8"))
+    check_tokenizer(AutoTokenizer.from_pretrained(hf_folder), expected)
     made, wanted = (AutoConfig.from_pretrained(path).to_dict() for path in (hf_folder, source))
     differing = sorted(
         key
@@ -67,4 +62,5 @@ def finish(gguf_file: Path, source: Path, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    finish(*map(Path, sys.argv[1:4]))
+    die_with_parent(signal.SIGKILL)
+    finish(*map(Path, sys.argv[1:3]))

@@ -142,7 +142,7 @@ def _build(part: Path, failed_log: Path, say: Say) -> None:
             ranks = range(WORLD_SIZE)
             _run_all([_module("shard", r, WORLD_SIZE, part / "meet", source, made) for r in ranks], log)
             step(3, "checking what was written by reloading it")
-            _run_all([_module("finish", gguf_file, source, made)], log)
+            _run_all([_module("finish", source, made)], log)
         except subprocess.CalledProcessError as error:
             raise _step_error(error, log_file, failed_log) from error
     step(4, "putting it in place")

@@ -6,8 +6,11 @@ The calls are those of verl's trainer (FSDP1 over a device mesh, one unit a deco
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
+
+from chat.lifeline import die_with_parent
 
 
 def write_shards(rank: int, world_size: int, rendezvous: Path, source: Path, folder: Path) -> None:
@@ -42,4 +45,5 @@ def write_shards(rank: int, world_size: int, rendezvous: Path, source: Path, fol
 
 
 if __name__ == "__main__":
+    die_with_parent(signal.SIGKILL)
     write_shards(int(sys.argv[1]), int(sys.argv[2]), *map(Path, sys.argv[3:6]))

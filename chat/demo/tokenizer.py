@@ -102,39 +102,39 @@ def build_tokenizer(vocabulary: Vocabulary) -> PreTrainedTokenizerFast:
     )
 
 
-def write_tokenizer_config(folder: Path, vocabulary: Vocabulary) -> None:
+def write_tokenizer_config(folder: Path) -> None:
     """Replace `tokenizer_config.json` by one that transformers 4 and 5 read alike.
 
     Version 5 names a tokenizer class there that version 4 does not have.
     """
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": vocabulary.tokens[BOS_ID],
-        "eos_token": vocabulary.tokens[EOS_ID],
-        "pad_token": vocabulary.tokens[EOS_ID],
-        "unk_token": vocabulary.tokens[UNK_ID],
+        "bos_token": "<|im_start|>",
+        "eos_token": "<|im_end|>",
+        "pad_token": "<|im_end|>",
+        "unk_token": "<|endoftext|>",
         "model_max_length": 8192,
         "clean_up_tokenization_spaces": False,
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def check_tokenizer(tokenizer: PreTrainedTokenizerFast, reference: PreTrainedTokenizerFast) -> None:
-    """Raises ValueError unless `tokenizer` has the right special ids, gives back every text, and agrees
-    with `reference` on the ids of each."""
+def sample_ids(tokenizer: PreTrainedTokenizerFast) -> list[list[int]]:
+    """Token ids of every text of `ROUND_TRIPS`, then of a templated exchange."""
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Add 12 and 3."}]
+    templated = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return [list(tokenizer.encode(text, add_special_tokens=False)) for text in (*ROUND_TRIPS, str(templated))]
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerFast, expected: Sequence[Sequence[int]]) -> None:
+    """Raises ValueError unless `tokenizer` has the right special ids, gives back every text, and makes the
+    `expected` ids of the samples."""
     found = (tokenizer.unk_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
     if found != (UNK_ID, BOS_ID, EOS_ID, EOS_ID) or len(tokenizer) != VOCAB_SIZE:
         raise ValueError(f"unk, bos, eos, pad are {found}, {len(tokenizer)} entries")
-    for text in ROUND_TRIPS:
-        ids = tokenizer.encode(text, add_special_tokens=False)
-        if tokenizer.decode(ids) != text or ids != reference.encode(text, add_special_tokens=False):
+    samples = sample_ids(tokenizer)
+    for text, ids in zip(ROUND_TRIPS, samples):
+        if tokenizer.decode(ids) != text:
             raise ValueError(f"{text!r} comes back as {tokenizer.decode(ids)!r}")
-    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Add 12 and 3."}]
-    if template_ids(tokenizer, messages) != template_ids(reference, messages):
-        raise ValueError("the chat template gives other ids after reloading")
-
-
-def template_ids(tokenizer: PreTrainedTokenizerFast, messages: Sequence[dict[str, str]]) -> list[int]:
-    """Token ids of the messages with the assistant's opening appended."""
-    text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-    return list(tokenizer.encode(str(text), add_special_tokens=False))
+    if samples != [list(ids) for ids in expected]:
+        raise ValueError("the reloaded tokenizer makes other ids than the one that was built")
