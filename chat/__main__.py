@@ -12,7 +12,7 @@ import traceback
 from typing import TYPE_CHECKING, NoReturn
 
 from chat.lifeline import Lifeline, die_with_parent, write_status
-from chat.options import LaunchOptions, parse_options
+from chat.options import LaunchOptions, load_config, parse_options, with_config
 from chat.terminal import Streams, open_streams
 from dist.errors import ChatError, RankError
 
@@ -27,7 +27,8 @@ def main() -> None:
     """Run one rank; ends the process."""
     rank = int(os.environ.get("RANK", "0"))
     try:
-        options = parse_options(sys.argv[1:])
+        # Every rank reads the config file: it may say how the model is spread and in which dtype.
+        options = with_config(parse_options(sys.argv[1:]), load_config())
     except ChatError as error:
         if rank == 0:
             print(error, file=sys.stderr)
@@ -104,6 +105,8 @@ def serve(options: LaunchOptions, group: SoloGroup | TorchGroup) -> None:
     except CheckpointError as error:
         print(error, file=sys.stderr)
         return
+    # Ctrl-C is rank 0's to answer: from here on it ends a reply or a list of prompts, not the ranks.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     engine.follow()
     group.close()
 
