@@ -1,0 +1,179 @@
+"""Fills a model's tensors from a checkpoint, all ranks together. Knows no config and no mode, just who keeps what.
+
+Reading goes in rounds, each ended by asking every rank whether it succeeded: a rank that cannot read makes all
+stop with its error, soon, and never leaves the others waiting in an exchange.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from dist.checkpoint_read import TensorReader
+from dist.errors import ChatError, CheckpointError
+from dist.gathering import Share, gather_when_used, layer_parameters
+from dist.model_build import put_tensor
+from dist.protocol import Group
+from dist.shard_plan import Box, SavedTensor, even_bounds, local_box
+
+ROUND_BYTES = 256 << 20
+
+OnProgress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FillPlan:
+    """What goes where.
+
+    wanted   the module's tensors to fill, by name, on meta or in place
+    sources  the saved tensor of each
+    tied     {further name: name} of parameters that are one and the same
+    """
+
+    module: Any
+    wanted: Mapping[str, torch.Tensor]
+    sources: Mapping[str, SavedTensor]
+    tied: Mapping[str, str]
+
+    @property
+    def bytes(self) -> int:
+        """What all of it takes in memory."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.wanted.values())
+
+
+def together(group: Group, work: Callable[[], Any]) -> Any:
+    """What `work` gives on this rank; if it raises ChatError on any rank, all raise it."""
+    result, error = None, None
+    try:
+        result = work()
+    except ChatError as problem:
+        error = problem
+    failures = group.gather_errors(None if error is None else str(error))
+    if error is not None:
+        raise error
+    if failures:
+        rank = min(failures)
+        raise CheckpointError(f"Rank {rank} cannot load the model.", failures[rank])
+    return result
+
+
+class Filler:
+    """Fills one plan. `progress(done, total)` tells of this rank's bytes; `bytes_read` is their sum."""
+
+    def __init__(self, group: Group, plan: FillPlan, progress: OnProgress | None) -> None:
+        self.bytes_read = 0
+        self._group = group
+        self._plan = plan
+        self._progress = progress
+        self._total = 0
+
+    def fill_whole(self) -> None:
+        """Every rank reads everything."""
+        self._total = sum(source.bytes for source in self._plan.sources.values())
+        with TensorReader(self._on_bytes) as reader:
+            for names in self._rounds(list(self._plan.sources), 1):
+                fresh = {name: self._allocate(name) for name in names}
+                boxes = {name: Box.whole(self._plan.sources[name].shape) for name in names}
+                self._read(reader, boxes, fresh)
+                self._put(fresh)
+        self._place_buffers()
+
+    def fill_exchanged(self) -> None:
+        """Every rank reads its rows of everything; the ranks exchange them, and all keep all."""
+        self._total = self._share_of_bytes()
+        with TensorReader(self._on_bytes) as reader:
+            self._exchange(reader, list(self._plan.sources))
+        self._place_buffers()
+
+    def fill_shares(self) -> None:
+        """Every rank keeps its rows of the decoder layers, gathered when used; the rest is exchanged and kept."""
+        self._total = self._share_of_bytes()
+        layers = layer_parameters(self._plan.module)
+        shares: dict[Any, list[Share]] = {layer: [] for layer in layers.values()}
+        with TensorReader(self._on_bytes) as reader:
+            self._exchange(reader, [name for name in self._plan.sources if name not in layers])
+            for names in self._rounds([name for name in self._plan.sources if name in layers], self._group.size):
+                boxes = {name: self._my_rows(name) for name in names}
+                fresh = {name: self._allocate(name, boxes[name].sizes) for name in names}
+                self._read(reader, boxes, fresh)
+                for name, rows in fresh.items():
+                    owner, _, own_name = name.rpartition(".")
+                    module, shape = self._plan.module.get_submodule(owner), self._plan.wanted[name].shape
+                    shares[layers[name]].append(Share(owner=module, name=own_name, shape=shape, rows=rows))
+        for layer, held in shares.items():
+            gather_when_used(layer, held, self._group)
+        self._place_buffers()
+
+    def _exchange(self, reader: TensorReader, names: list[str]) -> None:
+        group = self._group
+        for some in self._rounds(names, group.size):
+            fresh = {name: self._allocate(name) for name in some}
+            boxes = {name: self._my_rows(name) for name in some}
+            # A tensor without rows (a counter) is rank 0's to read.
+            bounds = {name: even_bounds((*fresh[name].shape, 1)[0], group.size) for name in some}
+            mine = {
+                name: _as_rows(whole)[bounds[name][group.rank] : bounds[name][group.rank + 1]]
+                for name, whole in fresh.items()
+            }
+            self._read(reader, boxes, {name: rows for name, rows in mine.items() if len(rows)})
+            for name, whole in fresh.items():
+                group.spread_rows(_as_rows(whole), bounds[name])
+            self._put(fresh)
+
+    def _read(self, reader: TensorReader, boxes: Mapping[str, Box], targets: Mapping[str, torch.Tensor]) -> None:
+        """Read one round; a failure on any rank is raised on all."""
+
+        def read() -> None:
+            for name, target in targets.items():
+                reader.read_into(self._plan.sources[name], boxes[name], target.reshape(boxes[name].sizes))
+
+        together(self._group, read)
+
+    def _my_rows(self, name: str) -> Box:
+        shape = self._plan.sources[name].shape
+        return local_box(shape, [(0, self._group.size, self._group.rank)]) if shape else Box((), ())
+
+    def _share_of_bytes(self) -> int:
+        return sum(source.bytes for source in self._plan.sources.values()) // self._group.size
+
+    def _on_bytes(self, count: int) -> None:
+        self.bytes_read += count
+        if self._progress is not None:
+            self._progress(self.bytes_read, max(self._total, self.bytes_read))
+
+    def _rounds(self, names: Sequence[str], parts: int) -> Iterator[list[str]]:
+        """The names in the model's order, cut where a rank has read about ROUND_BYTES."""
+        some: list[str] = []
+        size = 0
+        for name in names:
+            some.append(name)
+            size += self._plan.sources[name].bytes // parts
+            if size >= ROUND_BYTES:
+                yield some
+                some, size = [], 0
+        if some:
+            yield some
+
+    def _allocate(self, name: str, shape: Sequence[int] | None = None) -> torch.Tensor:
+        wanted = self._plan.wanted[name]
+        return torch.empty(wanted.shape if shape is None else shape, dtype=wanted.dtype, device=self._group.device)
+
+    def _put(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        for name, tensor in tensors.items():
+            put_tensor(self._plan.module, name, tensor)
+            for other, first in self._plan.tied.items():
+                if first == name:
+                    put_tensor(self._plan.module, other, self._plan.module.get_parameter(name))
+
+    def _place_buffers(self) -> None:
+        """Move what was computed rather than read to the device."""
+        for name, buffer in list(self._plan.module.named_buffers()):
+            if buffer.device != self._group.device:
+                put_tensor(self._plan.module, name, buffer.to(self._group.device))
+
+
+def _as_rows(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor if tensor.ndim else tensor.reshape(1)
