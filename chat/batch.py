@@ -9,12 +9,8 @@ import dataclasses
 import hashlib
 import os
 import secrets
-import signal
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any, Protocol
 
 from chat.files import expand
@@ -55,12 +51,12 @@ def run_batch(
     streams: ReplyStreams,
     facts: Mapping[str, Any],
     *,
-    interrupted: Asked | None = None,
+    interrupted: Asked,
 ) -> int:
     """Answer all prompts; gives the exit code: 0, 4 if some failed, 130 if interrupted.
 
-    Of `facts` the checkpoint and the dtype are recorded with each result. `interrupted` is asked once per pass;
-    without it, SIGINT ends the run after the present pass (a second one at once). Raises UsageError for an output
+    Of `facts` the checkpoint and the dtype are recorded with each result. `interrupted` is asked once per pass
+    whether the run is to end; what is finished by then is kept. Raises UsageError for an output
     file that cannot be gone on with; errors of the engine other than PromptError pass through.
     """
     jobs = tuple(
@@ -79,12 +75,8 @@ def run_batch(
     if options.output_file is not None:
         file = ResultsFile(expand(options.output_file), jobs, {**settings.as_dict(), **extra})
     settings = with_seed(settings, file.seed if file is not None else None)
-    output = _output(options, streams, jobs, file)
-    if options.n > 1 and not settings.samples:
-        output.say("temperature is 0, so all samples of a prompt are the same.")
     shared = Circumstances(settings={**settings.as_dict(), **extra}, numbered=settings.samples or options.n > 1)
-    listening = interrupted_by(interrupted)
-    with output, listening as asked:
+    with _output(options, streams, jobs, file) as output:
         answerer = _Answerer(
             engine=engine,
             tokenizer=tokenizer,
@@ -94,41 +86,15 @@ def run_batch(
             trace=options.verbose_trace,
             shared=shared,
             output=output,
-            stop=lambda: asked() or output.nobody_reads,
+            stop=lambda: interrupted() or output.nobody_reads,
         )
+        if options.n > 1 and not settings.samples:
+            output.say("temperature is 0, so all samples of a prompt are the same.")
         size = options.batch_size or DEFAULT_BATCH_SIZE
-        for turn_jobs in group_jobs(jobs[output.written :], size, options.n):
-            for job, record in answerer.answer(turn_jobs):
-                output.put(job, record)
-            if output.cancelled or answerer.stop():
-                break
+        answerer.answer_all(group_jobs(jobs[output.written :], size, options.n))
     if not output.complete:
         return INTERRUPTED
     return SOME_FAILED if output.failed else ALL_FINE
-
-
-def interrupted_by(asked: Asked | None) -> AbstractContextManager[Asked]:
-    """What tells whether the run is to end: `asked`, or else SIGINT."""
-    return catch_interrupts() if asked is None else nullcontext(asked)
-
-
-@contextmanager
-def catch_interrupts() -> Iterator[Asked]:
-    """Turn the first SIGINT into a flag. Only the main thread can; elsewhere the flag stays down."""
-    flag = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield flag.is_set
-        return
-
-    def handle(_number: int, _frame: FrameType | None) -> None:
-        flag.set()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    before = signal.signal(signal.SIGINT, handle)
-    try:
-        yield flag.is_set
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def with_seed(settings: GenerationSettings, earlier: int | None) -> GenerationSettings:
@@ -192,6 +158,14 @@ class _Answerer:
     shared: Circumstances
     output: Output
     stop: Asked
+
+    def answer_all(self, turns: Iterable[Sequence[Job]]) -> None:
+        """Turn after turn, until all are answered or the run is to stop."""
+        for jobs in turns:
+            for job, record in self.answer(jobs):
+                self.output.put(job, record)
+            if self.output.cancelled or self.stop():
+                return
 
     def answer(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Record]]:
         """The records of `jobs`, which share one sample number, as they come."""

@@ -6,7 +6,6 @@ import dataclasses
 import io
 import json
 import os
-import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +31,11 @@ BLOCK = 4
 def question(prompt: str) -> str:
     """The last line of the person's in the text of a prompt, with or without the template."""
     return [line for line in prompt.split("\n") if line and line != "assistant"][-1]
+
+
+def never() -> bool:
+    """A run that nobody interrupts."""
+    return False
 
 
 @dataclass
@@ -152,7 +156,7 @@ def run(tokenizer: ChatTokenizer) -> Run:
         streams: Texts | None = None,
         stdin: bytes = b"",
         facts: dict[str, Any] = FACTS,
-        interrupted: Callable[[], bool] | None = lambda: False,
+        interrupted: Callable[[], bool] = never,
         **engine: Any,
     ) -> Ran:
         options = parse_options(argv)
@@ -575,29 +579,6 @@ def test_a_cancelled_reply_prints_its_finished_blocks(run: Run) -> None:
     )
 
 
-def test_ctrl_c_ends_the_run_and_leaves_the_handler_as_it_was(run: Run, prompts: str) -> None:
-    before = signal.getsignal(signal.SIGINT)
-
-    def press(number: int) -> None:
-        if number == 20:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    ran = run("--prompts_file", prompts, before_pass=press, interrupted=None)
-    assert ran.code == 130
-    assert 20 < ran.engine.passes < 25
-    assert signal.getsignal(signal.SIGINT) is before
-
-
-def test_a_second_ctrl_c_ends_it_at_once(run: Run, prompts: str) -> None:
-    def press_twice(number: int) -> None:
-        if number == 20:
-            os.kill(os.getpid(), signal.SIGINT)
-            os.kill(os.getpid(), signal.SIGINT)
-
-    with pytest.raises(KeyboardInterrupt):
-        run("--prompts_file", prompts, before_pass=press_twice, interrupted=None)
-
-
 def test_when_the_reader_of_stdout_goes_the_run_ends(tokenizer: ChatTokenizer, prompts: str) -> None:
     reading, writing = os.pipe()
     os.close(reading)
@@ -606,7 +587,7 @@ def test_when_the_reader_of_stdout_goes_the_run_ends(tokenizer: ChatTokenizer, p
     engine = ScriptedEngine(tokenizer)
     with os.fdopen(writing, "w", buffering=1) as closed:
         streams = Piped(replies=closed, notices=io.StringIO())
-        assert run_batch(engine, tokenizer, options, SETTINGS, asked, streams, FACTS) == 130
+        assert run_batch(engine, tokenizer, options, SETTINGS, asked, streams, FACTS, interrupted=never) == 130
     assert len(engine.turns) == 1
 
 
@@ -703,7 +684,7 @@ def test_a_template_that_is_not_there_is_refused_before_anything_is_made(
     options = LaunchOptions(prompt="x", use_chat_template=True, output_file=str(tmp_path / "r.json"))
     asked = read_prompts(options, io.BytesIO())
     with pytest.raises(UsageError, match="has no chat template"):
-        run_batch(ScriptedEngine(bare), bare, options, SETTINGS, asked, Texts(), FACTS)
+        run_batch(ScriptedEngine(bare), bare, options, SETTINGS, asked, Texts(), FACTS, interrupted=never)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -715,4 +696,4 @@ def test_an_engine_that_forgets_a_prompt_is_an_error(tokenizer: ChatTokenizer) -
     options = LaunchOptions(prompt="x")
     asked = read_prompts(options, io.BytesIO())
     with pytest.raises(ChatError, match="1 prompts of a turn got no reply"):
-        run_batch(Forgetful(tokenizer), tokenizer, options, SETTINGS, asked, Texts(), FACTS)
+        run_batch(Forgetful(tokenizer), tokenizer, options, SETTINGS, asked, Texts(), FACTS, interrupted=never)
