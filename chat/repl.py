@@ -139,7 +139,7 @@ class Repl:
             placeholder=self._tokenizer.eos_id,
             stop_ids=self._tokenizer.stop_ids,
         )
-        self._journal(lambda: self._session.turn(transcript.messages[-1], turn.settings.as_dict()))
+        self._journal(lambda: self._session.turn(transcript, turn.settings.as_dict()))
         view = self._view = self._new_view()
         try:
             reply = self._stream(turn, view)

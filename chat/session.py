@@ -53,7 +53,8 @@ class Session:
             _check_name(name)
         self.name = name or f"{time.strftime('%Y-%m-%d-%H%M%S')}-{secrets.token_hex(2)}"
         self._folder = folder
-        self._start = transcript or Transcript()
+        self._known = transcript or Transcript()
+        self._in_reply = False
         self._facts = dict(facts or {})
         self._file: int | None = None
         self._dropped = False
@@ -77,17 +78,24 @@ class Session:
         except OSError as error:
             session.close()
             raise ChatError(f"The session {session.name} cannot be opened.", f"{error}.") from error
-        return session, read_journal(whole)
+        restored = read_journal(whole)
+        session._known = restored.transcript
+        return session, restored
 
     @property
     def path(self) -> Path:
         """Where the journal is, or will be."""
         return self._folder / (self.name + SUFFIX)
 
-    def turn(self, message: Message, settings: Mapping[str, Any]) -> None:
-        """The person's message, before anything is generated."""
+    def turn(self, transcript: Transcript, settings: Mapping[str, Any]) -> None:
+        """The conversation with the person's message at its end, before anything is generated."""
+        *before, message = transcript.messages
+        # A retry or an edit does not go on from what the journal holds, nor does what follows an error in a reply.
+        if self._in_reply or self._known.mark_unanswered().messages != tuple(before):
+            self.replace(Transcript(tuple(before)))
         self._so_far = ""
         self._write("turn", message=message.as_dict(), settings=dict(settings))
+        self._known = transcript
 
     def block(self, token_ids: Sequence[int], text: str) -> None:
         """A finished block of the reply: its ids, and the text of the whole reply up to its end."""
@@ -95,16 +103,20 @@ class Session:
         keep = _common_length(self._so_far, text)
         self._so_far = text
         self._write("block", token_ids=list(token_ids), keep=keep, text=text[keep:])
+        self._in_reply = True
 
     def reply(self, message: Message) -> None:
         """The reply as it ended. A reply without a finished block is not written: its message is unanswered."""
         self._so_far = ""
         self._write("reply", message=message.as_dict())
+        self._known = Transcript((*self._known.messages, message))
+        self._in_reply = False
 
     def replace(self, transcript: Transcript) -> None:
         """The whole conversation, after a change that is no turn (`/undo`, `/system`, `/clear`, ...)."""
         self._so_far = ""
-        self._start = transcript
+        self._known = transcript
+        self._in_reply = False
         if self._file is not None:
             self._write("transcript", messages=[message.as_dict() for message in transcript.messages])
 
@@ -144,7 +156,7 @@ class Session:
             if self._file is None:
                 self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
                 self._file = _open(self.path, os.O_CREAT | os.O_EXCL)
-                messages = [message.as_dict() for message in self._start.messages]
+                messages = [message.as_dict() for message in self._known.messages]
                 start = {"version": 1, "time": round(time.time(), 3), "facts": self._facts, "messages": messages}
                 append_line(self._file, {"kind": "start", **start})
             append_line(self._file, {"kind": kind, **record})

@@ -20,19 +20,22 @@ from dist.errors import ChatError, UsageError
 from dist.settings import GenerationSettings
 
 SETTINGS = GenerationSettings(add_eos_length=7).as_dict()
-HELLO = Message("user", "Hello w\u00f6rld")
+START = Transcript().with_system("Be kind.")
+HELLO = "Hello w\u00f6rld"
 REPLY = Message("assistant", "One two \U0001f600 three", (1, 2, 3, 4, 5, 2))
 
 
 def started(folder: Path, name: str = "") -> Session:
-    return Session(folder, name=name, transcript=Transcript().with_system("Be kind."), facts={"step": 3})
+    return Session(folder, name=name, transcript=START, facts={"step": 3})
 
 
-def one_turn(session: Session, question: Message = HELLO) -> None:
-    session.turn(question, SETTINGS)
+def one_turn(session: Session, before: Transcript = START, question: str = HELLO) -> Transcript:
+    asked = before.with_user(question)
+    session.turn(asked, SETTINGS)
     session.block((1, 2), "One two \ufffd")
     session.block((3, 4, 5, 2), "One two \U0001f600 three")
     session.reply(REPLY)
+    return asked.with_reply(REPLY.content, REPLY.token_ids)
 
 
 def contents(transcript: Transcript) -> list[str]:
@@ -63,7 +66,7 @@ def test_a_conversation_comes_back_with_ids_settings_and_facts(tmp_path: Path) -
     session.close()
     again, restored = Session.resume(tmp_path)
     assert again.name == session.name
-    assert restored.transcript.messages == (Message("system", "Be kind."), HELLO, REPLY)
+    assert restored.transcript.messages == (Message("system", "Be kind."), Message("user", HELLO), REPLY)
     assert restored.settings == SETTINGS
     assert restored.facts == {"step": 3}
     again.close()
@@ -71,8 +74,8 @@ def test_a_conversation_comes_back_with_ids_settings_and_facts(tmp_path: Path) -
 
 def test_what_was_said_is_on_disk_before_anything_is_generated(tmp_path: Path) -> None:
     session = started(tmp_path)
-    session.turn(HELLO, SETTINGS)
-    assert read_journal(session.path.read_bytes()).transcript.messages[-1].content == HELLO.content
+    session.turn(START.with_user(HELLO), SETTINGS)
+    assert read_journal(session.path.read_bytes()).transcript.messages[-1].content == HELLO
     session.block((1, 2), "One two")
     restored = read_journal(session.path.read_bytes()).transcript
     assert restored.messages[-1] == Message("assistant", "One two", (1, 2), stopped=True)
@@ -91,7 +94,7 @@ def test_a_journal_cut_at_any_byte_loses_at_most_its_unfinished_line(tmp_path: P
     session = started(tmp_path)
     one_turn(session)
     session.replace(Transcript().with_system("Be brief.").with_user("q").with_reply("r"))
-    session.turn(Message("user", "again"), SETTINGS)
+    session.turn(Transcript().with_system("Be brief.").with_user("q").with_reply("r").with_user("again"), SETTINGS)
     session.close()
     whole = session.path.read_bytes()
     ends = [place + 1 for place, byte in enumerate(whole) if byte == 0x0A]
@@ -110,25 +113,82 @@ def test_a_cut_journal_is_gone_on_with_at_its_last_whole_line(tmp_path: Path) ->
     session.path.write_bytes(whole[:-5])
     again, restored = Session.resume(tmp_path)
     assert restored.transcript.messages[-1].stopped
-    one_turn(again, Message("user", "more"))
+    one_turn(again, restored.transcript, "more")
     again.close()
     lines = session.path.read_bytes().splitlines()
     assert all(json.loads(line) for line in lines)
     transcript = read_journal(session.path.read_bytes()).transcript
-    assert contents(transcript) == ["Be kind.", HELLO.content, REPLY.content, "more", REPLY.content]
+    assert contents(transcript) == ["Be kind.", HELLO, REPLY.content, "more", REPLY.content]
     assert [message.stopped for message in transcript.messages] == [False, False, True, False, False]
 
 
 def test_a_message_without_a_finished_block_is_marked_unanswered(tmp_path: Path) -> None:
     session = started(tmp_path)
-    session.turn(HELLO, SETTINGS)
-    session.turn(Message("user", "again"), SETTINGS)
+    session.turn(START.with_user(HELLO), SETTINGS)
+    session.turn(START.with_user(HELLO).with_user("again"), SETTINGS)
     session.close()
     messages = read_journal(session.path.read_bytes()).transcript.messages
     assert [(message.content, message.unanswered) for message in messages[1:]] == [
-        (HELLO.content, True),
+        (HELLO, True),
         ("again", True),
     ]
+
+
+def lines_of(session: Session) -> list[str]:
+    return [json.loads(line)["kind"] for line in session.path.read_bytes().splitlines()]
+
+
+def test_a_plain_conversation_is_journaled_by_its_turns_alone(tmp_path: Path) -> None:
+    session = started(tmp_path)
+    before = one_turn(session)
+    before = one_turn(session, before)
+    session.turn(before.with_user("a"), SETTINGS)
+    session.turn(before.with_user("a").with_user("b"), SETTINGS)
+    session.close()
+    turn = ["turn", "block", "block", "reply"]
+    assert lines_of(session) == ["start", *turn, *turn, "turn", "turn"]
+    again, restored = Session.resume(tmp_path)
+    one_turn(again, restored.transcript, "more")
+    again.close()
+    assert lines_of(session)[-5:] == ["turn", *turn]
+
+
+@pytest.mark.parametrize("cut_short", [False, True])
+def test_a_retried_or_edited_message_is_in_the_journal_once(tmp_path: Path, cut_short: bool) -> None:
+    session = started(tmp_path)
+    answered = one_turn(session, one_turn(session))
+    if cut_short:
+        answered = answered.with_user("failed")
+        session.turn(answered, SETTINGS)
+        session.block((1,), "an error came after this")
+    retried = answered.without_last().with_user("edited")
+    session.turn(retried, SETTINGS)
+    session.reply(REPLY)
+    session.close()
+    restored = read_journal(session.path.read_bytes()).transcript
+    assert restored == retried.with_reply(REPLY.content, REPLY.token_ids)
+
+
+def test_a_message_that_got_no_reply_can_be_asked_again(tmp_path: Path) -> None:
+    session = started(tmp_path)
+    asked = one_turn(session).with_user("slow")
+    session.turn(asked, SETTINGS)
+    again = asked.mark_unanswered().without_reply()
+    session.turn(again, SETTINGS)
+    session.reply(REPLY)
+    session.close()
+    restored = read_journal(session.path.read_bytes()).transcript
+    assert contents(restored) == ["Be kind.", HELLO, REPLY.content, "slow", REPLY.content]
+    assert not any(message.unanswered for message in restored.messages)
+
+
+def test_what_changes_before_the_first_turn_is_its_start(tmp_path: Path) -> None:
+    session = started(tmp_path)
+    session.replace(Transcript().with_system("Be brief."))
+    one_turn(session, Transcript().with_system("Be brief."))
+    session.close()
+    assert lines_of(session)[:2] == ["start", "turn"]
+    assert contents(read_journal(session.path.read_bytes()).transcript)[0] == "Be brief."
 
 
 def test_an_unreadable_line_costs_no_more_than_itself(tmp_path: Path) -> None:
@@ -142,7 +202,7 @@ def test_an_unreadable_line_costs_no_more_than_itself(tmp_path: Path) -> None:
 
 def test_a_long_reply_s_journal_grows_with_its_length_not_its_square(tmp_path: Path) -> None:
     session = started(tmp_path)
-    session.turn(HELLO, SETTINGS)
+    session.turn(START.with_user(HELLO), SETTINGS)
     text = ""
     for number in range(500):
         text += f"word{number} "
@@ -155,9 +215,9 @@ def test_a_long_reply_s_journal_grows_with_its_length_not_its_square(tmp_path: P
 def test_killed_at_once_a_session_still_holds_every_finished_line(tmp_path: Path) -> None:
     code = (
         "import sys, os, signal; from pathlib import Path\n"
-        "from chat.session import Session; from chat.transcript import Message\n"
+        "from chat.session import Session; from chat.transcript import Transcript\n"
         f"session = Session(Path({str(tmp_path)!r}), name='killed')\n"
-        "session.turn(Message('user', 'hello'), {})\n"
+        "session.turn(Transcript().with_user('hello'), {})\n"
         "session.block((1, 2), 'so far')\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
@@ -173,7 +233,7 @@ def test_the_latest_session_is_the_one_changed_last(tmp_path: Path) -> None:
     names = []
     for number, seconds in enumerate((30, 10, 20)):
         session = started(tmp_path, f"s{number}")
-        one_turn(session, Message("user", f"question {number}"))
+        one_turn(session, question=f"question {number}")
         session.close()
         age(session, seconds)
         names.append(session.name)
@@ -198,9 +258,9 @@ def test_a_missing_session_is_named_with_the_ones_there_are(tmp_path: Path) -> N
 def test_a_session_can_be_named_while_it_is_written(tmp_path: Path) -> None:
     session = started(tmp_path)
     session.rename("before")
-    one_turn(session)
+    after = one_turn(session)
     session.rename("poems")
-    one_turn(session)
+    one_turn(session, after)
     session.close()
     assert [path.name for path in tmp_path.iterdir()] == ["poems.jsonl"]
     assert len(read_journal((tmp_path / "poems.jsonl").read_bytes()).transcript.exchanges) == 2
@@ -234,7 +294,7 @@ def test_a_session_open_elsewhere_is_refused(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_said_once_and_the_conversation_goes_on(tmp_path: Path) -> None:
     session = started(tmp_path)
-    session.turn(HELLO, SETTINGS)
+    session.turn(START.with_user(HELLO), SETTINGS)
     size = session.path.stat().st_size
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -248,12 +308,12 @@ def test_a_full_disk_is_said_once_and_the_conversation_goes_on(tmp_path: Path) -
         signal.signal(signal.SIGXFSZ, before)
     session.close()
     assert session.path.stat().st_size == size
-    assert contents(read_journal(session.path.read_bytes()).transcript) == ["Be kind.", HELLO.content]
+    assert contents(read_journal(session.path.read_bytes()).transcript) == ["Be kind.", HELLO]
 
 
 def test_a_folder_that_cannot_be_made_is_said_once(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     session = started(tmp_path / "file" / "sessions")
     with pytest.raises(ChatError, match=os.strerror(errno.ENOTDIR)):
-        session.turn(HELLO, SETTINGS)
+        session.turn(START.with_user(HELLO), SETTINGS)
     session.reply(REPLY)
