@@ -97,14 +97,17 @@ set_up_beside() { # set up, but the chat keeps its Python
     python=$chosen
 }
 
-visible_gpus() {
-    local shown=${CUDA_VISIBLE_DEVICES-}
+visible_gpus() { # prints how many
+    local shown=${CUDA_VISIBLE_DEVICES-} nodes
+    nodes=$(find /dev -maxdepth 1 -name 'nvidia[0-9]*' | wc -l)
     if ! has_gpus; then
         echo 0
     elif [[ -n $shown ]]; then
         tr ',' '\n' <<<"$shown" | grep -c .
+    elif ((nodes)); then
+        echo "$nodes"
     else
-        find /dev -maxdepth 1 -name 'nvidia[0-9]*' | grep -c . || nvidia-smi -L 2>/dev/null | grep -c '^GPU'
+        nvidia-smi -L | grep -c '^GPU'
     fi
 }
 
@@ -163,7 +166,8 @@ start_job() {
 
 wait_for_job() { # sets code
     while :; do
-        wait "$job"
+        # bash would report a killed child in words of its own.
+        wait "$job" 2>/dev/null
         code=$?
         # A trapped signal ends `wait` early; the job is over only when it is gone.
         kill -0 "$job" 2>/dev/null || break
@@ -177,7 +181,7 @@ end_job() { # SIGNAL-CODE
     interrupted=$1
     [[ -n $job ]] || exit "$interrupted"
     local children
-    children=$(pgrep -P "$job" | tr '\n' ' ')
+    children=$(pgrep -P "$job" 2>/dev/null | tr '\n' ' ')
     kill -CONT "$job" 2>/dev/null
     kill -TERM "$job" 2>/dev/null
     # torchrun gives a stuck rank 30 s; a person does not.
