@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -28,7 +29,8 @@ def main() -> None:
     rank = int(os.environ.get("RANK", "0"))
     try:
         # Every rank reads the config file: it may say how the model is spread and in which dtype.
-        options = with_config(parse_options(sys.argv[1:]), load_config())
+        stdout = sys.stdout if rank == 0 else io.StringIO()
+        options = with_config(parse_options(sys.argv[1:], stdout=stdout), load_config())
     except ChatError as error:
         if rank == 0:
             print(error, file=sys.stderr)
