@@ -10,30 +10,19 @@ from __future__ import annotations
 import asyncio
 import os
 import queue
-import shlex
-import subprocess
-import tempfile
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from prompt_toolkit.application import Application
-from prompt_toolkit.auto_suggest import AutoSuggestFromHistory
-from prompt_toolkit.buffer import Buffer
-from prompt_toolkit.data_structures import Size
-from prompt_toolkit.document import Document
-from prompt_toolkit.enums import DEFAULT_BUFFER, EditingMode
-from prompt_toolkit.filters import Condition
+from prompt_toolkit.enums import EditingMode
 from prompt_toolkit.input import Input
-from prompt_toolkit.input.vt100 import Vt100Input
-from prompt_toolkit.output import ColorDepth
-from prompt_toolkit.output.vt100 import Vt100_Output
-from prompt_toolkit.search import stop_search
 
+from chat.console_editor import edit_text
 from chat.console_events import (
     Abort,
     Candidate,
@@ -47,13 +36,15 @@ from chat.console_events import (
     Line,
     Resized,
     Submitted,
-    command_word,
 )
-from chat.console_input import Chips, LineCompleter, SessionHistory, clean
+from chat.console_input import clean
 from chat.console_keys import console_keys
 from chat.console_layout import View, console_layout, console_style
+from chat.console_line import InputLine
+from chat.console_output import HeldOutput, reflows, rewrapped_rows, terminal_keys, terminal_output
 from chat.console_plain import PlainLines
-from chat.terminal import BaseMode, Streams
+from chat.terminal import Streams
+from chat.terminal_mode import BaseMode
 
 __all__ = [
     "Abort",
@@ -74,47 +65,6 @@ __all__ = [
 
 FRAME_SECONDS = 0.05
 SIZE_POLL_SECONDS = 0.2
-ABORT_SECONDS = 2.0
-
-
-class HeldOutput(Vt100_Output):
-    """An output whose flushes can be held back, so that erase, write and redraw reach the terminal as one."""
-
-    held = False
-
-    def flush(self) -> None:
-        if not self.held:
-            super().flush()
-
-
-def terminal_output(stream: TextIO, *, color: bool) -> HeldOutput:
-    """The output for a terminal; never asks it where the cursor is."""
-
-    def size() -> Size:
-        try:
-            found = os.get_terminal_size(stream.fileno())
-        except OSError:
-            return Size(rows=24, columns=80)
-        return Size(rows=found.lines or 24, columns=found.columns or 80)
-
-    return HeldOutput(
-        stream,
-        size,
-        term=os.environ.get("TERM"),
-        default_color_depth=ColorDepth.DEPTH_4_BIT if color else ColorDepth.DEPTH_1_BIT,
-        enable_bell=False,
-        enable_cpr=False,
-    )
-
-
-def reflows(environ: dict[str, str] | os._Environ[str]) -> bool:
-    """Whether this terminal rewraps what is on it when it gets narrower. Most do; a few old ones cut."""
-    term = environ.get("TERM", "")
-    return not (
-        term.startswith("linux")
-        or "XTERM_VERSION" in environ
-        or (term.startswith("screen") and "TMUX" not in environ)
-    )
 
 
 class Console:
@@ -142,14 +92,18 @@ class Console:
         self.events: queue.Queue[ConsoleEvent] = queue.Queue()
         self._streams = streams
         self._mode = mode or BaseMode(streams.keyboard_fd)
-        self._on_abort = on_abort
-        self._commands = {command.name.lstrip("/"): command for command in commands}
         self._output = output or terminal_output(streams.replies, color=streams.color)
         self._size = self._output.get_size()
         self._view = View(ascii=streams.ascii)
-        self._chips = Chips()
-        self._history = SessionHistory(history_file)
-        self._interrupts: deque[float] = deque(maxlen=3)
+        self._line = InputLine(
+            self._view,
+            self.events,
+            commands=commands,
+            history_file=history_file,
+            complete=complete,
+            settle=self._carry_out,
+            on_abort=on_abort,
+        )
         # Crossing the threads: what is to be done by the console's, in order, and the bell for it.
         self._orders: deque[Callable[[], None]] = deque()
         self._committed: list[str] = []
@@ -159,8 +113,7 @@ class Console:
         self._bell: asyncio.Event | None = None
         self._running = threading.Event()
         self._failure: BaseException | None = None
-        self._buffer = self._make_buffer(complete)
-        self._app = self._make_app(terminal_input or _terminal_input(streams.keyboard_fd), vi_mode)
+        self._app = self._make_app(terminal_input or terminal_keys(streams.keyboard_fd), vi_mode)
         self._thread = threading.Thread(target=self._run, name="console", daemon=True)
 
     # Called from any thread.
@@ -185,6 +138,12 @@ class Console:
         self._order(self._exit)
         if self._thread.is_alive():
             self._thread.join()
+        # If the thread has died, the last words stand here still.
+        self._carry_out()
+        with suppress(OSError, ValueError):
+            self._streams.replies.write("".join(self._committed).replace("\n", "\r\n"))
+            self._streams.replies.flush()
+        self._committed.clear()
 
     def commit(self, text: str) -> None:
         """Append `text` (ANSI styles allowed) to the scrollback, exactly once and in order, in whole lines."""
@@ -216,11 +175,11 @@ class Console:
 
     def set_busy(self, busy: bool) -> None:
         """A reply is being made, or (False) the next line is waited for."""
-        self._order(lambda: self._set_busy(busy))
+        self._order(lambda: self._line.set_busy(busy))
 
     def set_draft(self, text: str) -> None:
         """Put `text` into the input line, to be changed and sent."""
-        self._order(lambda: self._buffer.set_document(Document(text, len(text))))
+        self._order(lambda: self._line.replace(text))
 
     def flush(self) -> None:
         """Wait until all that was ordered so far is on the screen."""
@@ -238,22 +197,11 @@ class Console:
 
     # The console's thread.
 
-    def _make_buffer(self, complete: Complete) -> Buffer:
-        return Buffer(
-            name=DEFAULT_BUFFER,
-            multiline=True,
-            history=self._history,
-            auto_suggest=AutoSuggestFromHistory(),
-            completer=LineCompleter(complete),
-            complete_while_typing=Condition(lambda: self._buffer.text.startswith("/")),
-            on_text_changed=lambda _: self._hint(""),
-        )
-
     def _make_app(self, terminal_input: Input, vi_mode: bool) -> Application[None]:
         app: Application[None] = Application(
-            layout=console_layout(self._view, self._buffer, self._chips),
+            layout=console_layout(self._view, self._line.buffer, self._line.chips),
             style=console_style(self._streams.color),
-            key_bindings=console_keys(self),
+            key_bindings=console_keys(self._line, self),
             editing_mode=EditingMode.VI if vi_mode else EditingMode.EMACS,
             input=terminal_input,
             output=self._output,
@@ -353,7 +301,7 @@ class Console:
             extra = 0
             if narrower and reflows(os.environ):
                 cursor = screen.get_cursor_position(self._app.layout.current_window)
-                extra = _rewrapped_rows(screen.data_buffer, cursor.x, cursor.y, size.columns)
+                extra = rewrapped_rows(screen.data_buffer, cursor.x, cursor.y, size.columns)
             self._output.held = True
             self._output.write_raw("\r")
             self._output.cursor_up(extra)
@@ -367,82 +315,7 @@ class Console:
         if self._app.is_running and not self._app.is_done:
             self._app.exit()
 
-    def _set_busy(self, busy: bool) -> None:
-        self._view.busy = busy
-        self._view.hint = ""
-        self._interrupts.clear()
-
-    def _hint(self, text: str) -> None:
-        self._view.hint = text
-
-    # What the keys ask for.
-
-    def send(self) -> None:
-        self._carry_out()  # a `set_busy` from before this key must not come after it
-        text = clean(self._chips.unfold(self._buffer.text))
-        word = command_word(text)
-        if not text.strip():
-            self._buffer.reset()
-        elif not self._view.busy:
-            self._view.busy = True
-            self._hand_over(text, live=False)
-        elif word is None:
-            self._hint("Kept as a draft: send it when the reply is done (Ctrl-C stops the reply).")
-        elif word in self._commands and not self._commands[word].live:
-            self._hint(f"/{word} has to wait until the reply is done (Ctrl-C stops the reply).")
-        else:
-            self._hand_over(text, live=True)
-
-    def _hand_over(self, text: str, *, live: bool) -> None:
-        self._history.append_string(text)
-        self._buffer.reset()
-        self._chips.clear()
-        self.events.put(Submitted(text, live))
-
-    def interrupt(self) -> None:
-        self._carry_out()
-        if self._view.busy:
-            self._interrupts.append(time.monotonic())
-            in_vain = len(self._interrupts) == 3 and self._interrupts[-1] - self._interrupts[0] <= ABORT_SECONDS
-            if in_vain:
-                self.abort()
-            else:
-                self.events.put(Interrupt())
-            self._hint("Stopping. Ctrl-C three times in a row ends the program.")
-            return
-        if self._app.layout.is_searching:
-            stop_search()
-        if self._buffer.text:
-            self._buffer.reset()
-            self._chips.clear()
-        else:
-            self._hint("Ctrl-D or /quit leaves.")
-
-    def abort(self) -> None:
-        if self._view.busy:
-            self.events.put(Abort())
-            if self._on_abort is not None:
-                self._on_abort()
-        else:
-            self._hint("Ctrl-D or /quit leaves.")
-
-    def leave(self) -> None:
-        if self._view.busy:
-            self._hint("A reply is being made: Ctrl-C stops it.")
-        else:
-            self.events.put(Leave())
-
-    def paste(self, text: str) -> None:
-        folded = self._chips.fold(clean(text))
-        self._buffer.insert_text(folded)
-        if self._chips.label(folded):
-            self._hint("The whole text is sent; Ctrl-O shows it here.")
-
-    def unfold_chips(self) -> None:
-        text = self._chips.unfold(self._buffer.text)
-        before = self._chips.unfold(self._buffer.document.text_before_cursor)
-        self._chips.clear()
-        self._buffer.set_document(Document(text, len(before)))
+    # What the keys ask of the screen.
 
     def clear_screen(self) -> None:
         """Scroll everything up and out of view; the scrollback keeps it."""
@@ -454,48 +327,20 @@ class Console:
         self._redraw()
 
     def suspend(self) -> None:
-        self._app.renderer.erase()
-        self._output.show_cursor()
-        self._output.flush()
+        self._give_up_screen()
         self._mode.suspend()
         self._redraw()
 
     def edit(self) -> None:
-        """Open the line in the person's editor, which gets the terminal and a mode without signal keys."""
-        command = shlex.split(os.environ.get("VISUAL") or os.environ.get("EDITOR") or "") or ["vi"]
-        folder = Path(tempfile.mkdtemp(prefix="dllm-chat-"))
-        path = folder / "message.md"
-        path.write_text(self._chips.unfold(self._buffer.text), encoding="utf-8")
+        """Open the line in the person's editor."""
+        self._give_up_screen()
+        try:
+            self._line.replace(clean(edit_text(self._line.text, self._streams, self._mode)))
+        except OSError as error:
+            self._line.hint(f"No editor: {error}. Set EDITOR.")
+        self._redraw()
+
+    def _give_up_screen(self) -> None:
         self._app.renderer.erase()
         self._output.show_cursor()
         self._output.flush()
-        try:
-            with self._mode.lent():
-                terminal = self._streams.replies.fileno()
-                done = subprocess.run(
-                    [*command, str(path)], stdin=self._streams.keyboard_fd, stdout=terminal, stderr=terminal
-                )
-            if done.returncode == 0:
-                text = clean(path.read_text(encoding="utf-8", errors="replace")).removesuffix("\n")
-                self._chips.clear()
-                self._buffer.set_document(Document(text, len(text)))
-        except OSError as error:
-            self._hint(f"No editor: {error}. Set EDITOR.")
-        finally:
-            path.unlink(missing_ok=True)
-            folder.rmdir()
-        self._redraw()
-
-
-def _terminal_input(fd: int) -> Input:
-    # closefd=False: the file descriptor is the streams', not ours.
-    return Vt100Input(open(fd, encoding="utf-8", errors="surrogateescape", closefd=False))
-
-
-def _rewrapped_rows(rows: Any, x: int, y: int, columns: int) -> int:
-    """How many rows lower the cursor at (x, y) stands after `rows` were rewrapped to `columns`."""
-    extra = min(x, 10**6) // columns
-    for number in range(y):
-        used = max((at for at, cell in rows[number].items() if cell.char != " "), default=0) + 1
-        extra += (used - 1) // columns
-    return extra

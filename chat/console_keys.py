@@ -12,26 +12,31 @@ from prompt_toolkit.key_binding.bindings.auto_suggest import load_auto_suggest_b
 from prompt_toolkit.keys import Keys
 
 
-class KeyActions(Protocol):
-    """What keys can ask of the console. All run on its thread."""
+class LineActions(Protocol):
+    """What keys can ask of the input line. All run on the console's thread."""
 
     def send(self) -> None: ...
     def interrupt(self) -> None: ...
     def abort(self) -> None: ...
     def leave(self) -> None: ...
-    def suspend(self) -> None: ...
-    def edit(self) -> None: ...
     def paste(self, text: str) -> None: ...
     def unfold_chips(self) -> None: ...
+
+
+class ScreenActions(Protocol):
+    """What keys can ask of the console as a whole."""
+
+    def suspend(self) -> None: ...
+    def edit(self) -> None: ...
     def clear_screen(self) -> None: ...
 
 
-def console_keys(actions: KeyActions) -> KeyBindingsBase:
+def console_keys(line: LineActions, screen: ScreenActions) -> KeyBindingsBase:
     """The bindings that come on top of the toolkit's own emacs and vi ones."""
-    return merge_key_bindings([load_auto_suggest_bindings(), _line_keys(actions), _session_keys(actions)])
+    return merge_key_bindings([load_auto_suggest_bindings(), _line_keys(line), _session_keys(line, screen)])
 
 
-def _line_keys(actions: KeyActions) -> KeyBindings:
+def _line_keys(line: LineActions) -> KeyBindings:
     """Keys that change or send the line."""
     keys = KeyBindings()
     at_line = has_focus(DEFAULT_BUFFER)
@@ -49,7 +54,7 @@ def _line_keys(actions: KeyActions) -> KeyBindings:
             buffer.delete_before_cursor()
             buffer.insert_text("\n")
         else:
-            actions.send()
+            line.send()
 
     @keys.add("escape", "enter", filter=at_line)
     @keys.add("c-j", filter=at_line)
@@ -68,16 +73,11 @@ def _line_keys(actions: KeyActions) -> KeyBindings:
 
     @keys.add(Keys.BracketedPaste, filter=at_line)
     def _paste(event: KeyPressEvent) -> None:
-        actions.paste(event.data)
+        line.paste(event.data)
 
     @keys.add("c-o", filter=at_line)
     def _unfold(event: KeyPressEvent) -> None:
-        actions.unfold_chips()
-
-    @keys.add("c-x", "c-e", filter=at_line & emacs_mode)
-    @keys.add("v", filter=at_line & vi_navigation_mode)
-    def _edit(event: KeyPressEvent) -> None:
-        actions.edit()
+        line.unfold_chips()
 
     @keys.add("escape", filter=Condition(lambda: get_app().current_buffer.complete_state is not None) & emacs_mode)
     def _close_menu(event: KeyPressEvent) -> None:
@@ -85,29 +85,34 @@ def _line_keys(actions: KeyActions) -> KeyBindings:
 
     @keys.add("c-d", filter=at_line & Condition(lambda: not get_app().current_buffer.text))
     def _leave(event: KeyPressEvent) -> None:
-        actions.leave()
+        line.leave()
 
     return keys
 
 
-def _session_keys(actions: KeyActions) -> KeyBindings:
-    """Keys that mean the same whatever has the focus."""
+def _session_keys(line: LineActions, screen: ScreenActions) -> KeyBindings:
+    """Keys that stop, leave the line for something else, or redraw."""
     keys = KeyBindings()
 
     @keys.add("c-c")
     def _interrupt(event: KeyPressEvent) -> None:
-        actions.interrupt()
+        line.interrupt()
 
     @keys.add("c-\\")
     def _abort(event: KeyPressEvent) -> None:
-        actions.abort()
+        line.abort()
 
     @keys.add("c-z")
     def _suspend(event: KeyPressEvent) -> None:
-        actions.suspend()
+        screen.suspend()
 
     @keys.add("c-l")
     def _clear(event: KeyPressEvent) -> None:
-        actions.clear_screen()
+        screen.clear_screen()
+
+    @keys.add("c-x", "c-e", filter=has_focus(DEFAULT_BUFFER) & emacs_mode)
+    @keys.add("v", filter=has_focus(DEFAULT_BUFFER) & vi_navigation_mode)
+    def _edit(event: KeyPressEvent) -> None:
+        screen.edit()
 
     return keys

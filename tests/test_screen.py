@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from chat.cells import cells, fold_spans, visible, wrap_spans
 from chat.palette import Palette
+from chat.reply_view import live_rows
 from chat.screen import (
     ReplyView,
     error_block,
-    live_rows,
     notice,
     render_markdown,
     stats_line,

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 from pty_screen import CTRL_Z, ENTER, PtyScreen
 
-from chat.terminal import describe_streams, key_mode, launcher_pid, line_mode, without_signals
+from chat.terminal import describe_streams
+from chat.terminal_mode import key_mode, launcher_pid, line_mode, without_signals
 
 HERE = Path(__file__).parent
 CHILD = HERE / "console_child.py"
