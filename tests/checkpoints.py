@@ -251,7 +251,8 @@ def _write_case(rank: int, world_size: int, port: int, layout: str, root: Path) 
     torch_dist.destroy_process_group()
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A TCP port that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -278,7 +279,7 @@ def _fork_ranks(layout: str, world_size: int, root: Path) -> None:
     import multiprocessing
 
     context = multiprocessing.get_context("fork")
-    port = _free_port()
+    port = free_port()
     ranks = [
         context.Process(target=_write_case, args=(rank, world_size, port, layout, root))
         for rank in range(world_size)

@@ -1,0 +1,86 @@
+"""Run by test_model.py: on real gloo ranks, load checkpoints in every way and compare with what was saved.
+
+Arguments: a comma-separated list of rank counts, then run roots. Prints {count: {run root: {way: {...}}}} as JSON.
+The imports take far longer than the work, so they happen once, and the ranks of each count are forked.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import sys
+
+import torch
+import transformers.models.auto.modeling_auto  # noqa: F401  # before the ranks are forked
+from checkpoints import free_port
+from safetensors.torch import load_file
+
+from dist.checkpoint import open_checkpoint
+from dist.errors import ChatError
+from dist.group import open_group
+from dist.model import load_model
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    context = multiprocessing.get_context("fork")
+    results = {}
+    for size in map(int, sys.argv[1].split(",")):
+        port, answers = free_port(), context.SimpleQueue()
+        ranks = [context.Process(target=one_rank, args=(rank, size, port, answers)) for rank in range(size)]
+        for process in ranks:
+            process.start()
+        results[size] = answers.get()
+        for process in ranks:
+            process.join()
+        assert not any(process.exitcode for process in ranks)
+    print(json.dumps(results))
+
+
+def one_rank(rank: int, size: int, port: int, answers) -> None:
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(size))
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    group = open_group()
+    results = {root: {keep: load(root, keep, group) for keep in ("resident", "sharded")} for root in sys.argv[2:]}
+    if group.rank == 0:
+        answers.put(results)
+    group.close()
+
+
+def load(root: str, keep: str, group) -> dict:
+    try:
+        loaded = load_model(open_checkpoint(root), group, keep=keep)
+    except ChatError as error:
+        return {"error": str(error)}
+    ids = torch.arange(5, 25)[None]
+    with torch.inference_mode():
+        logits = loaded.module(input_ids=ids).logits
+        again = loaded.module(input_ids=ids).logits
+    difference = differing(root, loaded.module) if keep == "resident" or group.size == 1 else []
+    told = group.gather_errors(", ".join(difference) or None)
+    most = -group.smallest(-loaded.facts.load_bytes)
+    return {
+        "differing": told,
+        "logits": [round(value, 6) for value in logits[0, -1].tolist()],
+        "steady": torch.equal(logits, again),
+        "most_bytes_read": most,
+        "held": loaded.facts.bytes_per_rank,
+        "parallel": loaded.facts.parallel,
+    }
+
+
+def differing(root: str, module) -> list[str]:
+    """Names of parameters that are not bit-equal to the reference."""
+    saved = load_file(f"{root}/reference/model.safetensors")
+    state = module.state_dict()
+    missing = [name for name in saved if name not in state and ".experts." not in name]
+    return missing + [
+        name
+        for name, tensor in state.items()
+        if name in saved and not torch.equal(tensor, saved[name].to(tensor.dtype))
+    ]
+
+
+if __name__ == "__main__":
+    main()
