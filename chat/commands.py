@@ -87,8 +87,8 @@ def complete(repl: Repl, before: str) -> Iterator[tuple[str, str, int]]:
     if words[:1] == ["set"]:
         values = _setting_names(repl) if len(words) == 1 else _setting_values(words[1])
     else:
-        row = COMMANDS.get(words[0]) if len(words) == 1 else None
-        values = row.values(repl) if row is not None else ()
+        named = COMMANDS.get(words[0]) if len(words) == 1 else None
+        values = named.values(repl) if named is not None else ()
     if words[:1] == ["export"]:
         values = _paths(word)
     for text, about in values:

@@ -10,6 +10,7 @@ import dataclasses
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from chat.demo import DEFAULT_SYSTEM, demo_folder, is_ready
@@ -22,6 +23,7 @@ from dist.errors import CheckpointError
 from dist.settings import GenerationSettings
 
 CLOSE_S = 1.0
+REDRAW_S = 0.1
 
 if TYPE_CHECKING:
     from chat.tokenizer import ChatTokenizer
@@ -69,7 +71,7 @@ def run(options: LaunchOptions, streams: Streams, lifeline: Lifeline) -> int:
 
     group = open_group()
     lifeline.watch(group)
-    engine, loaded = load(options, group, checkpoint)
+    engine, loaded = load(options, group, checkpoint, status.loading)
     status.clear()
     if engine.slow_reason:
         status.say(f"Decoding by the plain rule, which is slow: {engine.slow_reason}.")
@@ -92,7 +94,10 @@ def run(options: LaunchOptions, streams: Streams, lifeline: Lifeline) -> int:
 
 
 def load(
-    options: LaunchOptions, group: SoloGroup | TorchGroup, checkpoint: Checkpoint | None = None
+    options: LaunchOptions,
+    group: SoloGroup | TorchGroup,
+    checkpoint: Checkpoint | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Engine, LoadedModel]:
     """Every rank, together: the model, ready to answer. What one rank cannot read, all refuse with its words."""
     from dist.engine import Engine
@@ -111,6 +116,7 @@ def load(
         group,
         parallel=options.parallel,
         dtype=options.dtype,
+        progress=progress,
         trust_remote_code=options.trust_remote_code,
     )
     return Engine(loaded.module, group, max_positions=loaded.max_positions), loaded
@@ -165,7 +171,7 @@ def hold_conversation(ready: Ready) -> int:
     from chat.commands import COMMANDS, complete
     from chat.console import Console, PlainLines
     from chat.repl import Repl
-    from chat.screen import Palette, welcome
+    from chat.screen import Palette
     from chat.session import Session, history_path, sessions_folder
     from chat.transcript import Transcript
 
@@ -216,7 +222,7 @@ def hold_conversation(ready: Ready) -> int:
         ready.lifeline.put_back = put_back
         ready.lifeline.on_tick = repl.watch_quiet
         console.start()
-        console.note(welcome(ready.facts, palette))
+        repl.note(welcome(ready.facts))
         if ready.options.resume is not None:
             repl.show_conversation()
         try:
@@ -225,6 +231,17 @@ def hold_conversation(ready: Ready) -> int:
             ready.lifeline.put_back = mode.restore
             console.close()
     return 0
+
+
+def welcome(facts: dict[str, Any]) -> str:
+    """What is talked to, in a few words, and where help is."""
+    step = "" if facts["step"] is None else f", step {facts['step']}"
+    return (
+        f"{facts['checkpoint']}{step}\n"
+        f"{facts['model_type']}, {facts['parameters'] / 1e6:,.1f} M parameters, {facts['dtype']}; "
+        f"{facts['parallel']}. Ready in {facts['ready_seconds']} s.\n"
+        "/help lists the commands, Ctrl-D leaves.\n"
+    )
 
 
 def checkpoint_facts(loaded: LoadedModel, ranks: int, seconds: float) -> dict[str, Any]:
@@ -239,11 +256,21 @@ class Status:
     def __init__(self, streams: Streams) -> None:
         self._out = streams.notices
         self._draws = streams.notices.isatty() and not streams.plain
+        self._began = self._drawn = 0.0
 
     def show(self, text: str) -> None:
         if self._draws:
             self._out.write(f"\r\x1b[K{text}")
             self._out.flush()
+
+    def loading(self, done: int, total: int) -> None:
+        """Bytes that this rank has read, of how many."""
+        now = time.monotonic()
+        self._began = self._began or now
+        if now - self._drawn >= REDRAW_S or done == total:
+            self._drawn = now
+            speed = done / max(now - self._began, 1e-3) / 1e9
+            self.show(f"Loading: {done / 1e9:.2f} of {total / 1e9:.2f} GB on this rank, {speed:.2f} GB/s")
 
     def clear(self) -> None:
         self.show("")

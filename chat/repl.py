@@ -11,6 +11,7 @@ import queue
 import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -171,8 +172,7 @@ class Repl:
                 if event.done:
                     finished += event.token_ids
                     text = self._tokenizer.decode(self._tokenizer.without_stop(finished))
-                    block = event.token_ids
-                    self._journal(lambda block=block, text=text: self._session.block(block, text))
+                    self._journal(partial(self._session.block, event.token_ids, text))
         raise AssertionError("the engine ended a turn without a reply")
 
     def _finish(self, reply: Reply, view: screen.ReplyView, fitted: FittedPrompt) -> None:

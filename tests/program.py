@@ -1,0 +1,86 @@
+"""Start the whole program as a person does: run_chat.sh, real ranks, a real terminal, folders of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from pty_screen import PtyScreen
+
+ROOT = Path(__file__).resolve().parent.parent
+READY_S = 120.0
+
+
+def environment(home: Path, **more: str) -> dict[str, str]:
+    """This Python first on the PATH, XDG folders below `home`, one thread a rank."""
+    return {
+        **{
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("VIRTUAL_ENV", "CONDA", "XDG"))
+        },
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "HOME": str(home),
+        "XDG_STATE_HOME": str(home / "state"),
+        "XDG_DATA_HOME": str(home / "data"),
+        "XDG_CONFIG_HOME": str(home / "config"),
+        "XDG_CACHE_HOME": str(home / "cache"),
+        "OMP_NUM_THREADS": "1",
+        "TERM": "xterm-256color",
+        **more,
+    }
+
+
+def run_chat(
+    home: Path, *arguments: str, stdin: str | None = None, timeout: float = READY_S
+) -> subprocess.CompletedProcess[str]:
+    """Run the program without a terminal, to its end."""
+    return subprocess.run(
+        ["bash", str(ROOT / "run_chat.sh"), *arguments],
+        env=environment(home),
+        input=stdin or "",
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+class Chat(PtyScreen):
+    """The program on a terminal, at its first prompt."""
+
+    def __init__(self, home: Path, *arguments: str, wait: bool = True) -> None:
+        self.home = home
+        command = ["bash", str(ROOT / "run_chat.sh"), *arguments]
+        super().__init__(command, columns=100, rows=30, env=environment(home), timeout=30.0)
+        if wait:
+            self.wait_for("/help lists the commands", READY_S)
+            self.wait_for("Alt-Enter new line")
+
+    def say(self, line: str) -> None:
+        """Type a line and send it."""
+        self.type(line)
+        self.send("\r")
+
+    def ranks(self) -> dict[int, int]:
+        """{rank: process id} of what runs below the start script."""
+        found = {}
+        for path in Path("/proc").glob("[0-9]*"):
+            try:
+                words = (path / "environ").read_bytes().split(b"\0")
+                command = (path / "cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if f"DLLM_LAUNCHER_PID={self.process.pid}".encode() in words and b"chat" in command:
+                rank = next((int(word[5:]) for word in words if word.startswith(b"RANK=")), 0)
+                found[rank] = int(path.name)
+        return found
+
+    def kill(self, rank: int) -> None:
+        os.kill(self.ranks()[rank], signal.SIGKILL)
+
+    def sessions(self) -> list[str]:
+        """The journals' texts."""
+        return [path.read_text() for path in (self.home / "state").glob("dllm-chat/sessions/*.jsonl")]

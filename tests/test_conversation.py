@@ -1,0 +1,169 @@
+"""The whole program on real ranks in a real terminal: run_chat.sh, torchrun, a checkpoint that verl wrote."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from pathlib import Path
+
+import pytest
+from program import Chat
+from pty_screen import CTRL_C, CTRL_D
+
+LONG = ("--max_new_tokens", "1800", "--add_eos_length", "3", "--max_length", "2000")
+
+
+@pytest.fixture
+def checkpoint(tiny_checkpoint):
+    return str(tiny_checkpoint("fsdp2", 3))
+
+
+def in_mid_reply(screen) -> bool:
+    """At least two blocks are finished, more are to come."""
+    found = re.search(r"block (\d+), pass", screen.text)
+    return found is not None and int(found[1]) > 2
+
+
+def cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / 100
+
+
+@pytest.mark.timeout(600)
+def test_a_conversation_on_two_ranks(tmp_path, checkpoint):
+    with Chat(tmp_path, "2", checkpoint, *LONG) as chat:
+        followers = [pid for rank, pid in chat.ranks().items() if rank == 1]
+        assert len(followers) == 1
+
+        # A whole turn.
+        chat.say("/max_new_tokens 16")
+        chat.say("Hello there")
+        chat.wait_for("tok/s")
+        assert "› Hello there" in chat.text
+
+        # A setting changed in the middle of a reply, then the reply stopped.
+        chat.say("/max_new_tokens 1800")
+        chat.wait_for("max_new_tokens is 1800.")
+        chat.say("A long one")
+        chat.wait_for(in_mid_reply)
+        chat.say("/refine_iter 4")
+        chat.wait_for("refine_iter is 4 from the next block on.")
+        chat.wait_for("pass 4")
+        chat.send(CTRL_C)
+        chat.wait_for("[stopped]")
+        chat.wait_for("R 4  greedy")
+
+        # Text typed in the middle of a reply waits, and is not sent by itself.
+        chat.say("/undo")
+        chat.wait_for("Took back 1 exchange; 1 exchange left.")
+        chat.say("Again")
+        chat.wait_for(in_mid_reply)
+        chat.type("not yet")
+        chat.send("\r")
+        chat.send(CTRL_C)
+        chat.wait_for(lambda screen: screen.text.count("[stopped]") == 2)
+        chat.wait_for("› not yet")
+        chat.send(CTRL_C)
+
+        # What cannot be is refused, and the conversation goes on.
+        chat.say("/refine_itr 3")
+        chat.wait_for("Did you mean /refine_iter?")
+        chat.say(f"/export {tmp_path}/talk.json")
+        chat.wait_for("Wrote")
+
+        # Followers wait without work.
+        before = cpu_seconds(followers[0])
+        time.sleep(3.0)
+        assert cpu_seconds(followers[0]) - before < 0.15
+
+        chat.send(CTRL_D)
+        assert chat.wait_end() == 0
+        assert chat.mode == chat.mode_before
+        assert not chat.ranks()
+    document = json.loads((tmp_path / "talk.json").read_text())
+    messages = document["messages"]
+    assert [message["role"] for message in messages] == ["user", "assistant", "user", "assistant"]
+    assert messages[3]["stopped"]
+    assert document["settings"]["refine_iter"] == 4
+    text = "\n".join(chat.scrollback)
+    assert not re.search(r"Traceback|Warning|\[rank", text)
+
+
+@pytest.mark.timeout(600)
+def test_input_history_and_sessions_outlive_the_program(tmp_path, checkpoint):
+    with Chat(tmp_path, "1", checkpoint, "--max_new_tokens", "8") as chat:
+        chat.say("Remember me")
+        chat.wait_for("tok/s")
+        chat.say("/quit")
+        assert chat.wait_end() == 0
+    with Chat(tmp_path, "1", checkpoint, "--max_new_tokens", "8", "--resume") as chat:
+        chat.wait_for("1 exchange")
+        chat.send("\x1b[A\x1b[A")
+        chat.wait_for("› Remember me")
+        chat.send(CTRL_C)
+        chat.send(CTRL_D)
+        assert chat.wait_end() == 0
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("busy", [False, True])
+def test_a_killed_follower_is_named_and_nothing_is_lost(tmp_path, checkpoint, busy):
+    with Chat(tmp_path, "2", checkpoint, *LONG) as chat:
+        chat.say("Hello there")
+        chat.wait_for(in_mid_reply)
+        if not busy:
+            chat.send(CTRL_C)
+            chat.wait_for("[stopped]")
+        died = time.monotonic()
+        chat.kill(1)
+        chat.wait_for("Rank 1 ended without a word", 5.0)
+        assert time.monotonic() - died < 2.0
+        assert chat.wait_end(10.0) == 5
+        assert chat.mode == chat.mode_before
+        assert not chat.ranks()
+        (journal,) = chat.sessions()
+        assert "Hello there" in journal
+        assert '"block"' in journal
+
+
+@pytest.mark.timeout(600)
+def test_a_killed_rank_0_leaves_a_sane_terminal_and_no_rank(tmp_path, checkpoint):
+    with Chat(tmp_path, "2", checkpoint, *LONG) as chat:
+        chat.say("Hello there")
+        chat.wait_for(in_mid_reply)
+        chat.kill(0)
+        assert chat.wait_end(15.0) == 5
+        assert chat.mode == chat.mode_before
+        assert not chat.ranks()
+        assert "Hello there" in chat.sessions()[0]
+
+
+@pytest.mark.timeout(600)
+def test_a_killed_launcher_or_closed_terminal_leaves_no_rank(tmp_path, checkpoint):
+    for end in ("kill", "hang up"):
+        home = tmp_path / end
+        with Chat(home, "2", checkpoint, *LONG) as chat:
+            chat.say("Hello there")
+            chat.wait_for(in_mid_reply)
+            ranks = chat.ranks()
+            if end == "kill":
+                chat.process.kill()
+            else:
+                chat.hang_up()
+            deadline = time.monotonic() + 6.0
+            while time.monotonic() < deadline and any(Path(f"/proc/{pid}").exists() for pid in ranks.values()):
+                time.sleep(0.05)
+            assert not [pid for pid in ranks.values() if Path(f"/proc/{pid}").exists()]
+            assert "Hello there" in chat.sessions()[0]
+
+
+@pytest.mark.timeout(600)
+def test_ctrl_c_while_loading_ends_at_once(tmp_path, checkpoint):
+    with Chat(tmp_path, "2", checkpoint, wait=False) as chat:
+        chat.wait_for("Starting 2 processes")
+        time.sleep(1.0)
+        chat.send(CTRL_C)
+        assert chat.wait_end(10.0) == 130
+        assert chat.mode == chat.mode_before
+        assert "Traceback" not in chat.text

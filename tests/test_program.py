@@ -1,0 +1,107 @@
+"""The whole program without a terminal: one prompt, many prompts, and checkpoints that cannot be used."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+from program import run_chat
+
+PROMPT = "Solve: 25 * 4 = ?"
+SHORT = ("--max_new_tokens", "24", "--add_eos_length", "7", "--refine_iter", "2", "--dtype", "float32")
+
+
+@pytest.mark.timeout(600)
+def test_one_prompt_gives_the_same_tokens_on_one_two_and_three_ranks(tmp_path, tiny_checkpoint):
+    answers = []
+    for ranks in ("1", "2", "3"):
+        done = run_chat(tmp_path, ranks, str(tiny_checkpoint("fsdp1", 2)), PROMPT, *SHORT, "--json")
+        assert done.returncode == 0, done.stderr
+        (line,) = done.stdout.splitlines()
+        answers.append(json.loads(line))
+        assert "\x1b" not in done.stdout + done.stderr
+    assert answers[0]["prompt"] == PROMPT
+    assert 0 < len(answers[0]["token_ids"]) <= 24
+    assert [answer["token_ids"] for answer in answers] == [answers[0]["token_ids"]] * 3
+    assert answers[0]["total_len"] == answers[0]["prompt_len"] + len(answers[0]["token_ids"])
+
+
+@pytest.mark.timeout(600)
+def test_a_file_of_prompts_becomes_a_file_of_results(tmp_path, tiny_checkpoint):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("".join(f"Question {n}\n" for n in range(6)) + "word " * 3000 + "\n")
+    results = tmp_path / "results.jsonl"
+    checkpoint = str(tiny_checkpoint("fsdp1", 2))
+    done = run_chat(
+        tmp_path, "2", checkpoint, "--prompts_file", str(prompts), "--output_file", str(results), *SHORT
+    )
+    assert done.returncode == 4, done.stderr
+    assert done.stdout == ""
+    rows = [json.loads(line) for line in results.read_text().splitlines()]
+    assert [row["prompt"] for row in rows[:6]] == [f"Question {n}" for n in range(6)]
+    assert [row["finish_reason"] for row in rows][6:] == ["error"]
+    assert "too long" in rows[6]["error"]
+    for row in rows[:6]:
+        assert list(row)[:5] == ["prompt", "response", "full_text", "prompt_len", "total_len"]
+        assert row["settings"]["refine_iter"] == 2
+        assert row["stats"]["forwards"] >= len(row["stats"]["iterations"]) > 0
+
+
+@pytest.mark.timeout(600)
+def test_piped_lines_are_a_conversation_with_replies_on_stdout_only(tmp_path, tiny_checkpoint):
+    checkpoint = str(tiny_checkpoint("fsdp1", 2))
+    done = run_chat(tmp_path, "2", checkpoint, *SHORT, stdin="Hello\n/settings\nAnd then?")
+    assert done.returncode == 0, done.stderr
+    assert "refine_iter" in done.stderr
+    assert "tok/s" in done.stderr
+    assert "refine_iter" not in done.stdout
+    assert done.stdout.strip()
+
+
+def broken(folder, source, name, change):
+    """A copy of a checkpoint with one file changed."""
+    copy = folder / "checkpoint"
+    shutil.copytree(source, copy)
+    (path,) = copy.rglob(name)
+    change(path)
+    return copy
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("model_world_size_2_rank_1.pt", lambda path: path.unlink(), "Shard 2 of 2 is missing"),
+        (
+            "model_world_size_2_rank_1.pt",
+            lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+            "rank_1.pt",
+        ),
+        ("tokenizer.json", lambda path: path.unlink(), "tokenizer"),
+        (
+            "config.json",
+            lambda path: path.write_text(
+                path.read_text().replace('"num_hidden_layers": 2', '"num_hidden_layers": 3')
+            ),
+            "layers.2",
+        ),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_used_is_one_message_and_exit_3(
+    tmp_path, tiny_checkpoint, name, change, message
+):
+    folder = broken(tmp_path, tiny_checkpoint("fsdp1", 2), name, change)
+    if name == "tokenizer.json":
+        shutil.rmtree(folder / "reference", ignore_errors=True)
+    done = run_chat(tmp_path, "2", str(folder), PROMPT)
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path):
+    done = run_chat(tmp_path, "1", str(tmp_path / "nothing"), PROMPT)
+    assert (done.returncode, done.stdout) == (3, "")
+    assert str(tmp_path / "nothing") in done.stderr
