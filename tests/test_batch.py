@@ -448,6 +448,24 @@ def test_prompts_added_at_the_end_are_made_too(run: Run, prompts: str, output: P
     assert records(output)[6]["prompt"] == "one more ok"
 
 
+def test_a_run_that_died_before_putting_its_last_result_in_place_loses_none(
+    run: Run, prompts: str, tmp_path: Path
+) -> None:
+    output = tmp_path / "r.json"
+    argv = ("--prompts_file", prompts, "--output_file", str(output))
+    run(*argv)
+    shorter = output.read_bytes()
+    with Path(prompts).open("a") as file:
+        file.write("one more ok\n")
+    run(*argv)
+    whole = output.read_bytes()
+    growing(output).write_text("".join(json.dumps(record) + "\n" for record in json.loads(whole)))
+    output.write_bytes(shorter)
+    assert run(*argv).engine.turns == []
+    assert json.loads(output.read_bytes()) == json.loads(whole)
+    assert not growing(output).exists()
+
+
 def test_failures_of_the_run_before_count(run: Run, tmp_path: Path, output: Path) -> None:
     path = tmp_path / "p.txt"
     path.write_text("word " * 300 + "\nfine\n")
