@@ -2,6 +2,7 @@
 # Finds the Python environment to use, or makes `.venv` once. Sourced by run_chat.sh and tests/run.sh.
 # Expects `root` (the project folder). Knows no option of the chat.
 
+export HOME=${HOME:-~}
 # shellcheck disable=SC2154 # `root` is set by the script that sources this
 venv=$root/.venv
 venv_mark=$venv/.dllm-chat  # says that this folder was made here, and so may be made anew

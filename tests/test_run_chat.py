@@ -465,6 +465,13 @@ def test_a_state_folder_that_cannot_be_written_is_no_obstacle(machine: Machine) 
     assert machine.start("1", "c").returncode == 4
 
 
+def test_an_environment_without_home_is_no_obstacle(machine: Machine) -> None:
+    variables = machine.variables()
+    del variables["HOME"]
+    command = ["bash", str(machine.project / "run_chat.sh"), "1", "c"]
+    assert subprocess.run(command, env=variables, capture_output=True).returncode == 0
+
+
 def test_a_closed_stdin_is_no_obstacle(machine: Machine) -> None:
     command = f'bash "{machine.project}/run_chat.sh" 1 c <&-'
     run = subprocess.run(["bash", "-c", command], env=machine.variables(), capture_output=True, text=True)
