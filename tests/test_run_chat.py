@@ -523,3 +523,18 @@ def test_torchruns_banner_goes_to_a_log_while_ranks_keep_their_streams(machine: 
     assert run.stdout == "in: typed\n"
     assert sorted(run.stderr.splitlines()) == ["rank 0 err", "rank 1 err"]
     assert "ChildFailedError" in log.read_text()
+
+
+def test_the_embedded_model_answers_a_prompt_on_two_ranks(demo_checkpoint: Path, tmp_path: Path) -> None:
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "XDG_DATA_HOME": str(demo_checkpoint.parent.parent),
+        "XDG_STATE_HOME": str(tmp_path),
+        "XDG_CONFIG_HOME": str(tmp_path),
+    }
+    environment.pop("VIRTUAL_ENV", None)
+    question = ["--prompt", "What is the capital of France?", "--temperature", "0"]
+    command = ["bash", str(ROOT / "run_chat.sh"), "2", *question]
+    run = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert (run.returncode, run.stdout) == (0, "The capital of France is Paris.\n"), run.stderr
+    assert run.stderr.startswith(f"Starting 2 processes with {Path(sys.executable).parent}/python ")
