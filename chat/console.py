@@ -108,6 +108,7 @@ class Console:
         self._orders: deque[Callable[[], None]] = deque()
         self._committed: list[str] = []
         self._after_paint: list[Callable[[], None]] = []
+        self._live: Sequence[Line] | Callable[[], Sequence[Line]] = ()
         self._last_paint = 0.0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._bell: asyncio.Event | None = None
@@ -158,9 +159,12 @@ class Console:
         """As `commit`, for what the person sent."""
         self.commit(text)
 
-    def show_live(self, lines: Sequence[Line]) -> None:
-        """Replace the live zone. Of frames that follow within 50 ms only the last is drawn."""
-        self._order(lambda: setattr(self._view, "live", tuple(lines)))
+    def show_live(self, lines: Sequence[Line] | Callable[[], Sequence[Line]]) -> None:
+        """Replace the live zone. Of frames that follow within 50 ms only the last is drawn.
+
+        A function is called when its frame is drawn, on the console's thread.
+        """
+        self._order(lambda: setattr(self, "_live", lines))
 
     def clear_live(self) -> None:
         self.show_live(())
@@ -263,6 +267,7 @@ class Console:
         self._carry_out()
         if self._app.is_done:
             return
+        self._view.live = tuple(self._live() if callable(self._live) else self._live)
         self._check_size()
         self._write_committed()
         self._redraw()
@@ -310,7 +315,7 @@ class Console:
         self.events.put(Resized(size.columns, size.rows))
 
     def _exit(self) -> None:
-        self._view.live = ()
+        self._live = self._view.live = ()
         self._write_committed()
         if self._app.is_running and not self._app.is_done:
             self._app.exit()

@@ -9,7 +9,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from chat.console_events import Abort, ConsoleEvent, Failed, Interrupt, Leave, Line, Submitted, command_word
 from chat.terminal import Streams
@@ -51,7 +51,7 @@ class PlainLines:
     def echo(self, text: str) -> None:
         """What was typed needs no repetition here."""
 
-    def show_live(self, lines: Sequence[Line]) -> None:
+    def show_live(self, lines: Sequence[Line] | Callable[[], Sequence[Line]]) -> None:
         """Nothing is redrawn here."""
 
     def clear_live(self) -> None:

@@ -43,6 +43,7 @@ class LineStream:
     """Text without markup: finished lines, wrapped at `width` columns (not at all if None)."""
 
     apart = False
+    begun = False
     margin = 0
 
     def __init__(self, width: int | None, hold: int) -> None:
@@ -99,6 +100,11 @@ class MarkdownStream:
     def apart(self) -> bool:
         """Whether a blank line will stand before what comes next."""
         return bool(self._before) and self._gap and self._fence is None
+
+    @property
+    def begun(self) -> bool:
+        """Whether anything was given out."""
+        return bool(self._before)
 
     @property
     def margin(self) -> int:

@@ -11,22 +11,33 @@ from dataclasses import dataclass
 from chat.cells import visible, wrap_spans
 from chat.markdown import LineStream, MarkdownStream
 from chat.palette import Palette
+from chat.running_text import Decode, RunningText, TokenTexts
 from dist.protocol import BlockUpdate, Reply
 
-Decode = Callable[[Sequence[int]], str]
+Fragments = Sequence[tuple[str, str]]
 Line = tuple[tuple[str, str], ...]
 
 LIVE_LINES = 12
 ROWS_KEPT = 4  # of the terminal, for what is not live
-TORN = "\ufffd"  # what a decoder gives for half a character
+
+
+def _nothing() -> tuple[Line, ...]:
+    return ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Frame:
-    """What one update adds to the scrollback, and what the live zone shows from now on."""
+    """What one update adds to the scrollback, and what the live zone shows from now on.
+
+    `draw` makes the lines of the live zone, so that frames which are never shown cost little.
+    """
 
     commit: str = ""
-    live: tuple[Line, ...] = ()
+    draw: Callable[[], tuple[Line, ...]] = _nothing
+
+    @property
+    def live(self) -> tuple[Line, ...]:
+        return self.draw()
 
 
 class ReplyView:
@@ -37,7 +48,6 @@ class ReplyView:
     """
 
     def __init__(self, decode: Decode, width: int, height: int, palette: Palette, markdown: bool = True) -> None:
-        self._decode = decode
         self._palette = palette
         self._width = max(2, width - 1)  # the last column stays unused
         self._rows = live_rows(height)
@@ -48,30 +58,30 @@ class ReplyView:
             self._stream = MarkdownStream(self._width, self._hold, palette)
         else:
             self._stream = LineStream(self._width, self._hold)
-        self._done: tuple[int, ...] = ()
-        self._taken = ""  # decoded text that the stream was fed
+        self._text = RunningText(decode)
+        self._texts = TokenTexts(decode)
         self._ages: tuple[int, ...] = ()  # for each token of the block, iterations since it changed
         self._block = -1
-        self._pairs: dict[tuple[int, int], str] = {}
 
     def update(self, update: BlockUpdate) -> Frame:
         """The frame after one iteration. Updates of one reply come in order."""
-        if update.done:
-            self._done += update.token_ids
-            self._ages = ()
-            commit = self._feed(final=False)
-            coming = 0 if update.finish else len(update.token_ids)
-            return Frame(commit=commit, live=self._live([("placeholder", self._cell)] * coming, 0))
-        self._age(update)
-        return Frame(live=self._live(*self._tokens(update)))
+        if not update.done:
+            self._age(update)
+            return self._frame("", update, self._ages)
+        self._ages = ()
+        commit = self._give(self._text.extend(update.token_ids))
+        if update.finish:
+            return self._frame(commit, None, ())
+        # The next block stands there as placeholders until its first iteration.
+        return self._frame(commit, update, ())
 
     def finish(self, reply: Reply) -> str:
         """What of the reply is not committed yet."""
-        self._done = reply.token_ids
-        commit = self._feed(final=True)
+        commit = self._give(self._text.finish(reply.token_ids))
+        commit += self._palette.ansi(self._stream.finish())
         if reply.finish == "cancelled":
             commit += self._palette.ansi([self._palette.text("[stopped]", "quiet")])
-        elif not self._taken.strip():
+        elif not self._text.text.strip():
             commit += self._palette.ansi([self._palette.text("[empty reply]", "quiet")])
         return commit
 
@@ -86,19 +96,8 @@ class ReplyView:
         """Lines of finished text that may wait in the live zone for the end of their block."""
         return max(3, self._rows * 2 // 3)
 
-    @property
-    def _cell(self) -> str:
-        return self._palette.mark("░", ".")
-
-    def _feed(self, *, final: bool) -> str:
-        text = self._decode(self._done)
-        if not final:
-            text = text.rstrip(TORN + "\r")
-        new, self._taken = text[len(self._taken) :], text if len(text) > len(self._taken) else self._taken
-        lines = self._stream.feed(visible(new))
-        if final:
-            lines += self._stream.finish()
-        return self._palette.ansi(lines)
+    def _give(self, text: str) -> str:
+        return self._palette.ansi(self._stream.feed(visible(text)))
 
     def _age(self, update: BlockUpdate) -> None:
         old = self._ages if update.index == self._block else ()
@@ -107,53 +106,44 @@ class ReplyView:
             0 if changed else (old[at] + 1 if at < len(old) else 0) for at, changed in enumerate(update.changed)
         )
 
-    def _tokens(self, update: BlockUpdate) -> tuple[list[tuple[str, str]], int]:
-        """Styled text of each token of a block in progress, and how many of them have settled."""
+    def _frame(self, commit: str, update: BlockUpdate | None, ages: tuple[int, ...]) -> Frame:
+        """A frame that can be drawn later: what it needs is fixed now."""
+        stream, before = self._stream, self._text.last_id
+        held, margin, apart, begun = stream.held, stream.margin, stream.apart, stream.begun
+        width, rows = self._width, self._rows
+
+        def draw() -> tuple[Line, ...]:
+            fragments, settled = self._tokens(update, ages, before) if update else ([], 0)
+            everything = [("", held), *fragments]
+            lines = wrap_fragments(everything, width - margin)
+            front = len(wrap_fragments(everything[: settled + 1], width - margin)) - 1
+            if not margin:
+                lines, front = spaced(lines, front, apart=apart, begun=begun)
+            lines = window(lines, front, rows)
+            return tuple((("", " " * margin), *line) if margin else line for line in lines)
+
+        return Frame(commit=commit, draw=draw)
+
+    def _tokens(
+        self, update: BlockUpdate, ages: tuple[int, ...], before: int | None
+    ) -> tuple[list[tuple[str, str]], int]:
+        """Styled text of each token of a block, and how many of these pieces have settled.
+
+        Without `ages` nothing is known of the block but its size.
+        """
+        cell = self._palette.mark("░", ".")
+        if not ages:
+            return [("placeholder", cell * len(update.token_ids))], 0
         fragments: list[tuple[str, str]] = []
         at, settled = 0, 0
         while at < len(update.token_ids):
-            text, size = self._token_text(update.token_ids, at)
-            age = min(self._ages[at : at + size])
+            text, size = self._texts.at(update.token_ids, at, before)
+            age = min(ages[at : at + size])
             style = "changed" if age == 0 else "recent" if age == 1 and at >= update.exact else ""
-            fragments.append((style, visible(text)) if text else ("placeholder", self._cell * size))
+            fragments.append((style, visible(text)) if text else ("placeholder", cell * size))
             at += size
             settled = len(fragments) if at <= update.exact else settled
         return fragments, settled
-
-    def _token_text(self, ids: Sequence[int], at: int) -> tuple[str, int]:
-        """Text of the token at `at`, with what follows it if it holds only part of a character; how many tokens."""
-        text = self._after(ids[at - 1] if at else None, ids[at])
-        if TORN not in text:
-            return text, 1
-        for size in range(2, 5):
-            joined = self._decode(ids[at : at + size])
-            if TORN not in joined:
-                return joined, min(size, len(ids) - at)
-        return "", 1
-
-    def _after(self, before: int | None, token: int) -> str:
-        """Text of one token, given its neighbour: some tokenizers drop the blank before a lone token."""
-        key = (-1 if before is None else before, token)
-        text = self._pairs.get(key)
-        if text is None:
-            lead = self._decode([before]) if before is not None else ""
-            both = self._decode([before, token]) if before is not None and TORN not in lead else ""
-            text = both[len(lead) :] if both.startswith(lead) and both else self._decode([token])
-            self._pairs[key] = text
-        return text
-
-    def _live(self, fragments: list[tuple[str, str]], settled: int) -> tuple[Line, ...]:
-        """At most `_rows` lines: the unfinished text, then the block, kept in view around where it settles."""
-        held, margin = self._stream.held, self._stream.margin
-        if not held and not fragments:
-            return ()
-        fragments = [("", "\n" * self._stream.apart + held), *fragments]
-        lines = wrap_fragments(fragments, self._width - margin)
-        if len(lines) > self._rows:
-            front = len(wrap_fragments(fragments[: settled + 1], self._width - margin)) - 1
-            first = max(0, min(front - 1, len(lines) - self._rows))
-            lines = lines[first : first + self._rows]
-        return tuple((("", " " * margin), *line) for line in lines) if margin else tuple(lines)
 
 
 def live_rows(height: int) -> int:
@@ -161,7 +151,22 @@ def live_rows(height: int) -> int:
     return max(1, min(height - ROWS_KEPT, LIVE_LINES))
 
 
-def wrap_fragments(fragments: Sequence[tuple[str, str]], width: int) -> list[Line]:
+def spaced(lines: list[Line], front: int, *, apart: bool, begun: bool) -> tuple[list[Line], int]:
+    """The lines with the blank line in front that they will have once committed, and where `front` is then."""
+    blank = 0
+    while blank < len(lines) and not any(text.strip() for _, text in lines[blank]):
+        blank += 1
+    gap = 1 if blank < len(lines) and (apart or (begun and blank)) else 0
+    return [()] * gap + lines[blank:], max(0, front - blank) + gap
+
+
+def window(lines: list[Line], front: int, rows: int) -> list[Line]:
+    """At most `rows` of the lines, the one at `front` among them."""
+    first = max(0, min(front - 1, len(lines) - rows))
+    return lines[first : first + rows]
+
+
+def wrap_fragments(fragments: Fragments, width: int) -> list[Line]:
     """Styled text in lines of at most `width` columns; newlines break too."""
     text = "".join(piece for _, piece in fragments)
     styles = [style for style, piece in fragments for _ in piece]

@@ -126,7 +126,7 @@ class Fake:
                     )
                 )
                 self.console.commit(frame.commit)
-                self.console.show_live(frame.live)
+                self.console.show_live(frame.draw)
                 self.console.set_status(f"block {start // BLOCK + 1}, pass {number + 1}")
             if finish == "cancelled":
                 break

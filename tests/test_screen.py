@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Sequence
 from itertools import pairwise
 
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from chat.cells import cells, fold_spans, visible, wrap_spans
 from chat.palette import Palette
 from chat.reply_view import live_rows
+from chat.running_text import RunningText, TokenTexts
 from chat.screen import (
     ReplyView,
     error_block,
@@ -363,3 +365,40 @@ def test_the_live_zone_stands_where_the_committed_text_will() -> None:
     frame = view.update(a_block(tuple(b" 2\n```\n\nTwo"), index=1))
     assert stripped(frame.commit) == "  y = 2\n"
     assert frame.live[0] == () and frame.live[1][0] == ("", "Two")
+
+
+# Decoding as it comes.
+
+PIECES = ["▁The", "▁sky", "▁", "is", ",", "▁blue", "\n", "▁\r", "</s>"]
+
+
+def decode_pieces(ids: Sequence[int]) -> str:
+    """As sentencepiece does: the blank before the first word is dropped, special tokens have no text."""
+    text = "".join(PIECES[one] for one in ids if PIECES[one] != "</s>").replace("▁", " ")
+    return text[1:] if text.startswith(" ") else text
+
+
+@settings(max_examples=100, deadline=None)
+@given(parts=st.lists(st.lists(st.integers(0, len(PIECES) - 1), min_size=1, max_size=6), max_size=8))
+def test_text_decoded_in_parts_is_the_text_of_the_whole(parts: list[list[int]]) -> None:
+    running = RunningText(decode_pieces)
+    ids = [one for part in parts for one in part]
+    shown = "".join(running.extend(tuple(part)) for part in parts)
+    assert shown + running.finish(ids) == decode_pieces(ids)
+
+
+@settings(max_examples=100, deadline=None)
+@given(text=st.text("aé中👩‍🚀\r\n", max_size=40), size=st.integers(1, 5))
+def test_characters_are_whole_however_the_bytes_are_cut(text: str, size: int) -> None:
+    ids = tuple(text.encode())
+    running = RunningText(decode)
+    parts = [running.extend(ids[at : at + size]) for at in range(0, len(ids), size)]
+    assert not any("\ufffd" in part or part.endswith("\r") for part in parts)
+    assert "".join(parts) + running.finish(ids) == text
+
+
+def test_a_token_drawn_alone_keeps_its_blank() -> None:
+    texts = TokenTexts(decode_pieces)
+    assert texts.at((0, 1), 1, None) == (" sky", 1)
+    assert texts.at((1,), 0, before=0) == (" sky", 1)
+    assert texts.at((0, 8), 1, None) == ("", 1)
