@@ -60,7 +60,7 @@ def build_model(config_dir: Path, raw: Mapping[str, Any], dtype: torch.dtype, *,
         )
         with _parameters_on_meta():
             model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
-    except (ValueError, KeyError, TypeError, AttributeError, ImportError, OSError) as problem:
+    except _build_errors() as problem:
         said = (str(problem) or repr(problem)).splitlines()[0]
         raise CheckpointError(
             f"transformers {transformers.__version__} cannot build the model of {config_dir / 'config.json'}.",
@@ -80,6 +80,15 @@ def _refuse_remote_code(config_dir: Path, raw: Mapping[str, Any], trusted: bool)
             f"Its config.json names {', '.join(sorted(map(str, raw['auto_map'].values())))}.",
             "Read that code; if you trust it, add --trust_remote_code.",
         )
+
+
+def _build_errors() -> tuple[type[Exception], ...]:
+    """What transformers raises for configs that it does not know or whose values do not go together."""
+    from huggingface_hub import errors
+
+    usual = (ValueError, KeyError, TypeError, AttributeError, ImportError, OSError)
+    strict: type[Exception] | None = getattr(errors, "StrictDataclassError", None)  # newer versions only
+    return usual if strict is None else (*usual, strict)
 
 
 def _older_names(raw: Mapping[str, Any], version: str) -> dict[str, Any]:

@@ -21,8 +21,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 USUAL = [(layout, world_size) for layout in ("fsdp1", "fsdp2", "fsdp1_nomesh") for world_size in (1, 2, 3)]
 USUAL += [("fsdp1_tied", 2), ("fsdp2_tied", 3)]
-RARE = [("fsdp1_no_shard", 2), ("fsdp2_shard1", 2), ("fsdp1_moe", 2), ("fsdp1_lora", 2), ("fsdp2_lora", 3)]
-RARE += [("fsdp1_hsdp", 4), ("fsdp2_hsdp", 4)]
+RARE = [("fsdp1_no_shard", 2), ("fsdp2_shard1", 2), ("fsdp1_moe", 2), ("fsdp1_hsdp", 4), ("fsdp2_hsdp", 4)]
+ADAPTED = [("fsdp1_lora", 2), ("fsdp2_lora", 3)]
 
 TinyCheckpoint = Callable[[str, int], Path]
 
@@ -41,7 +41,7 @@ def tiny_checkpoint(request: pytest.FixtureRequest) -> TinyCheckpoint:
     def checkpoint(layout: str, world_size: int) -> Path:
         base = cache.mkdir(f"checkpoints-{_fingerprint()}")
         if not run_root(base, layout, world_size).exists():
-            batch = USUAL if (layout, world_size) in USUAL else RARE
+            batch = next((some for some in (USUAL, RARE, ADAPTED) if (layout, world_size) in some), [])
             wanted = {*batch, (layout, world_size)}
             make_checkpoints(base, sorted(case for case in wanted if not run_root(base, *case).exists()))
         return run_root(base, layout, world_size)

@@ -211,6 +211,13 @@ def test_a_model_that_transformers_does_not_know_is_named(tiny_checkpoint, tmp_p
     assert f"cannot build the model of {tmp_path / 'config.json'}. Its model_type is newmodel: " in message
 
 
+def test_a_config_whose_values_do_not_go_together_is_named(tiny_checkpoint, tmp_path, solo):
+    checkpoint = with_config(open_checkpoint(tiny_checkpoint("fsdp1", 2)), tmp_path, num_attention_heads="four")
+    assert f"cannot build the model of {tmp_path / 'config.json'}. Its model_type is qwen2: " in refusal(
+        checkpoint, solo
+    )
+
+
 def test_remote_code_runs_only_when_trusted(tiny_checkpoint, tmp_path, solo):
     checkpoint = with_config(
         open_checkpoint(tiny_checkpoint("fsdp1", 2)),
