@@ -10,6 +10,7 @@ import dataclasses
 import queue
 import secrets
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -43,7 +44,7 @@ class Console(Protocol):
     def commit(self, text: str) -> None: ...
     def note(self, text: str) -> None: ...
     def echo(self, text: str) -> None: ...
-    def show_live(self, lines: Sequence[Line]) -> None: ...
+    def show_live(self, lines: Sequence[Line] | Callable[[], Sequence[Line]]) -> None: ...
     def clear_live(self) -> None: ...
     def set_status(self, text: str) -> None: ...
     def set_toolbar(self, text: str) -> None: ...
@@ -89,6 +90,7 @@ class Repl:
         self._seed = 0
         self._view: screen.ReplyView | None = None
         self._last_event = 0.0
+        self._waiting: deque[ConsoleEvent] = deque()
 
     # The loop.
 
@@ -97,7 +99,7 @@ class Repl:
         self._show_toolbar()
         while not self._leaving:
             self._console.set_busy(False)
-            event = self._console.events.get()
+            event = self._waiting.popleft() if self._waiting else self._console.events.get()
             if isinstance(event, Submitted):
                 self._take(event.text)
             elif isinstance(event, Leave):
@@ -167,7 +169,7 @@ class Repl:
             elif isinstance(event, BlockUpdate):
                 frame = view.update(event)
                 self._console.commit(frame.commit)
-                self._console.show_live(frame.live)
+                self._console.show_live(frame.draw)
                 self._console.set_status(f"block {event.index + 1}, pass {event.iteration}")
                 if event.done:
                     finished += event.token_ids
@@ -215,7 +217,10 @@ class Repl:
         return Control(settings=self._sampling_settings(), cancel=self._cancel)
 
     def _during_reply(self, event: ConsoleEvent) -> None:
-        if isinstance(event, Submitted):
+        if isinstance(event, Leave) or (isinstance(event, Submitted) and not event.live):
+            # Piped input runs ahead of the replies.
+            self._waiting.append(event)
+        elif isinstance(event, Submitted):
             try:
                 dispatch(self, event.text, live=True)
             except ChatError as error:
@@ -224,7 +229,7 @@ class Repl:
             if self._view is not None:
                 self._view.resize(event.columns, event.rows)
         else:
-            # Interrupt, Leave, Abort, or a console that is gone: in each case the reply has to stop.
+            # Interrupt, Abort, or a console that is gone: in each case the reply has to stop.
             self._cancel = True
             self._leaving = self._leaving or not isinstance(event, Interrupt)
 

@@ -70,6 +70,7 @@ def load_tokenizer(
     _check_files(folder)
     from transformers import AutoTokenizer
 
+    _check_config(folder, trust_remote_code)
     try:
         backend = AutoTokenizer.from_pretrained(
             str(folder), local_files_only=True, trust_remote_code=trust_remote_code
@@ -116,6 +117,23 @@ def _broken(folder: Path, error: Exception) -> CheckpointError:
         why,
         "Copy the tokenizer's files again from the model that was trained.",
     )
+
+
+def _check_config(folder: Path, trust_remote_code: bool) -> None:
+    """Refuse a config.json that transformers refuses: it reads that file too, and would blame the tokenizer."""
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig
+
+    if not (folder / "config.json").is_file():
+        return
+    try:
+        AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError, TypeError, ImportError, StrictDataclassError) as error:
+        raise CheckpointError(
+            f"transformers cannot read {folder / 'config.json'}.",
+            str(error).strip().splitlines()[-1].strip(),
+            "Copy the file again from the model that was trained, or install the transformers that wrote it.",
+        ) from error
 
 
 def _generation_stop_ids(generation_config: Mapping[str, Any]) -> tuple[int, ...]:

@@ -63,7 +63,7 @@ def broken(folder, source, name, change):
     """A copy of a checkpoint with one file changed."""
     copy = folder / "checkpoint"
     shutil.copytree(source, copy)
-    (path,) = copy.rglob(name)
+    (path,) = (copy / "global_step_3").rglob(name)
     change(path)
     return copy
 
@@ -72,7 +72,7 @@ def broken(folder, source, name, change):
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("model_world_size_2_rank_1.pt", lambda path: path.unlink(), "Shard 2 of 2 is missing"),
+        ("model_world_size_2_rank_1.pt", lambda path: path.unlink(), "Shard 1 of 2 is missing"),
         (
             "model_world_size_2_rank_1.pt",
             lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
@@ -81,10 +81,15 @@ def broken(folder, source, name, change):
         ("tokenizer.json", lambda path: path.unlink(), "tokenizer"),
         (
             "config.json",
+            lambda path: path.write_text(path.read_text().replace('"vocab_size": ', '"vocab_size": 1')),
+            "embed_tokens",
+        ),
+        (
+            "config.json",
             lambda path: path.write_text(
                 path.read_text().replace('"num_hidden_layers": 2', '"num_hidden_layers": 3')
             ),
-            "layers.2",
+            "num_hidden_layers",
         ),
     ],
 )
@@ -92,8 +97,6 @@ def test_a_checkpoint_that_cannot_be_used_is_one_message_and_exit_3(
     tmp_path, tiny_checkpoint, name, change, message
 ):
     folder = broken(tmp_path, tiny_checkpoint("fsdp1", 2), name, change)
-    if name == "tokenizer.json":
-        shutil.rmtree(folder / "reference", ignore_errors=True)
     done = run_chat(tmp_path, "2", str(folder), PROMPT)
     assert done.returncode == 3, done.stdout + done.stderr
     assert message in done.stderr
