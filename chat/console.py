@@ -315,9 +315,9 @@ class Console:
         self.events.put(Resized(size.columns, size.rows))
 
     def _exit(self) -> None:
-        self._live = self._view.live = ()
-        self._write_committed()
         if self._app.is_running and not self._app.is_done:
+            self._live = self._view.live = ()
+            self._write_committed()
             self._app.exit()
 
     # What the keys ask of the screen.

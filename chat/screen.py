@@ -5,8 +5,7 @@ Every line of what is returned ends with a newline. `ReplyView`, which draws a r
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from rich.text import Text
 
@@ -28,7 +27,6 @@ __all__ = [
     "stats_line",
     "table",
     "user_echo",
-    "welcome",
 ]
 
 ECHO_LINES = 12
@@ -44,13 +42,21 @@ def render_markdown(text: str, width: int, palette: Palette) -> str:
 
 def user_echo(text: str, palette: Palette, width: int = 80) -> str:
     """What the person sent, as it stays in the scrollback; a long message shows its beginning."""
-    lines = wrap(Text(visible(text)), max(2, width - 3))
-    more = len(lines) - ECHO_LINES
-    if more > 1:
-        lines = [*lines[:ECHO_LINES], palette.text(f"{palette.mark('…', '...')} {more:,} more lines", "quiet")]
+    source = text.split("\n")
+    room = max(2, width - 3)
+    lines: list[Text] = []
+    taken = 0
+    while taken < len(source) and len(lines) <= ECHO_LINES:
+        line = source[taken][: 2 * ECHO_LINES * room]  # enough to fill the room; the rest need not be measured
+        lines += wrap(Text(visible(line)), room)
+        taken += 1
+    for shown in lines:
+        shown.stylize(palette.style("user"))
+    if len(lines) > ECHO_LINES:
+        left = len(source) - taken + 1
+        what = f"{left:,} more lines" if left > 1 else f"{len(text):,} characters in all"
+        lines = [*lines[:ECHO_LINES], palette.text(f"{palette.mark('…', '...')} {what}", "quiet")]
     mark = palette.text(palette.mark("› ", "> "), "accent")
-    for line in lines[: ECHO_LINES if more > 1 else None]:
-        line.stylize(palette.style("user"))
     return palette.ansi([mark + lines[0], *indented(lines[1:], 2), Text()])
 
 
@@ -107,32 +113,6 @@ def _stacked(rows: Sequence[Sequence[str]], palette: Palette, width: int, margin
         for cell in filter(None, others):
             lines += indented(wrap(Text(cell), max(2, width - 3 - margin)), margin + 2)
     return palette.ansi(lines)
-
-
-def welcome(facts: Mapping[str, Any], palette: Palette, width: int = 80) -> str:
-    """The first words of a conversation: which model answers. Any of `facts` may be absent."""
-    folder = str(facts.get("checkpoint", ""))
-    parts = [
-        str(facts.get("model_type") or ""),
-        count_text(facts["parameters"]) + " parameters" if facts.get("parameters") else "",
-        str(facts.get("dtype") or "").removeprefix("torch."),
-        f"{facts['processes']} process{'es' if facts['processes'] > 1 else ''}" if facts.get("processes") else "",
-        f"ready in {facts['ready_seconds']:.1f} s" if facts.get("ready_seconds") else "",
-    ]
-    about = palette.mark(" · ", ", ").join(filter(None, parts))
-    lines = (
-        [palette.text(line.plain, "strong") for line in wrap(Text(visible(folder)), width - 1)] if folder else []
-    )
-    lines += [palette.text(line.plain, "quiet") for line in wrap(Text(visible(about)), width - 1)]
-    return palette.ansi([*lines, Text()])
-
-
-def count_text(number: int) -> str:
-    """A large number in three digits or so: 135 M, 7.6 B."""
-    for size, unit in ((10**12, "T"), (10**9, "B"), (10**6, "M")):
-        if number >= size:
-            return f"{number / size:.{0 if number >= 100 * size else 1}f} {unit}"
-    return f"{number:,}"
 
 
 def stats_line(reply: Reply, context_used: int, context_limit: int, palette: Palette, width: int = 80) -> str:

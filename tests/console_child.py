@@ -1,8 +1,8 @@
 """A small main loop behind the real console, for tests: answers are made of words, passes take milliseconds.
 
-Run as a program. Knows these lines: `/quit`, `/echo TEXT` (live), `/undo` (not live), `/draft TEXT`,
-`/stuck`, `/die`; anything else gets a reply. FAKE_PASS_S: seconds a pass takes. FAKE_REPLY: a file with the reply.
-Every event is written to FAKE_EVENTS, one a line.
+Run as a program. Knows these lines: `/quit`, `/echo TEXT` (live), `/undo` (not live), `/draft TEXT`, `/stuck`,
+`/die`, `/boom` (a fault in the console); anything else gets a reply. FAKE_PASS_S: seconds a pass takes. FAKE_REPLY:
+a file with the reply. Every event is written to FAKE_EVENTS, one a line.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ COMMANDS = (Row("quit", False), Row("echo", True), Row("undo", False), Row("draf
 
 
 def complete(before: str) -> Iterator[Candidate]:
+    if before == "/boom":
+        raise ValueError("no candidates")
     if before.startswith("/") and " " not in before:
         for row in COMMANDS:
             if row.name.startswith(before[1:]):
@@ -69,6 +71,7 @@ class Fake:
                 self.console.echo(screen.user_echo(event.text, self.palette, self.console.width))
                 self.take(event.text)
             elif isinstance(event, (Leave, Failed)):
+                self.note(f"left by {type(event).__name__}")
                 self.leaving = True
 
     def next(self, *, block: bool) -> ConsoleEvent | None:

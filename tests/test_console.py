@@ -78,7 +78,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
         talk.close()
 
 
-SLOW = {"FAKE_PASS_S": "0.08"}
+SLOW = {"FAKE_PASS_S": "0.05"}
 
 
 def test_a_reply_is_committed_and_the_prompt_comes_back(start: Start) -> None:
@@ -185,7 +185,7 @@ def test_ctrl_d_on_an_empty_line_leaves_and_puts_the_terminal_back(start: Start)
     talk.send(CTRL_D)
     assert talk.wait_end() == 0
     assert talk.mode == talk.mode_before
-    assert talk.text == ""
+    assert talk.text == "left by Leave"
     assert talk.raw.rindex(b"\x1b[?2004l") > talk.raw.rindex(b"\x1b[?2004h")
 
 
@@ -359,6 +359,15 @@ def test_where_nothing_can_be_redrawn_lines_are_only_added(start: Start, env: di
     talk.wait_for("[stopped]")
     talk.send(CTRL_D)
     assert talk.wait_end() == 0
+    assert talk.mode == talk.mode_before
+
+
+def test_a_fault_in_the_console_is_told_and_the_last_words_are_shown(start: Start) -> None:
+    talk = start()
+    talk.type("/boom")
+    assert talk.wait_end() == 0
+    assert talk.events == ["Failed(error=ValueError('no candidates'))"]
+    assert talk.text == "left by Failed"
     assert talk.mode == talk.mode_before
 
 

@@ -23,7 +23,6 @@ from chat.screen import (
     stats_line,
     table,
     user_echo,
-    welcome,
 )
 from dist.errors import CheckpointError
 from dist.protocol import BlockUpdate, FinishReason, Reply, ReplyStats
@@ -337,8 +336,10 @@ def test_a_table_aligns_and_wraps_its_last_column() -> None:
 
 
 def test_the_echo_of_a_long_message_is_cut() -> None:
-    shown = user_echo("\n".join(map(str, range(1000))), PLAIN, 60)
-    assert shown.startswith("› 0\n  1\n") and "988 more lines" in shown
+    lines = user_echo("\n".join(map(str, range(100_000))), PLAIN, 60).splitlines()
+    assert lines[:2] == ["› 0", "  1"] and lines[11:] == ["  11", "  … 99,988 more lines", ""]
+    assert user_echo("x" * 100_000, PLAIN, 60).splitlines()[-2] == "  … 100,000 characters in all"
+    assert "more" not in user_echo("\n".join(map(str, range(12))), PLAIN, 60)
 
 
 def test_notices_use_no_colour_with_no_color() -> None:
@@ -346,16 +347,6 @@ def test_notices_use_no_colour_with_no_color() -> None:
     assert colours.search(notice("text", COLOR))
     assert not colours.search(render_markdown(MARKDOWN, 60, MONO) + notice("text", MONO) + user_echo("x", MONO))
     assert "\x1b" not in render_markdown(MARKDOWN, 60, PLAIN)
-
-
-def test_the_welcome_names_the_model() -> None:
-    facts = {
-        "checkpoint": "/runs/global_step_10",
-        "model_type": "qwen2",
-        "parameters": 7_615_616_512,
-        "processes": 2,
-    }
-    assert welcome(facts, PLAIN) == "/runs/global_step_10\nqwen2 · 7.6 B parameters · 2 processes\n\n"
 
 
 def test_the_live_zone_stands_where_the_committed_text_will() -> None:
