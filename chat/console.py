@@ -107,6 +107,7 @@ class Console:
         # Crossing the threads: what is to be done by the console's, in order, and the bell for it.
         self._orders: deque[Callable[[], None]] = deque()
         self._committed: list[str] = []
+        self._ends_blank = True
         self._after_paint: list[Callable[[], None]] = []
         self._live: Sequence[Line] | Callable[[], Sequence[Line]] = ()
         self._last_paint = 0.0
@@ -149,15 +150,16 @@ class Console:
     def commit(self, text: str) -> None:
         """Append `text` (ANSI styles allowed) to the scrollback, exactly once and in order, in whole lines."""
         if text:
-            self._order(lambda: self._committed.append(text if text.endswith("\n") else text + "\n"))
+            self._order(lambda: self._add(text))
 
     def note(self, text: str) -> None:
         """As `commit`, for what is no reply: where output is piped the two go different ways."""
         self.commit(text)
 
     def echo(self, text: str) -> None:
-        """As `commit`, for what the person sent."""
-        self.commit(text)
+        """As `commit`, for what the person sent: a blank line stands before it."""
+        if text:
+            self._order(lambda: self._add("\n" * (not self._ends_blank) + text))
 
     def show_live(self, lines: Sequence[Line] | Callable[[], Sequence[Line]]) -> None:
         """Replace the live zone. Of frames that follow within 50 ms only the last is drawn.
@@ -274,6 +276,11 @@ class Console:
         self._last_paint = time.monotonic()
         while self._after_paint:
             self._after_paint.pop()()
+
+    def _add(self, text: str) -> None:
+        text = text if text.endswith("\n") else text + "\n"
+        self._committed.append(text)
+        self._ends_blank = text == "\n" or text.endswith("\n\n")
 
     def _carry_out(self) -> None:
         while self._orders:

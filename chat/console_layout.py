@@ -36,7 +36,7 @@ from prompt_toolkit.widgets import SearchToolbar
 from chat.console_events import Line
 from chat.console_input import Chips, ShowChips
 
-MENU_ROWS = 6
+MENU_ROWS = 10
 INPUT_ROWS = 10
 
 COLOR_STYLE = {
@@ -157,7 +157,7 @@ def _prefix(view: View, number: int, wrapped: int) -> StyleAndTextTuples:
 
 def _menu_rows(buffer: Buffer) -> int:
     state = buffer.complete_state
-    return min(MENU_ROWS, len(state.completions)) if state else 0
+    return min(MENU_ROWS, get_app().output.get_size().rows // 3, len(state.completions)) if state else 0
 
 
 def _menu(buffer: Buffer, view: View) -> StyleAndTextTuples:

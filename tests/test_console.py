@@ -296,6 +296,15 @@ def test_the_editor_gets_the_terminal_without_signal_keys(start: Start, tmp_path
     assert "-isig icanon" in mode
 
 
+def test_what_was_sent_stands_apart_from_what_came_before(start: Start) -> None:
+    talk = start()
+    talk.send("/echo one" + ENTER)
+    talk.wait_for("\n/echo one")
+    talk.send("/echo two" + ENTER)
+    talk.wait_for("\n/echo two")
+    assert talk.text.startswith("› /echo one\n\n/echo one\n\n› /echo two\n\n/echo two\n›")
+
+
 def test_a_draft_can_be_offered(start: Start) -> None:
     talk = start()
     talk.send("/draft words to change" + ENTER)
