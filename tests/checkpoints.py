@@ -193,7 +193,7 @@ def _shard2(model: Any, mesh: Any, layer_class: type, dim: int) -> Any:
 
 def _save(model: Any, tokenizer: Any, folder: Path, version: int) -> None:
     if importlib.util.find_spec("verl") is None:
-        _save_as_verl_does(model, tokenizer, folder, version)
+        save_as_verl_does(model, tokenizer, folder, version)
         return
     from omegaconf import OmegaConf
     from verl.utils.checkpoint.fsdp_checkpoint_manager import FSDPCheckpointManager
@@ -205,7 +205,7 @@ def _save(model: Any, tokenizer: Any, folder: Path, version: int) -> None:
     manager.save_checkpoint(str(folder), global_step=STEP)
 
 
-def _save_as_verl_does(model: Any, tokenizer: Any, folder: Path, version: int) -> None:
+def save_as_verl_does(model: Any, tokenizer: Any, folder: Path, version: int) -> None:
     import torch
     import torch.distributed as torch_dist
     from torch.distributed.fsdp import FullyShardedDataParallel, ShardedStateDictConfig, StateDictType

@@ -1,0 +1,136 @@
+"""A conversation on GPUs: `python tests/gpu_trial.py [FOLDER] [--ranks N]`. Needs N GPUs and no test framework.
+
+Writes checkpoints on the GPUs with the torch calls that verl makes (FSDP1 and FSDP2, NCCL), then talks to them
+through run_chat.sh: prompts on N ranks and on one, which must choose the same tokens in float32, and a
+conversation in a real terminal with a reply that is stopped and a setting changed in its middle.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+from checkpoints import save_as_verl_does, save_tokenizer
+from program import Chat, run_chat
+from pty_screen import CTRL_C, CTRL_D
+from ranks import torchrun
+
+PROMPT = "Solve: 25 * 4 = ?"
+SHORT = ("--max_new_tokens", "96", "--add_eos_length", "7", "--refine_iter", "2")
+
+
+def write(folder: Path) -> None:
+    """One rank's part of writing FSDP1 and FSDP2 checkpoints of a random model of 0.5 billion parameters."""
+    import torch
+    import torch.distributed as torch_dist
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+    from torch.distributed.fsdp.wrap import ModuleWrapPolicy
+    from transformers import AutoModelForCausalLM, Qwen2Config
+
+    torch_dist.init_process_group("nccl")
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    torch.cuda.set_device(device)
+    mesh = init_device_mesh("cuda", (torch_dist.get_world_size(),), mesh_dim_names=("fsdp",))
+    for version in (1, 2):
+        root = folder / f"fsdp{version}"
+        tokenizer = save_tokenizer(root / f"tokenizer-{torch_dist.get_rank()}")
+        config = Qwen2Config(
+            vocab_size=len(tokenizer),
+            hidden_size=1024,
+            intermediate_size=4096,
+            num_hidden_layers=24,
+            num_attention_heads=16,
+            num_key_value_heads=2,
+            eos_token_id=tokenizer.eos_token_id,
+            initializer_range=0.05,
+        )
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config).to(device, torch.bfloat16)
+        layer = type(model.model.layers[0])
+        if version == 1:
+            model = FullyShardedDataParallel(
+                model,
+                device_id=device,
+                device_mesh=mesh,
+                auto_wrap_policy=ModuleWrapPolicy({layer}),
+            )
+        else:
+            for module in list(model.model.layers):
+                fully_shard(module, mesh=mesh)
+            fully_shard(model, mesh=mesh)
+        save_as_verl_does(model, tokenizer, root / "global_step_7" / "actor", version)
+        (root / "latest_checkpointed_iteration.txt").write_text("7")
+        del model
+    torch_dist.barrier()
+    torch_dist.destroy_process_group()
+
+
+def same_tokens(home: Path, checkpoint: Path, ranks: int, dtype: str) -> None:
+    """Print whether `ranks` ranks and one rank choose the same tokens."""
+    rows = []
+    for count in (ranks, 1):
+        began = time.monotonic()
+        done = run_chat(home, str(count), str(checkpoint), PROMPT, *SHORT, "--dtype", dtype, "--json", timeout=300)
+        assert done.returncode == 0, done.stdout + done.stderr
+        rows.append(json.loads(done.stdout.splitlines()[-1]))
+        stats = rows[-1]["stats"]
+        print(
+            f"{checkpoint.name} {dtype} on {count}: {len(rows[-1]['token_ids'])} tokens, "
+            f"{stats['tokens_per_s']} tok/s, {time.monotonic() - began:.1f} s in all",
+            flush=True,
+        )
+    pairs = list(zip(rows[0]["token_ids"], rows[1]["token_ids"]))
+    print(f"    {sum(a == b for a, b in pairs)} of {len(pairs)} tokens the same", flush=True)
+    assert dtype != "float32" or rows[0]["token_ids"] == rows[1]["token_ids"]
+
+
+def converse(home: Path, checkpoint: Path, ranks: int) -> None:
+    """A few turns in a terminal; prints the screen at its end."""
+    with Chat(home, str(ranks), str(checkpoint), "--add_eos_length", "7", "--max_new_tokens", "64") as chat:
+        chat.say("Hello there")
+        chat.wait_for("tok/s")
+        chat.say("/max_new_tokens 6000")
+        chat.wait_for("max_new_tokens is 6000.")
+        chat.say("A long one")
+        chat.wait_for("block ")
+        chat.say("/refine_iter 4")
+        chat.wait_for("refine_iter is 4 from the next block on.")
+        chat.send(CTRL_C)
+        chat.wait_for("[stopped]")
+        chat.say("/max_new_tokens 32")
+        chat.say("/model")
+        chat.wait_for("processes")
+        screen = chat.text
+        chat.send(CTRL_D)
+        assert chat.wait_end() == 0, chat.text
+        assert chat.mode == chat.mode_before
+        print(screen)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", nargs="?", default=tempfile.mkdtemp())
+    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--write", action="store_true", help="one rank's part of writing the checkpoints")
+    options = parser.parse_args()
+    folder = Path(options.folder)
+    if options.write:
+        write(folder)
+        return
+    subprocess.run(torchrun(options.ranks, __file__, str(folder), "--write"), check=True)
+    home = folder / "home"
+    for name in ("fsdp1", "fsdp2"):
+        for dtype in ("float32", "bfloat16"):
+            same_tokens(home, folder / name, options.ranks, dtype)
+    converse(home, folder / "fsdp2", options.ranks)
+    print("all fine")
+
+
+if __name__ == "__main__":
+    main()
