@@ -125,13 +125,13 @@ def stats_line(reply: Reply, context_used: int, context_limit: int, palette: Pal
     made = sum(stats.iterations)
     allowed = reply.settings.refine_iter
     # A change in mid-reply can leave more passes made than the last setting would have allowed.
-    of = "auto" if allowed == "auto" else f"{allowed * blocks:,}" if made <= allowed * blocks else ""
+    of = f" of {allowed * blocks:,}" if allowed != "auto" and made <= allowed * blocks else ""
     parts = [
         f"{stats.tokens:,} tokens" + (" (the limit)" if reply.finish == "length" else ""),
         f"{stats.tokens_per_s:.1f} tok/s",
         f"first block {stats.ttft_s:.2f} s",
         f"{stats.forwards:,} forwards, {stats.tokens_per_forward:.1f} tokens each",
-        f"passes {made:,}" + (f" of {of}" if of else ""),
+        f"{made:,}{of} passes" + (" (auto)" if allowed == "auto" else ""),
         f"{sum(stats.converged)} of {blocks} blocks converged",
         f"context {context_used:,} of {context_limit:,}",
         *([f"seed {reply.settings.seed}"] if reply.settings.samples else []),

@@ -129,7 +129,7 @@ def test_a_live_setting_counts_from_the_next_block_and_stays(talk):
     repl, console = talk("Hello", (3, Submitted("/refine_iter 1", live=True)), "More")
     assert "refine_iter is 1 from the next block on." in console.shown
     assert repl.settings.refine_iter == 1
-    first, second = re.findall(r"passes (\d+)", console.shown)
+    first, second = re.findall(r"(\d+)(?: of \d+)? passes", console.shown)
     assert int(first) > int(second)
     assert repl.last_settings.refine_iter == 1
 

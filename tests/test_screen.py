@@ -310,7 +310,7 @@ def test_folding_keeps_every_blank() -> None:
 def test_stats_are_one_quiet_line_where_there_is_room() -> None:
     line = stats_line(a_reply(tuple(b"x" * 12)), 21, 8192, COLOR, 160)
     assert stripped(line) == (
-        "\n12 tokens · 6.0 tok/s · first block 0.41 s · 4 forwards, 3.0 tokens each · passes 4 of 4 · "
+        "\n12 tokens · 6.0 tok/s · first block 0.41 s · 4 forwards, 3.0 tokens each · 4 of 4 passes · "
         "1 of 2 blocks converged · context 21 of 8,192\n\n"
     )
     narrow = stripped(stats_line(a_reply(tuple(b"x" * 12)), 21, 8192, PLAIN, 40))

@@ -75,8 +75,17 @@ def test_only_the_latest_log_folders_are_kept(tmp_path: Path) -> None:
     assert len(left) == 20 and left[0] == "20200101-000011-1"
 
 
-def test_the_terminal_module_needs_nothing_but_the_standard_library() -> None:
-    code = "import sys, chat.terminal; print([m for m in ('torch', 'rich', 'prompt_toolkit') if m in sys.modules])"
+@pytest.mark.parametrize(
+    ("module", "heavy"),
+    [
+        ("chat.terminal", "torch transformers rich prompt_toolkit"),
+        ("chat.console_plain", "torch transformers rich prompt_toolkit"),
+        ("chat.console", "torch transformers rich"),
+        ("chat.screen", "torch transformers prompt_toolkit pygments"),
+    ],
+)
+def test_what_a_person_waits_for_imports_nothing_heavy(module: str, heavy: str) -> None:
+    code = f"import sys, {module}; print([name for name in {heavy.split()!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=HERE.parent)
     assert done.stdout == "[]\n"
 
