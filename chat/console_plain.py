@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from chat.console_events import Abort, ConsoleEvent, Failed, Interrupt, Leave, Line, Submitted, command_word
 from chat.terminal import Streams
+from chat.terminal_mode import BaseMode
 
 INTERRUPT, SUSPEND = b"\x03", b"\x1a"
 
@@ -25,11 +26,21 @@ class PlainLines:
     in the console. A last line without a newline counts; the end of input is `Leave`.
     """
 
-    def __init__(self, streams: Streams, *, prompt: str = "> ", columns: int = 80) -> None:
+    def __init__(
+        self,
+        streams: Streams,
+        *,
+        mode: BaseMode | None = None,
+        on_abort: Callable[[], None] | None = None,
+        prompt: str = "> ",
+        columns: int = 80,
+    ) -> None:
         self.events: queue.Queue[ConsoleEvent] = queue.Queue()
         self.width = columns
         self.height = 24
         self._streams = streams
+        self._mode = mode
+        self._on_abort = on_abort
         self._prompt = prompt if os.isatty(streams.keyboard_fd) else ""
         self._busy = False
         self._interrupts: list[float] = []
@@ -95,7 +106,12 @@ class PlainLines:
     def _take(self, line: bytes) -> None:
         if line.endswith(INTERRUPT):
             self._interrupt()
-        elif not line.endswith(SUSPEND):
+        elif line.endswith(SUSPEND):
+            if self._mode is not None:
+                self._mode.suspend()
+            if not self._busy:
+                self._ask()
+        else:
             text = line.decode("utf-8", errors="replace").rstrip("\r\n")
             if not text.strip():
                 self._ask()
@@ -119,7 +135,12 @@ class PlainLines:
             return
         now = time.monotonic()
         self._interrupts = [at for at in self._interrupts if now - at < 2.0] + [now]
-        self.events.put(Abort() if len(self._interrupts) >= 3 else Interrupt())
+        if len(self._interrupts) < 3:
+            self.events.put(Interrupt())
+            return
+        self.events.put(Abort())
+        if self._on_abort is not None:
+            self._on_abort()
 
 
 def split_lines(fd: int) -> Iterator[bytes]:

@@ -189,7 +189,7 @@ def hold_conversation(ready: Ready) -> int:
         repl: Repl
         console: Console | PlainLines
         if streams.plain:
-            console = PlainLines(streams)
+            console = PlainLines(streams, mode=mode, on_abort=ready.lifeline.ask_abort)
         else:
             console = Console(
                 streams,

@@ -170,7 +170,7 @@ def main() -> None:
     streams = open_streams()
     with session_mode(streams) as mode:
         if streams.plain:
-            lines = PlainLines(streams)
+            lines = PlainLines(streams, mode=mode)
             lines.start()
             Fake(streams, lines).run()
             lines.close()

@@ -209,3 +209,17 @@ def test_ctrl_z_suspends_the_job_and_fg_brings_it_back(tmp_path: Path, launcher:
         shell.wait_for(lambda screen: screen.mode == mode)
         shell.send("\x15/echo back" + ENTER)
         shell.wait_for("\n/echo back")
+
+
+def test_ctrl_z_works_where_nothing_can_be_redrawn(tmp_path: Path) -> None:
+    with PtyScreen(BASH, env={**child_env(tmp_path), "PS1": "shell$ ", "ACCESSIBLE": "1"}) as shell:
+        shell.wait_for("shell$")
+        shell.send(f"{sys.executable} {CHILD}\n")
+        shell.wait_for("\n>")
+        shell.send(CTRL_Z)
+        shell.wait_for("Stopped")
+        shell.wait_for(lambda screen: screen.text.endswith("shell$"))
+        shell.send("fg\n")
+        shell.wait_for(lambda screen: screen.text.endswith("\n>"))
+        shell.send("/echo back\n")
+        shell.wait_for("\n/echo back")
