@@ -14,7 +14,9 @@ from typing import Any
 from dist.checkpoint_folder import TOKENIZER_FILES, Found, Step, find_weights, read_json, side_folders
 from dist.checkpoint_shards import parameter_count, read_shards
 from dist.errors import CheckpointError
-from dist.saved_whole import read_safetensors, read_torch_bin
+from dist.saved_adapters import base_tensors, find_strength, has_adapters, merge_adapters
+from dist.saved_dcp import read_dcp
+from dist.saved_whole import read_adapter, read_safetensors, read_torch_bin
 from dist.shard_plan import SavedTensor
 
 CRITIC_NAMES = ("score.weight", "v_head.", "value_head.", "classifier.")
@@ -36,7 +38,8 @@ class Checkpoint:
     config_dir         the folder it lies in
     tokenizer_dir      the folder with the tokenizer's files
     generation_config  generation_config.json as it is, {} if there is none
-    tensors            everything that was saved, by name
+    tensors            everything that was saved, by the model's names; adapters are updates of their weights
+    adapters           what adapters there are, in words, or None
     """
 
     path: Path
@@ -53,50 +56,105 @@ class Checkpoint:
     tokenizer_dir: Path
     generation_config: Mapping[str, Any]
     tensors: Mapping[str, SavedTensor]
+    adapters: str | None
 
 
-def open_checkpoint(path: str | Path) -> Checkpoint:
-    """The checkpoint that `path` stands for: a run, a step, the folder of the shards, or a Hugging Face model.
+def open_checkpoint(
+    path: str | Path, *, base_model: str | Path | None = None, lora_alpha: float | None = None
+) -> Checkpoint:
+    """The checkpoint that `path` stands for: a run, a step, a folder of shards, a Hugging Face model, adapters.
 
-    Raises CheckpointError naming the first thing that is missing or wrong.
+    `base_model` is the folder of the model that adapters saved alone belong to; it lends config and tokenizer where
+    there are none. `lora_alpha` counts instead of the recorded one. Raises CheckpointError naming the first thing
+    that is missing or wrong.
     """
     found = find_weights(Path(path).expanduser())
-    config_dir = _config_dir(found)
+    saved = _read_index(found)
+    base = None if base_model is None else find_weights(Path(base_model).expanduser())
+    tensors, adapters = dict(saved.tensors), None
+    if has_adapters(tensors) or found.kind == "adapter":
+        strength = find_strength(found.folder, lora_alpha)
+        kept = base_tensors(tensors)
+        if not any(name.endswith("embed_tokens.weight") or ".layers." in name for name in kept):
+            base = base or _recorded_base(found)
+            kept = {**_read_index(base).tensors, **kept}
+        tensors = merge_adapters(kept, tensors, strength, found.folder)
+        adapters = f"LoRA, alpha {strength.alpha:g} ({strength.source}), merged while reading"
+    places = side_folders(found) + ([] if base is None else side_folders(base))
+    config_dir = _config_dir(found, places)
     config = read_json(config_dir / "config.json")
-    files, tensors, world_size, layout, family = _read_index(found)
     _refuse_critics(found.folder, config, tensors)
     return Checkpoint(
         path=found.folder,
-        files=files,
+        files=saved.files,
         step=found.step,
         steps=found.steps,
-        world_size=world_size,
-        layout=layout,
-        torch_family=family,
+        world_size=saved.world_size,
+        layout=saved.layout,
+        torch_family=saved.torch_family,
         dtype=_main_dtype(tensors),
         parameters=_parameters(config, tensors),
         config=config,
         config_dir=config_dir,
-        tokenizer_dir=_tokenizer_dir(found),
+        tokenizer_dir=_tokenizer_dir(found, places),
         generation_config=read_json(config_dir / "generation_config.json"),
         tensors=tensors,
+        adapters=adapters,
     )
 
 
-def _read_index(found: Found) -> tuple[tuple[Path, ...], Mapping[str, SavedTensor], int, str, str | None]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Saved:
+    """What the weight files of one folder hold."""
+
+    files: tuple[Path, ...]
+    tensors: Mapping[str, SavedTensor]
+    layout: str
+    world_size: int = 1
+    torch_family: str | None = None
+
+
+def _read_index(found: Found) -> _Saved:
     if found.kind == "shards":
         shards = read_shards(found.folder)
-        return shards.files, shards.tensors, len(shards.files), shards.layout, shards.torch_family
-    if found.kind == "torch_bin":
-        whole = read_torch_bin(found.folder)
-        return whole.files, whole.tensors, 1, "pytorch_model.bin", None
-    whole = read_safetensors(found.folder)
-    return whole.files, whole.tensors, 1, "safetensors", None
+        return _Saved(
+            files=shards.files,
+            tensors=shards.tensors,
+            layout=shards.layout,
+            world_size=len(shards.files),
+            torch_family=shards.torch_family,
+        )
+    if found.kind == "dcp":
+        whole, layout = read_dcp(found.folder), "DCP"
+    elif found.kind == "torch_bin":
+        whole, layout = read_torch_bin(found.folder), "pytorch_model.bin"
+    elif found.kind == "adapter":
+        whole, layout = read_adapter(found.folder), "PEFT adapter"
+    else:
+        whole, layout = read_safetensors(found.folder), "safetensors"
+    return _Saved(files=whole.files, tensors=whole.tensors, layout=layout)
 
 
-def _config_dir(found: Found) -> Path:
+def _recorded_base(found: Found) -> Found:
+    """The base model that adapters name, if it is a folder here; raises CheckpointError if not."""
+    config = read_json(found.folder / "adapter_config.json") or read_json(
+        found.folder / "lora_adapter" / "adapter_config.json"
+    )
+    name = str(config.get("base_model_name_or_path") or "")
+    if name and Path(name).is_dir():
+        return find_weights(Path(name))
+    raise CheckpointError(
+        f"{found.folder} holds adapters only.",
+        f"They were trained on {name}, which is no folder here."
+        if name
+        else "It does not say what they belong to.",
+        "Give the folder of their base model with --base_model.",
+    )
+
+
+def _config_dir(found: Found, places: list[Path]) -> Path:
     folder = found.folder
-    for place in side_folders(found):
+    for place in places:
         if (place / "config.json").is_file():
             return place
     raise CheckpointError(
@@ -106,9 +164,9 @@ def _config_dir(found: Found) -> Path:
     )
 
 
-def _tokenizer_dir(found: Found) -> Path:
+def _tokenizer_dir(found: Found, places: list[Path]) -> Path:
     folder = found.folder
-    for place in side_folders(found):
+    for place in places:
         if any((place / name).is_file() for name in TOKENIZER_FILES):
             return place
     raise CheckpointError(

@@ -74,6 +74,7 @@ def _candidates(start: Path) -> list[Path]:
 
 def _with_inner(folder: Path) -> list[Path]:
     inner = [folder / name for name in INNER]
+    inner += sorted(folder.glob("pytorch_model_fsdp_*"))  # accelerate's distributed checkpoints
     # The weights that verl sharded come before a copy for Hugging Face.
     return [folder, *inner, folder / "huggingface", *(path / "huggingface" for path in inner)]
 
@@ -119,8 +120,7 @@ def _kind(folder: Path) -> Kind | None:
         return "dcp"
     if "config.json" in names and any(re.fullmatch(r"pytorch_model.*\.bin", name) for name in names):
         return "torch_bin"
-    nested = [name for name in names if name.startswith("pytorch_model_fsdp")]
-    return "dcp" if nested and (folder / nested[0] / ".metadata").is_file() else None
+    return None
 
 
 def _refusal(folder: Path) -> CheckpointError:
@@ -172,7 +172,8 @@ def _nearest_existing(path: Path) -> str:
 def side_folders(found: Found) -> list[Path]:
     """Where the config and the tokenizer of the weights may lie, in order."""
     here = [found.folder / "huggingface", found.folder]
-    return [*here, found.folder.parent / "huggingface"] if found.kind in ("shards", "dcp") else here
+    above = [found.folder.parent / "huggingface", found.folder.parent]
+    return {"shards": here + above[:1], "dcp": here + above}.get(found.kind, here)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from types import TracebackType
 
 import torch
 
 from dist.errors import CheckpointError
-from dist.shard_plan import ITEM_BYTES, Box, Read, SavedTensor, reads_for, split_read
+from dist.shard_plan import ITEM_BYTES, Box, LowRank, Read, SavedTensor, reads_for, split_read
 
 SCRATCH_BYTES = 8 << 20
 CALL_BYTES = 64 << 20
@@ -48,13 +49,33 @@ class TensorReader:
     def read_into(self, tensor: SavedTensor, box: Box, target: torch.Tensor) -> None:
         """Fill `target`, of shape box.sizes, any dtype and device, with `box` of `tensor`, cast as `copy_` casts.
 
-        Raises CheckpointError if a file ends early or cannot be read.
+        An adapter's update is added in float32 before the cast. Raises CheckpointError if a file ends early or
+        cannot be read.
         """
+        if tensor.update is not None:
+            self._read_updated(tensor, tensor.update, box, target)
+            return
         for read in reads_for(tensor, box):
             part = target
             for dim, (start, size) in enumerate(zip(read.at, read.sizes)):
                 part = part.narrow(dim, start, size)
             self._fill(read, tensor.dtype, part)
+
+    def _read_updated(self, tensor: SavedTensor, update: LowRank, box: Box, target: torch.Tensor) -> None:
+        """Some rows at a time: the base in float32, plus scale * up @ down."""
+        base = replace(tensor, update=None)
+        (first, left), (rows, columns) = box.offsets, box.sizes
+        rank = update.down.shape[0]
+        down = torch.empty(rank, columns)
+        self.read_into(update.down, Box((0, left), (rank, columns)), down)
+        step = max(1, SCRATCH_BYTES // (4 * max(1, columns)))
+        for start in range(0, rows, step):
+            count = min(step, rows - start)
+            values, up = torch.empty(count, columns), torch.empty(count, rank)
+            self.read_into(base, Box((first + start, left), (count, columns)), values)
+            self.read_into(update.up, Box((first + start, 0), (count, rank)), up)
+            values += (up @ down) * update.scale
+            target.narrow(0, start, count).copy_(values)
 
     def _fill(self, read: Read, dtype_name: str, part: torch.Tensor) -> None:
         dtype = getattr(torch, dtype_name)

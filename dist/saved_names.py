@@ -70,6 +70,14 @@ def _experts(saved: Mapping[str, SavedTensor], name: str, shape: Numbers) -> Sav
     return None
 
 
+def _fused_updates(name: str) -> CheckpointError:
+    return CheckpointError(
+        "Adapters on experts cannot be merged here.",
+        f"{name} has one, and this version of transformers keeps experts in another form.",
+        "Merge them with peft's merge_and_unload, then give the folder of the result.",
+    )
+
+
 def _fuse(saved: Mapping[str, SavedTensor], experts: str, which: str, shape: Numbers) -> SavedTensor | None:
     kinds = (GATE, UP) if which == "gate_up_proj" else (DOWN,)
     rows = []
@@ -78,6 +86,8 @@ def _fuse(saved: Mapping[str, SavedTensor], experts: str, which: str, shape: Num
         found = [part for part in parts if part is not None]
         if len(found) < len(kinds):
             return None
+        if any(part.update for part in found):
+            raise _fused_updates(f"{experts}.{number}")
         rows.append(add_dim(join(found, 0)))
     tensor = join(rows, 0)
     return tensor if tensor.shape == shape else _turned(tensor, shape)
@@ -89,6 +99,8 @@ def _single(
     tensor = saved.get(f"{experts}.{'down_proj' if kind in DOWN else 'gate_up_proj'}")
     if tensor is None or len(tensor.shape) != 3 or number >= tensor.shape[0]:
         return None
+    if tensor.update:
+        raise _fused_updates(experts)
     one = drop_dim(narrow(tensor, 0, number, 1), 0)
     rows = shape[0] if kind in DOWN else 2 * shape[0]
     if one.shape != (rows, shape[1]):

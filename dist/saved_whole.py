@@ -62,6 +62,20 @@ def read_torch_bin(folder: Path) -> WholeSet:
     return WholeSet(files=tuple(paths), tensors=tensors)
 
 
+def read_adapter(folder: Path) -> WholeSet:
+    """The tensors of a PEFT adapter folder; raises CheckpointError if it has none."""
+    if (folder / "adapter_model.safetensors").is_file():
+        return read_safetensors(folder, "adapter_model")
+    path = folder / "adapter_model.bin"
+    if not path.is_file():
+        raise CheckpointError(
+            f"There are no weights beside {folder / 'adapter_config.json'}.",
+            "Neither adapter_model.safetensors nor adapter_model.bin is there.",
+            "Copy the whole adapter folder.",
+        )
+    return WholeSet(files=(path,), tensors=read_shard_file(path, "The adapter file").tensors)
+
+
 def _files(folder: Path, single: str, pattern: str) -> list[Path]:
     """The weight files of a Hugging Face folder; raises CheckpointError if the index names one that is missing."""
     index = read_json(folder / f"{single}.index.json").get("weight_map")

@@ -6,19 +6,16 @@ Reads the archive's directory and its pickle only, no weights. Knows no torch, n
 from __future__ import annotations
 
 import math
-import os
 import struct
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from dist.errors import CheckpointError
-from dist.shard_pickle import Inert, PickleProblem, StoredTensor, WrappedTensor, read_pickle
-from dist.shard_plan import ITEM_BYTES, Box, Numbers, Piece, Read, SavedTensor, local_box, row_major
-
-LOCAL_HEADER = struct.Struct("<26xHH")
-MOST_PICKLE_BYTES = 1 << 30
+from dist.shard_archive import TorchArchive, check_beginning, damaged
+from dist.shard_pickle import Inert, PickleProblem, StoredTensor, WrappedTensor
+from dist.shard_plan import Box, Numbers, Piece, SavedTensor, local_box, row_major
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,11 +58,11 @@ def read_shard_file(path: Path, label: str) -> ShardFile:
     """
     try:
         with path.open("rb") as file:
-            _check_beginning(file, path, label)
+            check_beginning(file, path, label)
             with zipfile.ZipFile(file) as archive:
-                return _Archive(archive, file, path).index()
+                return _index(TorchArchive(archive, file, path), path)
     except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, struct.error) as problem:
-        raise _damaged(path, label, problem) from problem
+        raise damaged(path, label, problem) from problem
     except (PickleProblem, UnicodeDecodeError) as problem:
         raise CheckpointError(
             f"{label} cannot be read: {path}.",
@@ -98,134 +95,83 @@ def check_sums(path: Path, label: str, on_bytes: Any = None) -> None:
         ) from problem
 
 
-class _Archive:
-    """One open archive: finds entries and turns records into boxes with byte positions."""
+def _index(archive: TorchArchive, path: Path) -> ShardFile:
+    values = archive.value()
+    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
+        raise PickleProblem("it holds no dictionary of named tensors")
+    try:
+        local = {name: _local(archive, name, value) for name, value in values.items()}
+    except (AttributeError, KeyError, IndexError, TypeError) as problem:
+        raise PickleProblem(f"a tensor's record lacks a part: {problem}") from problem
+    said = [one for one in local.values() if one.kind != "plain"]
+    return ShardFile(
+        path=path,
+        tensors={name: one.tensor for name, one in local.items()},
+        kind=said[0].kind if said else "plain",
+        rank=_only("rank", [one.rank for one in said]),
+        world_size=_only("world size", [one.world_size for one in said]),
+        mesh=max((one.mesh for one in said), key=len, default=()),
+        torch_family=said[0].torch_family if said else None,
+    )
 
-    def __init__(self, archive: zipfile.ZipFile, file: BinaryIO, path: Path) -> None:
-        self._archive = archive
-        self._file = file
-        self._path = path
-        self._entries = {entry.filename: entry for entry in archive.infolist()}
-        pickles = [name for name in self._entries if name.count("/") == 1 and name.endswith("/data.pkl")]
-        if len(pickles) != 1:
-            raise PickleProblem(f"it has {len(pickles)} entries called data.pkl")
-        self._root = pickles[0].removesuffix("data.pkl")
-        self._starts: dict[str, int] = {}
 
-    def index(self) -> ShardFile:
-        self._check_byte_order()
-        if self._entries[self._root + "data.pkl"].file_size > MOST_PICKLE_BYTES:
-            raise PickleProblem("its data.pkl is longer than 1 GiB")
-        values = read_pickle(self._archive.read(self._root + "data.pkl"))
-        if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
-            raise PickleProblem("it holds no dictionary of named tensors")
-        try:
-            local = {name: self._local(name, value) for name, value in values.items()}
-        except (AttributeError, KeyError, IndexError, TypeError) as problem:
-            raise PickleProblem(f"a tensor's record lacks a part: {problem}") from problem
-        said = [one for one in local.values() if one.kind != "plain"]
-        return ShardFile(
-            path=self._path,
-            tensors={name: one.tensor for name, one in local.items()},
-            kind=said[0].kind if said else "plain",
-            rank=_only("rank", [one.rank for one in said]),
-            world_size=_only("world size", [one.world_size for one in said]),
-            mesh=max((one.mesh for one in said), key=len, default=()),
-            torch_family=said[0].torch_family if said else None,
-        )
+def _local(archive: TorchArchive, name: str, value: Any) -> _Local:
+    if isinstance(value, StoredTensor):
+        whole = Box.whole(value.sizes)
+        return _Local(SavedTensor(value.sizes, value.dtype, archive.pieces(name, value, whole)))
+    if isinstance(value, WrappedTensor) and value.kind == "DTensor":
+        return _dtensor(archive, name, value)
+    if isinstance(value, WrappedTensor) and value.kind == "ShardedTensor":
+        return _sharded_tensor(archive, name, value)
+    kind = value.kind if isinstance(value, WrappedTensor) else type(value).__name__
+    raise PickleProblem(f"{name} is a {kind}, not a tensor")
 
-    def _check_byte_order(self) -> None:
-        name = self._root + "byteorder"
-        if name in self._entries and self._archive.read(name) != b"little":
-            raise PickleProblem("its numbers are big-endian")
 
-    def _local(self, name: str, value: Any) -> _Local:
-        if isinstance(value, StoredTensor):
-            whole = Box.whole(value.sizes)
-            return _Local(SavedTensor(value.sizes, value.dtype, self._pieces(name, value, whole)))
-        if isinstance(value, WrappedTensor) and value.kind == "DTensor":
-            return self._dtensor(name, value)
-        if isinstance(value, WrappedTensor) and value.kind == "ShardedTensor":
-            return self._sharded_tensor(name, value)
-        kind = value.kind if isinstance(value, WrappedTensor) else type(value).__name__
-        raise PickleProblem(f"{name} is a {kind}, not a tensor")
+def _dtensor(archive: TorchArchive, name: str, value: WrappedTensor) -> _Local:
+    state = value.state[1] if isinstance(value.state, tuple) and len(value.state) == 2 else value.state
+    stored, spec = state.get("_local_tensor"), state.get("_spec")
+    if not isinstance(stored, StoredTensor) or not isinstance(spec, Inert):
+        raise PickleProblem(f"{name} is a DTensor without its parts")
+    mesh = spec.get("mesh")
+    sizes, family = _mesh_sizes(mesh, value.module)
+    coordinate = mesh.get("_coordinate_on_dim")
+    if coordinate is None or len(coordinate) != len(sizes):
+        raise PickleProblem(f"{name}: its device mesh has no coordinate of this rank")
+    box = local_box(value.shape, _splits(name, spec.get("placements"), sizes, coordinate))
+    if stored.sizes != box.sizes and math.prod(stored.sizes) + box.elements:
+        raise PickleProblem(f"{name}: the local part is {stored.sizes} where {box.sizes} is due")
+    rank = mesh.get("_rank")
+    return _Local(
+        SavedTensor(value.shape, stored.dtype, archive.pieces(name, stored, box)),
+        kind="DTensor",
+        rank=rank if isinstance(rank, int) else _row_major_rank(sizes, coordinate),
+        world_size=math.prod(sizes),
+        mesh=sizes,
+        torch_family=family,
+    )
 
-    def _dtensor(self, name: str, value: WrappedTensor) -> _Local:
-        state = value.state[1] if isinstance(value.state, tuple) and len(value.state) == 2 else value.state
-        stored, spec = state.get("_local_tensor"), state.get("_spec")
-        if not isinstance(stored, StoredTensor) or not isinstance(spec, Inert):
-            raise PickleProblem(f"{name} is a DTensor without its parts")
-        mesh = spec.get("mesh")
-        sizes, family = _mesh_sizes(mesh, value.module)
-        coordinate = mesh.get("_coordinate_on_dim")
-        if coordinate is None or len(coordinate) != len(sizes):
-            raise PickleProblem(f"{name}: its device mesh has no coordinate of this rank")
-        box = local_box(value.shape, _splits(name, spec.get("placements"), sizes, coordinate))
-        if stored.sizes != box.sizes and math.prod(stored.sizes) + box.elements:
-            raise PickleProblem(f"{name}: the local part is {stored.sizes} where {box.sizes} is due")
-        rank = mesh.get("_rank")
-        return _Local(
-            SavedTensor(value.shape, stored.dtype, self._pieces(name, stored, box)),
-            kind="DTensor",
-            rank=rank if isinstance(rank, int) else _row_major_rank(sizes, coordinate),
-            world_size=math.prod(sizes),
-            mesh=sizes,
-            torch_family=family,
-        )
 
-    def _sharded_tensor(self, name: str, value: WrappedTensor) -> _Local:
-        state = value.state
-        if not isinstance(state, tuple) or len(state) < 3 or not isinstance(state[2], Inert):
+def _sharded_tensor(archive: TorchArchive, name: str, value: WrappedTensor) -> _Local:
+    state = value.state
+    if not isinstance(state, tuple) or len(state) < 3 or not isinstance(state[2], Inert):
+        raise PickleProblem(f"{name} is a ShardedTensor without its parts")
+    pieces: list[Piece] = []
+    dtype = value.dtype
+    for shard in state[0]:
+        stored, about = shard.get("tensor"), shard.get("metadata")
+        if not isinstance(stored, StoredTensor) or not isinstance(about, Inert):
             raise PickleProblem(f"{name} is a ShardedTensor without its parts")
-        pieces: list[Piece] = []
-        dtype = value.dtype
-        for shard in state[0]:
-            stored, about = shard.get("tensor"), shard.get("metadata")
-            if not isinstance(stored, StoredTensor) or not isinstance(about, Inert):
-                raise PickleProblem(f"{name} is a ShardedTensor without its parts")
-            box = Box(tuple(about.get("shard_offsets")), tuple(about.get("shard_sizes")))
-            if stored.sizes != box.sizes or box.overlap(Box.whole(value.shape)) not in (box, None):
-                raise PickleProblem(f"{name}: the local part is {stored.sizes} where {box.sizes} is due")
-            dtype = stored.dtype
-            pieces += self._pieces(name, stored, box)
-        return _Local(
-            SavedTensor(value.shape, dtype, tuple(pieces)),
-            kind="ShardedTensor",
-            rank=state[2].get("global_rank"),
-            world_size=state[2].get("global_world_size"),
-        )
-
-    def _pieces(self, name: str, stored: StoredTensor, box: Box) -> tuple[Piece, ...]:
-        """The one piece that holds `box`, none if it is empty; checks that its bytes are in the archive."""
-        if not box.elements:
-            return ()
-        if len(stored.strides) != len(stored.sizes):
-            raise PickleProblem(f"{name} has {len(stored.sizes)} sizes and {len(stored.strides)} strides")
-        item = ITEM_BYTES[stored.dtype]
-        strides = tuple(
-            step if size == 1 else stride
-            for size, stride, step in zip(stored.sizes, stored.strides, row_major(stored.sizes))
-        )
-        entry = self._entries.get(f"{self._root}data/{stored.storage.key}")
-        if entry is None or entry.compress_type != zipfile.ZIP_STORED:
-            raise PickleProblem(f"the bytes of {name} are not in the archive as they should be")
-        end = (stored.offset + Read("", 0, stored.sizes, strides, ()).extent) * item
-        if end > entry.file_size:
-            raise PickleProblem(f"{name} needs {end} bytes of an entry that has {entry.file_size}")
-        start = self._entry_start(entry) + stored.offset * item
-        return (Piece(str(self._path), start, box, strides),)
-
-    def _entry_start(self, entry: zipfile.ZipInfo) -> int:
-        """The byte of the file at which an entry's content begins."""
-        start = self._starts.get(entry.filename)
-        if start is None:
-            header = os.pread(self._file.fileno(), LOCAL_HEADER.size, entry.header_offset)
-            name_bytes, extra_bytes = LOCAL_HEADER.unpack(header)
-            start = entry.header_offset + LOCAL_HEADER.size + name_bytes + extra_bytes
-            if not header.startswith(b"PK\3\4") or start + entry.file_size > os.fstat(self._file.fileno()).st_size:
-                raise zipfile.BadZipFile(f"no entry where {entry.filename} should be")
-            self._starts[entry.filename] = start
-        return start
+        box = Box(tuple(about.get("shard_offsets")), tuple(about.get("shard_sizes")))
+        if stored.sizes != box.sizes or box.overlap(Box.whole(value.shape)) not in (box, None):
+            raise PickleProblem(f"{name}: the local part is {stored.sizes} where {box.sizes} is due")
+        dtype = stored.dtype
+        pieces += archive.pieces(name, stored, box)
+    return _Local(
+        SavedTensor(value.shape, dtype, tuple(pieces)),
+        kind="ShardedTensor",
+        rank=state[2].get("global_rank"),
+        world_size=state[2].get("global_world_size"),
+    )
 
 
 def _mesh_sizes(mesh: Any, module: str) -> tuple[Numbers, str]:
@@ -274,52 +220,3 @@ def _only(what: str, values: list[Any]) -> Any:
     if len(distinct) > 1:
         raise PickleProblem(f"its tensors disagree about the {what}: {sorted(map(str, distinct))}")
     return distinct.pop() if distinct else None
-
-
-def _check_beginning(file: BinaryIO, path: Path, label: str) -> None:
-    """Name the usual things that stand where a shard should: nothing, a web page, a Git LFS pointer."""
-    head, size = file.read(512), os.fstat(file.fileno()).st_size
-    again = "Copy the file again from where training wrote it."
-    if not size:
-        raise CheckpointError(f"{label} is empty: {path}.", "It has 0 bytes.", again)
-    if head.startswith(b"PK\3\4"):
-        return
-    text = head.lstrip().lower()
-    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise CheckpointError(
-            f"{label} is a web page, not weights: {path}.",
-            f"It begins with {head.lstrip().splitlines()[0][:40].decode(errors='replace')!r}: "
-            "a download saved an error or login page.",
-            "Download the file itself again.",
-        )
-    if head.startswith(b"version https://git-lfs"):
-        real = next((line.split()[1] for line in head.splitlines() if line.startswith(b"size ")), b"?")
-        raise CheckpointError(
-            f"{label} is a Git LFS pointer, not weights: {path}.",
-            f"It has {size} bytes and stands for a file of {real.decode(errors='replace')} bytes.",
-            "Fetch the file itself with `git lfs pull`.",
-        )
-    if not head.strip(b"\0"):
-        raise CheckpointError(
-            f"{label} is incomplete: {path}.", "It begins with zero bytes: the copy never wrote them.", again
-        )
-    raise CheckpointError(
-        f"{label} is not a torch file: {path}.",
-        f"It begins with {head[:8]!r}, a file of torch.save with b'PK\\x03\\x04'.",
-        again,
-    )
-
-
-def _damaged(path: Path, label: str, problem: Exception) -> CheckpointError:
-    size = path.stat().st_size
-    if "File is not a zip file" in str(problem):
-        return CheckpointError(
-            f"{label} is incomplete: {path}.",
-            f"It ends after {size:,} bytes, before the directory that closes a torch file.",
-            "Saving or copying was interrupted. Copy the file again from where training wrote it.",
-        )
-    return CheckpointError(
-        f"{label} is damaged: {path}.",
-        f"Its index does not match its checksum or its directory ({problem}).",
-        "Copy the file again from where training wrote it.",
-    )
