@@ -200,3 +200,9 @@ def _main_dtype(tensors: Mapping[str, SavedTensor]) -> str:
 def _parameters(config: Mapping[str, Any], tensors: Mapping[str, SavedTensor]) -> int:
     tied = config.get("tie_word_embeddings") and any(name.endswith("embed_tokens.weight") for name in tensors)
     return parameter_count({name: t for name, t in tensors.items() if not (tied and name == "lm_head.weight")})
+
+
+if __name__ == "__main__":
+    from dist.checkpoint_report import main
+
+    raise SystemExit(main())

@@ -78,15 +78,15 @@ def merge_adapters(
     for module, parts in _pairs(adapted).items():
         name = f"{module}.weight"
         if name not in base:
-            raise _misfit(folder, f"they change {name}, which the base does not have")
+            raise _misfit(folder, f"They change {name}, which the base does not have.")
         down, up = parts.get("A"), parts.get("B")
         if down is None or up is None:
-            raise _misfit(folder, f"one half of the adapter of {name} is missing")
+            raise _misfit(folder, f"One half of the adapter of {name} is missing.")
         if "embedding" in parts:
             down, up = swap_dims(up, 0, 1), swap_dims(down, 0, 1)
         if (up.shape[0], down.shape[-1], up.shape[-1]) != (*base[name].shape, down.shape[0]):
             shapes = f"{list(up.shape)} x {list(down.shape)}"
-            raise _misfit(folder, f"{name} is {list(base[name].shape)} and its adapter {shapes}")
+            raise _misfit(folder, f"The weight {name} is {list(base[name].shape)} and its adapter {shapes}.")
         update = LowRank(up, down, strength.scale(module, down.shape[0]))
         merged[name] = replace(base[name], update=update)
     return merged
@@ -108,7 +108,7 @@ def _pairs(adapted: Mapping[str, SavedTensor]) -> dict[str, dict[str, SavedTenso
 def _misfit(folder: Path, why: str) -> CheckpointError:
     return CheckpointError(
         f"The adapters in {folder} do not fit their base model.",
-        f"{why[0].upper()}{why[1:]}.",
+        why,
         "Give the model that they were trained on with --base_model.",
     )
 
