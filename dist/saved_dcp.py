@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 from dist.errors import CheckpointError
 from dist.saved_whole import WholeSet
-from dist.shard_archive import TorchArchive
+from dist.shard_archive import ARCHIVE_ERRORS, TorchArchive
 from dist.shard_pickle import Inert, PickleProblem, StoredTensor, read_pickle
 from dist.shard_plan import Box, Numbers, Piece, SavedTensor, distinct, first_gap
 
@@ -32,7 +32,7 @@ def read_dcp(folder: Path) -> WholeSet:
         metadata = read_pickle((folder / ".metadata").read_bytes())
         shapes = _shapes(metadata)
         pieces, files = _pieces(folder, metadata, shapes)
-    except (PickleProblem, AttributeError, TypeError, ValueError, KeyError, zipfile.BadZipFile) as problem:
+    except (*ARCHIVE_ERRORS, AttributeError, KeyError, TypeError) as problem:
         raise CheckpointError(
             f"The distributed checkpoint cannot be read: {folder}.", f"Its files are damaged ({problem}).", AGAIN
         ) from problem

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import struct
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,6 +16,17 @@ from dist.errors import CheckpointError
 from dist.shard_pickle import PickleProblem, StoredTensor, read_pickle
 from dist.shard_plan import ITEM_BYTES, Box, Piece, Read, row_major
 
+# What zipfile raises for archives whose bytes have changed (ValueError: names that are no UTF-8).
+ARCHIVE_ERRORS = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    EOFError,
+    NotImplementedError,
+    OverflowError,
+    RuntimeError,
+    ValueError,
+)
 LOCAL_HEADER = struct.Struct("<26xHH")
 MOST_PICKLE_BYTES = 1 << 30
 

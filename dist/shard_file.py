@@ -6,14 +6,13 @@ Reads the archive's directory and its pickle only, no weights. Knows no torch, n
 from __future__ import annotations
 
 import math
-import struct
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dist.errors import CheckpointError
-from dist.shard_archive import TorchArchive, check_beginning, damaged
+from dist.shard_archive import ARCHIVE_ERRORS, TorchArchive, check_beginning, damaged
 from dist.shard_pickle import Inert, PickleProblem, StoredTensor, WrappedTensor
 from dist.shard_plan import Box, Numbers, Piece, SavedTensor, local_box, row_major
 
@@ -61,14 +60,14 @@ def read_shard_file(path: Path, label: str) -> ShardFile:
             check_beginning(file, path, label)
             with zipfile.ZipFile(file) as archive:
                 return _index(TorchArchive(archive, file, path), path)
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, struct.error) as problem:
-        raise damaged(path, label, problem) from problem
-    except (PickleProblem, UnicodeDecodeError) as problem:
+    except PickleProblem as problem:
         raise CheckpointError(
             f"{label} cannot be read: {path}.",
             f"Its index is not one that torch.save writes for model weights ({problem}).",
             "Copy the file again; if that does not help, the checkpoint must be saved anew.",
         ) from problem
+    except ARCHIVE_ERRORS as problem:
+        raise damaged(path, label, problem) from problem
     except OSError as problem:
         raise CheckpointError(
             f"{label} cannot be read: {path}.", f"{problem.strerror}.", "Check the disk and the permissions."
@@ -87,7 +86,7 @@ def check_sums(path: Path, label: str, on_bytes: Any = None) -> None:
                     while block := content.read(4 << 20):
                         if on_bytes is not None:
                             on_bytes(len(block))
-    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError) as problem:
+    except (*ARCHIVE_ERRORS, OSError) as problem:
         raise CheckpointError(
             f"{label} is damaged: {path}.",
             f"Its bytes do not match their checksums ({problem}).",
