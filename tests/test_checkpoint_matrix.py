@@ -1,0 +1,74 @@
+"""Every kind of checkpoint, saved by 1 to 4 ranks, read by 1 to 4, in every cut: bit-equal. Prints the matrix."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+from checkpoints import CASES
+from safetensors.torch import load_file
+
+from dist.checkpoint import Checkpoint, open_checkpoint
+from dist.checkpoint_read import TensorReader
+from dist.saved_names import match_names
+from dist.shard_plan import local_box
+
+COUNTS = (1, 2, 3, 4)
+HYBRID = [layout for layout in CASES if layout.endswith("hsdp")]
+LAYOUTS = [layout for layout in CASES if layout not in HYBRID]
+MATRIX = [(layout, world_size) for layout in LAYOUTS for world_size in COUNTS] + [(layout, 4) for layout in HYBRID]
+
+
+@pytest.fixture(scope="module")
+def results(request) -> dict[tuple[str, int], dict[int, bool]]:
+    """What was found, printed when all is done."""
+    found: dict[tuple[str, int], dict[int, bool]] = {}
+    yield found
+    capture = request.config.pluginmanager.getplugin("capturemanager")
+    with capture.global_and_fixture_disabled():
+        print(f"\n{'saved as':<16}{'by W':>6}   " + "".join(f"{f'R={count}':>6}" for count in COUNTS))
+        for (layout, world_size), row in found.items():
+            marks = "".join(f"{'pass' if row.get(count) else 'FAIL':>6}" for count in COUNTS)
+            print(f"{layout:<16}{world_size:>6}   {marks}")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("layout", "world_size"), MATRIX)
+def test_any_number_of_ranks_reads_what_any_number_saved(tiny_checkpoint, results, layout, world_size):
+    if layout.endswith("_lora") and importlib.util.find_spec("peft") is None:
+        pytest.skip("needs peft")
+    root = tiny_checkpoint(layout, world_size)
+    checkpoint, expected = open_checkpoint(root), weights(root, layout)
+    row = results.setdefault((layout, world_size), {})
+    for count in COUNTS:
+        row[count] = False
+        assert differing(checkpoint, expected, count) == []
+        row[count] = True
+
+
+def weights(root: Path, layout: str) -> dict[str, torch.Tensor]:
+    if layout.endswith("_lora"):
+        from test_checkpoint_adapters import expected
+
+        return expected(root)
+    return load_file(root / "reference" / "model.safetensors")
+
+
+def differing(checkpoint: Checkpoint, expected: dict[str, torch.Tensor], count: int) -> list[str]:
+    """Names and dimensions whose shares, read by `count` ranks, do not make up what was saved."""
+    shapes = {name: tuple(weight.shape) for name, weight in expected.items()}
+    ties = {"lm_head.weight": "model.embed_tokens.weight"} if "lm_head.weight" not in shapes else {}
+    sources = match_names(checkpoint.tensors, shapes, ties, Path("config.json"))
+    wrong = []
+    with TensorReader() as reader:
+        for name, weight in expected.items():
+            for dim in range(weight.ndim):
+                for rank in range(count):
+                    box = local_box(weight.shape, [(dim, count, rank)])
+                    share = torch.full(box.sizes, 7, dtype=weight.dtype)
+                    reader.read_into(sources[name], box, share)
+                    if not torch.equal(share, weight.narrow(dim, box.offsets[dim], box.sizes[dim])):
+                        wrong.append(f"{name}, dimension {dim}, rank {rank} of {count}")
+    return wrong
