@@ -7,10 +7,11 @@ import random
 
 import pytest
 import torch
+import transformers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from plain_rule import plain_rule
-from tiny_models import FAMILIES, VOCABULARY, tiny_model
+from tiny_models import COMMON, FAMILIES, VOCABULARY, tiny_model
 
 from dist.cache import SequenceCache
 from dist.engine import Engine
@@ -311,3 +312,45 @@ def test_trace_names_the_likeliest_tokens_of_every_place(engine_of):
                 len(places) == 3 and 1 >= places[0][1] >= places[1][1] >= places[2][1] >= 0
                 for places in event.candidates
             )
+
+
+def test_a_model_whose_state_cannot_be_rewound_is_decoded_by_the_plain_rule():
+    config = transformers.MambaConfig(
+        vocab_size=VOCABULARY, hidden_size=16, state_size=4, num_hidden_layers=2, time_step_rank=2
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = transformers.MambaForCausalLM(config).eval()
+        with torch.no_grad():
+            model.backbone.embeddings.weight.normal_()
+    engine = Engine(model, SoloGroup(torch.device("cpu")), max_positions=None)
+    assert engine.slow_reason is not None and "rewound" in engine.slow_reason
+    for rounds in (1, 3, "auto"):
+        wish = GenerationSettings(add_eos_length=7, refine_iter=rounds, max_new_tokens=20)
+        expected = plain_rule(model, [5, 9, 11], wish, PLACEHOLDER, (2,))
+        assert reply(engine, [5, 9, 11], wish).token_ids == expected
+
+
+def test_rotary_scaling_by_length_is_decoded_by_the_plain_rule_once_it_can_matter():
+    scaling = {
+        "rope_type": "longrope",
+        "short_factor": [1.0] * 4,
+        "long_factor": [3.0, 2.0, 5.0, 4.0],
+        "original_max_position_embeddings": 64,
+        "factor": 8.0,
+        "rope_theta": 10000.0,
+    }
+    config = transformers.LlamaConfig(**COMMON, rope_scaling=scaling)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    engine = Engine(model, SoloGroup(torch.device("cpu")), max_positions=LIMIT)
+    assert engine.slow_reason is None
+    for length in (20, 50, 58, 63, 80):
+        wish = GenerationSettings(add_eos_length=7, refine_iter=2, max_new_tokens=24)
+        prompt = [3 + i % 50 for i in range(length)]
+        # Blocks that straddle the limit see other frequencies in the whole block than in the cut one.
+        expected = plain_rule(model, prompt, wish, PLACEHOLDER, (), LIMIT)
+        assert reply(engine, prompt, wish, ()).token_ids == expected
+        assert (engine.cached_tokens > 0) == (length == 20)
+        engine._cached.cache.truncate(0)
