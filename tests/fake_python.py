@@ -15,7 +15,14 @@ import sys
 import time
 from pathlib import Path
 
-NAMES = ("OMP_NUM_THREADS", "HF_HUB_OFFLINE", "TOKENIZERS_PARALLELISM", "DLLM_LAUNCHER_PID", "PYTHONSAFEPATH")
+NAMES = (
+    "OMP_NUM_THREADS",
+    "OMP_WAIT_POLICY",
+    "HF_HUB_OFFLINE",
+    "TOKENIZERS_PARALLELISM",
+    "DLLM_LAUNCHER_PID",
+    "PYTHONSAFEPATH",
+)
 
 
 def main() -> int:
