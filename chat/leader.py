@@ -53,9 +53,11 @@ def run(options: LaunchOptions, streams: Streams, lifeline: Lifeline) -> int:
     config = load_config()
     options = with_config(options, config)
     prompts = read_prompts(options, sys.stdin.buffer) if options.has_prompts else ()
-    checkpoint = open_checkpoint(checkpoint_folder(options))
+    checkpoint = open_asked(options)
     settings, origins = resolve_settings(options, config, checkpoint.generation_config)
     status = Status(streams)
+    if options.verify:
+        verify(checkpoint, status)
     status.show(f"Loading {checkpoint.path}")
 
     from chat.tokenizer import load_tokenizer
@@ -105,7 +107,7 @@ def load(
 
     problem = None
     try:
-        checkpoint = checkpoint or open_checkpoint(checkpoint_folder(options))
+        checkpoint = checkpoint or open_asked(options)
     except CheckpointError as error:
         problem = str(error)
     for rank, text in group.gather_errors(problem).items():
@@ -120,6 +122,26 @@ def load(
         trust_remote_code=options.trust_remote_code,
     )
     return Engine(loaded.module, group, max_positions=loaded.max_positions), loaded
+
+
+def open_asked(options: LaunchOptions) -> Checkpoint:
+    """The checkpoint that the options name, opened but not read. Raises CheckpointError."""
+    return open_checkpoint(checkpoint_folder(options), base_model=options.base_model, lora_alpha=options.lora_alpha)
+
+
+def verify(checkpoint: Checkpoint, status: Status) -> None:
+    """Check every byte of the weight files, which all ranks read. Raises CheckpointError."""
+    from dist.checkpoint_report import verify_files
+
+    total = sum(path.stat().st_size for path in checkpoint.files)
+    seen = 0
+
+    def show(count: int) -> None:
+        nonlocal seen
+        seen += count
+        status.reading("Verifying", seen, total)
+
+    status.say(f"Verified: {verify_files(checkpoint.files, show)}")
 
 
 def checkpoint_folder(options: LaunchOptions) -> str:
@@ -265,12 +287,16 @@ class Status:
 
     def loading(self, done: int, total: int) -> None:
         """Bytes that this rank has read, of how many."""
+        self.reading("Loading", done, total)
+
+    def reading(self, what: str, done: int, total: int) -> None:
+        """Bytes done, of how many, and how fast."""
         now = time.monotonic()
         self._began = self._began or now
         if now - self._drawn >= REDRAW_S or done == total:
             self._drawn = now
             speed = done / max(now - self._began, 1e-3) / 1e9
-            self.show(f"Loading: {done / 1e9:.2f} of {total / 1e9:.2f} GB on this rank, {speed:.2f} GB/s")
+            self.show(f"{what}: {done / 1e9:.2f} of {total / 1e9:.2f} GB, {speed:.2f} GB/s")
 
     def clear(self) -> None:
         self.show("")
