@@ -38,6 +38,8 @@ SIZES = {
     "max_position_embeddings": 2048,
     "initializer_range": 0.25,
 }
+# 0.9 GB in float32, for measurements.
+LARGE = {"vocab_size": 32003, "hidden_size": 1024, "intermediate_size": 3000, "num_hidden_layers": 14}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +64,7 @@ CASES = {
     "fsdp2_lora": Case(model="qwen2_lora", sharding="fsdp2"),
     "fsdp1_hsdp": Case(model="qwen2", sharding="fsdp1_hsdp"),
     "fsdp2_hsdp": Case(model="qwen2", sharding="fsdp2_hsdp"),
+    "large": Case(model="qwen2_large", sharding="fsdp1"),
 }
 
 
@@ -121,6 +124,7 @@ def build_model(case: Case, folder: Path) -> Any:
     special = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
     configs = {
         "qwen2": lambda: Qwen2Config(**SIZES, **special, tie_word_embeddings=False),
+        "qwen2_large": lambda: Qwen2Config(**{**SIZES, **LARGE}, **special, tie_word_embeddings=False),
         "llama_tied": lambda: LlamaConfig(**{**SIZES, "hidden_size": 40}, **special, tie_word_embeddings=True),
         "qwen3_moe": lambda: Qwen3MoeConfig(
             **SIZES, **special, head_dim=12, num_experts=5, num_experts_per_tok=2, moe_intermediate_size=20

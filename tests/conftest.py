@@ -29,7 +29,7 @@ REST = [
     (layout, world_size)
     for layout in CASES
     for world_size in (1, 2, 3, 4)
-    if not layout.endswith("hsdp") and (WITH_PEFT or not layout.endswith("lora"))
+    if not layout.endswith(("hsdp", "large")) and (WITH_PEFT or not layout.endswith("lora"))
 ]
 
 TinyCheckpoint = Callable[[str, int], Path]
