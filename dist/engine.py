@@ -155,7 +155,7 @@ class Engine:
             tokens = iter(verdict.token_ids)
             for (row, refinement), step, choice in zip(list(active.items()), steps, choices):
                 agreed = list(islice(tokens, step.wanted))
-                update = refinement.accept(agreed, verdict.settings, choice.candidates)
+                update = refinement.accept(agreed, _settings_of(row, turn, verdict.settings), choice.candidates)
                 clocks[row].pass_ended(update.done)
                 yield update
                 if refinement.finish is not None:
@@ -169,7 +169,7 @@ class Engine:
     def _refinement(self, turn: Turn, row: int, causal: bool) -> Refinement:
         return Refinement(
             turn.prompts[row],
-            turn.settings,
+            _settings_of(row, turn, turn.settings),
             placeholder=turn.placeholder,
             stop_ids=turn.stop_ids,
             limit=self.max_positions or NO_LIMIT,
@@ -200,6 +200,11 @@ class Engine:
                 "Try an earlier step, or --dtype float32.",
             )
         return verdict
+
+
+def _settings_of(row: int, turn: Turn, common: GenerationSettings) -> GenerationSettings:
+    """The common settings with the row's own seed, if it has one."""
+    return common if turn.seeds is None else replace(common, seed=turn.seeds[row])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,7 +24,8 @@ FinishReason = Literal["stop", "length", "cancelled"]
 class Turn:
     """Answer these prompts. `placeholder` fills a fresh block; a reply ends at any of `stop_ids`.
 
-    With `settings.samples`, `settings.seed` is set: ranks must not draw their own.
+    `seeds` are the prompts' own, one each, which later settings don't change; None: all have that of the settings.
+    With `settings.samples` there are seeds, or `settings.seed` is set: ranks must not draw their own.
     """
 
     prompts: tuple[tuple[int, ...], ...]
@@ -32,6 +33,11 @@ class Turn:
     placeholder: int
     stop_ids: tuple[int, ...]
     trace: bool = False
+    seeds: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.seeds is not None and len(self.seeds) != len(self.prompts):
+            raise ValueError(f"{len(self.seeds)} seeds for {len(self.prompts)} prompts")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

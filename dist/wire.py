@@ -30,4 +30,5 @@ def order_from_bytes(data: bytes) -> Order:
         fields["settings"] = GenerationSettings(**fields["settings"])
         fields["prompts"] = tuple(tuple(prompt) for prompt in fields["prompts"])
         fields["stop_ids"] = tuple(fields["stop_ids"])
+        fields["seeds"] = None if fields["seeds"] is None else tuple(fields["seeds"])
     return kind(**fields)

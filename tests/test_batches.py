@@ -115,3 +115,34 @@ def test_a_batch_leaves_the_conversations_cache_alone(engines):
     before = engine.cached_tokens
     answers(engine, [(5, 6), (7, 8, 9)], dataclasses.replace(wish, max_new_tokens=5))
     assert engine.cached_tokens == before > 30
+
+
+def test_every_row_samples_with_its_own_seed_whatever_settings_come(engines):
+    wish = GenerationSettings(add_eos_length=3, refine_iter=2, max_new_tokens=30, temperature=0.9, seed=99)
+    later = dataclasses.replace(wish, seed=1234, refine_iter=3)
+    prompts, seeds = ((5, 9, 11), (5, 9, 11), (40, 7), (5, 9, 11)), (5, 6, 7, 5)
+
+    def together(poll):
+        turn = Turn(prompts=prompts, settings=wish, placeholder=2, stop_ids=(2,), seeds=seeds)
+        events = engines["qwen2"].answer(turn, poll)
+        replies = sorted((event for event in events if isinstance(event, Reply)), key=lambda reply: reply.row)
+        assert tuple(reply.settings.seed for reply in replies) == seeds
+        return [reply.token_ids for reply in replies]
+
+    got = together(lambda: Control(settings=wish))
+    for prompt, seed, token_ids in zip(prompts, seeds, got):
+        alone = dataclasses.replace(wish, seed=seed)
+        assert token_ids == plain_rule(tiny_model(), prompt, alone, 2, (2,))
+    assert got[0] == got[3] != got[1]
+    live = together(lambda: Control(settings=later))
+    # The first block is made under the turn's settings, the later ones under `later`, but for its seed.
+    for row, (prompt, seed) in enumerate(zip(prompts, seeds)):
+        first, then = (dataclasses.replace(one, seed=seed) for one in (wish, later))
+        _, (alone,) = answers(engines["qwen2"], [prompt], first, poll=lambda then=then: Control(settings=then))
+        assert live[row] == alone.token_ids
+    assert live[0] != live[1]
+
+
+def test_a_turn_has_a_seed_for_every_prompt_or_none():
+    with pytest.raises(ValueError, match="1 seeds for 2 prompts"):
+        Turn(prompts=((3,), (4,)), settings=GenerationSettings(), placeholder=2, stop_ids=(), seeds=(1,))
