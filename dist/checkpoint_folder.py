@@ -80,20 +80,27 @@ def _with_inner(folder: Path) -> list[Path]:
 
 
 def _step_folders_by_preference(root: Path) -> list[Path]:
-    steps = sorted(_step_folders(root), key=lambda step: step.number, reverse=True)
-    latest = root / LATEST
-    named = latest.read_text(errors="replace").strip() if latest.is_file() else ""
-    chosen = [step.path for step in steps if str(step.number) == named]
-    return chosen or [step.path for step in steps]
+    steps = run_steps(root)
+    named = latest_step(root)
+    chosen = [step.path for step in steps if step.number == named]
+    return chosen or [step.path for step in reversed(steps)]
 
 
-def _step_folders(root: Path) -> list[Step]:
+def latest_step(root: Path) -> int | None:
+    """The step that the run's latest_checkpointed_iteration.txt names now, or None."""
+    file = root / LATEST
+    named = file.read_text(errors="replace").strip() if file.is_file() else ""
+    return int(named) if named.isdecimal() else None
+
+
+def run_steps(root: Path) -> tuple[Step, ...]:
+    """The `global_step_*` folders that are in a run's folder now, in the order of their numbers."""
     steps = []
     for child in root.iterdir() if root.is_dir() else ():
         match = STEP_NAME.fullmatch(child.name)
         if match and child.is_dir():
             steps.append(Step(number=int(match[1]), path=child, saved_at=child.stat().st_mtime))
-    return steps
+    return tuple(sorted(steps, key=lambda step: step.number))
 
 
 def _steps(folder: Path) -> tuple[tuple[Step, ...], int | None]:
@@ -101,8 +108,7 @@ def _steps(folder: Path) -> tuple[tuple[Step, ...], int | None]:
     for place in (folder, *list(folder.absolute().parents)[:2]):
         match = STEP_NAME.fullmatch(place.name)
         if match:
-            siblings = sorted(_step_folders(place.absolute().parent), key=lambda step: step.number)
-            return tuple(siblings), int(match[1])
+            return run_steps(place.absolute().parent), int(match[1])
     return (), None
 
 

@@ -3,6 +3,7 @@
 ChatError                 1  anything below
 ├── UsageError            2  an option, a setting or a command that cannot be
 ├── CheckpointError       3  a checkpoint folder that cannot be used
+│   └── WeightsLost       3  neither the new weights nor the old ones could be read: nothing answers any more
 ├── PromptError           4  a prompt that cannot be answered (too long, empty)
 └── RankError             5  a rank died or failed in the middle of work
 """
@@ -38,6 +39,10 @@ class CheckpointError(ChatError):
     """A checkpoint folder or file that cannot be used."""
 
     exit_code = 3
+
+
+class WeightsLost(CheckpointError):
+    """Reading new weights failed half-way, and so did reading the old ones again. Ends the program."""
 
 
 class PromptError(ChatError):

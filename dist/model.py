@@ -18,7 +18,7 @@ from dist.checkpoint import Checkpoint
 from dist.errors import UsageError
 from dist.memory import free_bytes
 from dist.model_build import build_model, choose_dtype, position_limit, tied_names, wanted_tensors
-from dist.model_fill import Filler, FillPlan, OnProgress, together
+from dist.model_fill import Filler, FillPlan, OnProgress, Placement, together
 from dist.protocol import Group
 from dist.saved_names import match_names
 
@@ -36,8 +36,10 @@ class ModelFacts:
     saved_world_size: int
     layout: str
     torch_family: str | None
+    adapters: str | None
     model_type: str
     parameters: int
+    saved_dtype: str
     dtype: str
     parallel: str
     bytes_per_rank: int
@@ -47,12 +49,17 @@ class ModelFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedModel:
-    """A causal LM ready for inference. `max_positions`: tokens that its positions reach, None if unknown."""
+    """A causal LM ready for inference.
+
+    `max_positions`: tokens that its positions reach, None if unknown. `placement`: who keeps what, None if the
+    weights are held in a form that other weights cannot be read into.
+    """
 
     module: Any
     facts: ModelFacts
     max_positions: int | None
     device: torch.device
+    placement: Placement | None = None
 
 
 def load_model(
@@ -74,33 +81,45 @@ def load_model(
     started = time.monotonic()
     mode = _mode(parallel, group)
     torch_dtype = choose_dtype(dtype, checkpoint.dtype, checkpoint.config, group.device)
-    plan = together(group, lambda: _plan(checkpoint, torch_dtype, trust_remote_code))
-    words, resident = _placement(mode, keep, plan, group)
+    plan = together(group, lambda: plan_fill(checkpoint, torch_dtype, trust_remote_code))
+    words, placement = _placement(mode, keep, plan, group)
     filler = Filler(group, plan, progress)
-    if mode == "none":
-        filler.fill_whole()
-    elif resident:
-        filler.fill_exchanged()
-    else:
-        filler.fill_shares()
+    filler.fill(placement)
     return LoadedModel(
         module=plan.module,
-        facts=ModelFacts(
-            path=checkpoint.path,
-            step=checkpoint.step,
-            saved_world_size=checkpoint.world_size,
-            layout=checkpoint.layout,
-            torch_family=checkpoint.torch_family,
-            model_type=str(plan.module.config.model_type),
-            parameters=checkpoint.parameters,
+        facts=model_facts(
+            checkpoint,
+            plan.module,
             dtype=str(torch_dtype).removeprefix("torch."),
             parallel=words,
-            bytes_per_rank=_held_bytes(plan.module),
             load_seconds=time.monotonic() - started,
             load_bytes=filler.bytes_read,
         ),
         max_positions=position_limit(plan.module.config),
         device=group.device,
+        placement=placement,
+    )
+
+
+def model_facts(
+    checkpoint: Checkpoint, module: Any, *, dtype: str, parallel: str, load_seconds: float, load_bytes: int
+) -> ModelFacts:
+    """What there is to tell of `module`, filled from `checkpoint`."""
+    return ModelFacts(
+        path=checkpoint.path,
+        step=checkpoint.step,
+        saved_world_size=checkpoint.world_size,
+        layout=checkpoint.layout,
+        torch_family=checkpoint.torch_family,
+        adapters=checkpoint.adapters,
+        model_type=str(module.config.model_type),
+        parameters=checkpoint.parameters,
+        saved_dtype=checkpoint.dtype,
+        dtype=dtype,
+        parallel=parallel,
+        bytes_per_rank=_held_bytes(module),
+        load_seconds=load_seconds,
+        load_bytes=load_bytes,
     )
 
 
@@ -112,7 +131,11 @@ def _mode(parallel: str, group: Group) -> str:
     return "none" if group.size == 1 or parallel == "none" else "fsdp"
 
 
-def _plan(checkpoint: Checkpoint, dtype: torch.dtype, trust_remote_code: bool) -> FillPlan:
+def plan_fill(checkpoint: Checkpoint, dtype: torch.dtype, trust_remote_code: bool) -> FillPlan:
+    """The checkpoint's model on meta, and which saved tensor feeds which of its tensors; reads no weight.
+
+    Raises CheckpointError if transformers cannot build it or the weights are not those of its config.
+    """
     module = build_model(checkpoint.config_dir, checkpoint.config, dtype, trust_remote_code=trust_remote_code)
     wanted, tied = wanted_tensors(module), tied_names(module)
     shapes = {name: tuple(tensor.shape) for name, tensor in wanted.items()}
@@ -120,19 +143,19 @@ def _plan(checkpoint: Checkpoint, dtype: torch.dtype, trust_remote_code: bool) -
     return FillPlan(module=module, wanted=wanted, sources=sources, tied=tied)
 
 
-def _placement(mode: str, keep: Keep, plan: FillPlan, group: Group) -> tuple[str, bool]:
-    """The mode in words, and whether every rank keeps the whole model."""
+def _placement(mode: str, keep: Keep, plan: FillPlan, group: Group) -> tuple[str, Placement]:
+    """The mode in words, and who keeps what."""
     if mode == "none":
-        return ("none: one process" if group.size == 1 else "none: every rank reads and keeps all of it"), True
-    if keep != "auto":
-        return f"fsdp, {'gathered once and kept' if keep == 'resident' else 'gathered per forward'}: as asked", (
-            keep == "resident"
-        )
+        return ("none: one process" if group.size == 1 else "none: every rank reads and keeps all of it"), "whole"
+    if keep == "resident":
+        return "fsdp, gathered once and kept: as asked", "exchanged"
+    if keep == "sharded":
+        return "fsdp, gathered per forward: as asked", "shares"
     room = group.smallest(free_bytes(group.device))
     need = plan.bytes + HEADROOM_BYTES
     if need <= room:
-        return f"fsdp, gathered once and kept: it fits ({_gib(need)} of {_gib(room)} free)", True
-    return f"fsdp, gathered per forward: no room for all of it ({_gib(need)} of {_gib(room)} free)", False
+        return f"fsdp, gathered once and kept: it fits ({_gib(need)} of {_gib(room)} free)", "exchanged"
+    return f"fsdp, gathered per forward: no room for all of it ({_gib(need)} of {_gib(room)} free)", "shares"
 
 
 def _gib(count: int) -> str:

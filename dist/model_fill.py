@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -23,20 +23,25 @@ ROUND_BYTES = 256 << 20
 
 OnProgress = Callable[[int, int], None]
 
+# Every rank reads everything; every rank reads its rows and all keep all; every rank keeps its rows of the layers.
+Placement = Literal["whole", "exchanged", "shares"]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FillPlan:
     """What goes where.
 
-    wanted   the module's tensors to fill, by name, on meta or in place
-    sources  the saved tensor of each
-    tied     {further name: name} of parameters that are one and the same
+    wanted    the module's tensors to fill, by name
+    sources   the saved tensor of each
+    tied      {further name: name} of parameters that are one and the same
+    in_place  the module holds weights already, placed as they are to be; they are overwritten where they are
     """
 
     module: Any
     wanted: Mapping[str, torch.Tensor]
     sources: Mapping[str, SavedTensor]
     tied: Mapping[str, str]
+    in_place: bool = False
 
     @property
     def bytes(self) -> int:
@@ -70,7 +75,11 @@ class Filler:
         self._progress = progress
         self._total = 0
 
-    def fill_whole(self) -> None:
+    def fill(self, placement: Placement) -> None:
+        """Read everything, all ranks together. Raises CheckpointError, on all ranks, if one of them cannot."""
+        {"whole": self._fill_whole, "exchanged": self._fill_exchanged, "shares": self._fill_shares}[placement]()
+
+    def _fill_whole(self) -> None:
         """Every rank reads everything."""
         self._total = sum(source.bytes for source in self._plan.sources.values())
         with TensorReader(self._on_bytes) as reader:
@@ -81,14 +90,14 @@ class Filler:
                 self._put(fresh)
         self._place_buffers()
 
-    def fill_exchanged(self) -> None:
+    def _fill_exchanged(self) -> None:
         """Every rank reads its rows of everything; the ranks exchange them, and all keep all."""
         self._total = self._share_of_bytes()
         with TensorReader(self._on_bytes) as reader:
             self._exchange(reader, list(self._plan.sources))
         self._place_buffers()
 
-    def fill_shares(self) -> None:
+    def _fill_shares(self) -> None:
         """Every rank keeps its rows of the decoder layers, gathered when used; the rest is exchanged and kept."""
         self._total = self._share_of_bytes()
         layers = layer_parameters(self._plan.module)
@@ -103,7 +112,7 @@ class Filler:
                     owner, _, own_name = name.rpartition(".")
                     module, shape = self._plan.module.get_submodule(owner), self._plan.wanted[name].shape
                     shares[layers[name]].append(Share(owner=module, name=own_name, shape=shape, rows=rows))
-        for layer, held in shares.items():
+        for layer, held in shares.items() if not self._plan.in_place else ():
             gather_when_used(layer, held, self._group)
         self._place_buffers()
 
@@ -159,9 +168,13 @@ class Filler:
 
     def _allocate(self, name: str, shape: Sequence[int] | None = None) -> torch.Tensor:
         wanted = self._plan.wanted[name]
+        if self._plan.in_place:
+            return wanted.detach()
         return torch.empty(wanted.shape if shape is None else shape, dtype=wanted.dtype, device=self._group.device)
 
     def _put(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        if self._plan.in_place:
+            return
         for name, tensor in tensors.items():
             put_tensor(self._plan.module, name, tensor)
             for other, first in self._plan.tied.items():
