@@ -66,7 +66,11 @@ def demo_checkpoint(request: pytest.FixtureRequest) -> Path:
     cache = request.config.cache
     assert cache is not None
     folder = Path(chat.demo.__file__).parent
-    sources = [folder / f"{name}.py" for name in ("__init__", "prepare", "expand", "tokenizer", "shard", "finish")]
+    sources = [
+        folder / f"{name}.py"
+        for name in ("__init__", "prepare", "expand", "adapter", "tokenizer", "shard", "finish")
+    ]
+    sources.append(folder / "adapter.safetensors")
     fingerprint = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:12]
     home = cache.mkdir(f"demo-{fingerprint}")
     command = [sys.executable, "-m", "chat.demo"]

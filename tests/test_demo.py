@@ -252,7 +252,7 @@ def test_the_checkpoint_is_laid_out_as_verl_does(demo_checkpoint: Path) -> None:
 
 
 @needs_packages
-def test_generation_settings_suit_a_base_that_was_not_trained_for_refinement(demo_checkpoint: Path) -> None:
+def test_generation_settings_refine_until_nothing_changes(demo_checkpoint: Path) -> None:
     settings = json.loads((demo_checkpoint / "global_step_0/huggingface/generation_config.json").read_text())
     assert settings == {
         "bos_token_id": 1,

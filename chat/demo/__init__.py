@@ -12,7 +12,7 @@ from pathlib import Path
 DEFAULT_SYSTEM = "You are a kind, helpful assistant. Answer in plain words."
 
 # Raised whenever a prepared folder of an older program would no longer do.
-DEMO_VERSION = "1"
+DEMO_VERSION = "2"
 
 # Written last, beside the checkpoint's own files: {"files": {relative path: bytes}}.
 MANIFEST = "demo.json"

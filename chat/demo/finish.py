@@ -14,7 +14,7 @@ from chat.demo.expand import SAMPLES
 from chat.demo.tokenizer import BOS_ID, EOS_ID, check_tokenizer, write_tokenizer_config
 from chat.lifeline import die_with_parent
 
-# The base is not trained for refinement: a fixed small number of passes would give garbage.
+# Until nothing changes: what is said is then what greedy decoding says. MODEL_CARD.md has the figures.
 GENERATION = {
     "bos_token_id": BOS_ID,
     "eos_token_id": EOS_ID,

