@@ -6,8 +6,8 @@ set -u -o pipefail
 
 here=$(dirname -- "${BASH_SOURCE[0]}")
 root=$(cd -- "$here" && pwd -P) || exit 1
-# shellcheck source=environment.sh
-source "$root/environment.sh"
+# shellcheck source=chat/environment.sh
+source "$root/chat/environment.sh"
 
 # The program is found wherever it is started from, and a stray `chat.py` there cannot take its place.
 export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} PYTHONSAFEPATH=1

@@ -86,7 +86,7 @@ class Machine:
     def installed(self) -> list[str]:
         """What each pip call installed."""
         calls = [call["arguments"] for call in self.calls("-I", "-m", "pip", "install")]
-        constraints = str(self.project / "constraints.txt")
+        constraints = str(self.project / "chat/constraints.txt")
         return [" ".join(words[words.index(constraints) + 1 :]) for words in calls]
 
 
@@ -94,7 +94,7 @@ class Machine:
 def machine(tmp_path: Path) -> Machine:
     made = Machine(tmp_path)
     (made.project / "chat").mkdir(parents=True)
-    for name in ("run_chat.sh", "environment.sh", "constraints.txt", "chat/check_python.py"):
+    for name in ("run_chat.sh", "chat/environment.sh", "chat/constraints.txt", "chat/check_python.py"):
         shutil.copy(ROOT / name, made.project / name)
     tools = tmp_path / "tools"
     tools.mkdir()
@@ -296,7 +296,7 @@ def test_an_environment_left_half_made_is_made_anew(machine: Machine) -> None:
 def test_changed_pins_are_installed(machine: Machine) -> None:
     machine.fake["verdict"] = {"active": NO_PACKAGES}
     machine.start("1", "c")
-    with (machine.project / "constraints.txt").open("a") as pins:
+    with (machine.project / "chat/constraints.txt").open("a") as pins:
         pins.write("rich==99\n")
     machine.start("1", "c")
     assert len(machine.installed()) == 1

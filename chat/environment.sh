@@ -6,7 +6,7 @@ export HOME=${HOME:-~}
 # shellcheck disable=SC2154 # `root` is set by the script that sources this
 venv=$root/.venv
 venv_mark=$venv/.dllm-chat  # says that this folder was made here, and so may be made anew
-constraints=$root/constraints.txt
+constraints=$root/chat/constraints.txt
 python_range="3.10 to 3.13"
 # The pinned torch is built for CUDA 13, which needs this driver.
 pinned_torch_driver=580
