@@ -16,13 +16,15 @@ from typing import Any
 import torch
 
 from dist.decoding import Refinement
-from dist.errors import PromptError
+from dist.errors import CheckpointError, PromptError
 from dist.forward import CachedForward, Forward, PlainForward
+from dist.model_fill import OnProgress
 from dist.probe import probe_causality
 from dist.protocol import (
     Control,
     Event,
     Group,
+    Load,
     PrefillUpdate,
     Reply,
     ReplyStats,
@@ -30,6 +32,7 @@ from dist.protocol import (
     Turn,
 )
 from dist.ragged import RaggedForward, decodes_together
+from dist.reload import Ready, Reloader
 from dist.sampling import NOT_A_NUMBER
 from dist.settings import GenerationSettings
 
@@ -43,18 +46,28 @@ Poll = Callable[[], Control]
 class Engine:
     """A model on all ranks, answering one turn at a time.
 
-    Rank 0 calls `answer` and `shutdown`; every other rank calls `follow`.
-    `slow_reason` says in words why this model is decoded by the plain rule, or is None.
+    Rank 0 calls `answer`, `load` and `shutdown`; every other rank calls `follow`.
+    `slow_reason` says in words why this model is decoded by the plain rule, or is None. Without a `reloader` the
+    weights stay as they are.
     """
 
-    def __init__(self, module: Any, group: Group, *, max_positions: int | None) -> None:
+    slow_reason: str | None
+
+    def __init__(
+        self, module: Any, group: Group, *, max_positions: int | None, reloader: Reloader | None = None
+    ) -> None:
         self.max_positions = max_positions
         self._group = group
         self._module = module
+        self._reloader = reloader
         self._plain = PlainForward(module)
-        self._cached = CachedForward(module)
         self._chunk = CHUNK_GPU if group.device.type == "cuda" else CHUNK_CPU
-        self._causality = probe_causality(module)
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        """Find out what can be relied on with these weights; nothing is kept of others."""
+        self._cached = CachedForward(self._module)
+        self._causality = probe_causality(self._module)
         self.slow_reason = self._causality.problem
         self._together: bool | None = None
 
@@ -102,13 +115,29 @@ class Engine:
             order = self._group.receive()
             if isinstance(order, Shutdown):
                 return
-            if isinstance(order, Turn):
-                try:
+            try:
+                if isinstance(order, Load):
+                    self._swap(order.path)
+                else:
                     for _ in self._run(order, None):
                         pass
-                except PromptError:
-                    # Every rank raised it at the same place; rank 0 tells the person.
-                    continue
+            except (PromptError, CheckpointError):
+                # Every rank raised it at the same place; rank 0 tells the person.
+                continue
+
+    def load(self, ready: Ready, progress: OnProgress | None = None) -> None:
+        """Rank 0: take over the weights of a checkpoint that the reloader has checked, on all ranks.
+
+        Raises CheckpointError if any rank cannot (the old weights answer on), WeightsLost if none are left.
+        """
+        folder = str(ready.checkpoint.path.absolute())
+        self._group.publish(Load(path=folder))
+        self._swap(folder, ready, progress)
+
+    def _swap(self, folder: str, ready: Ready | None = None, progress: OnProgress | None = None) -> None:
+        assert self._reloader is not None
+        self._reloader.swap(folder, ready, progress)
+        self._begin_anew()
 
     def shutdown(self) -> None:
         """Rank 0: let the followers go."""
