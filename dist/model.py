@@ -81,6 +81,8 @@ def load_model(
     started = time.monotonic()
     mode = _mode(parallel, group)
     torch_dtype = choose_dtype(dtype, checkpoint.dtype, checkpoint.config, group.device)
+    if mode == "verl":
+        return _load_by_verl(checkpoint, group, torch_dtype, trust_remote_code)
     plan = together(group, lambda: plan_fill(checkpoint, torch_dtype, trust_remote_code))
     words, placement = _placement(mode, keep, plan, group)
     filler = Filler(group, plan, progress)
@@ -98,6 +100,27 @@ def load_model(
         max_positions=position_limit(plan.module.config),
         device=group.device,
         placement=placement,
+    )
+
+
+def _load_by_verl(checkpoint: Checkpoint, group: Group, dtype: torch.dtype, trust_remote_code: bool) -> LoadedModel:
+    """The model as verl itself loads it; its weights are gathered in every forward."""
+    from dist.verl_loader import load_by_verl
+
+    started = time.monotonic()
+    module = together(group, lambda: load_by_verl(checkpoint, group, dtype, trust_remote_code=trust_remote_code))
+    return LoadedModel(
+        module=module,
+        facts=model_facts(
+            checkpoint,
+            module,
+            dtype=str(dtype).removeprefix("torch."),
+            parallel="verl: FSDP1 and verl's own loader, gathered per forward",
+            load_seconds=time.monotonic() - started,
+            load_bytes=sum(path.stat().st_size for path in checkpoint.files) // group.size,
+        ),
+        max_positions=position_limit(module.config),
+        device=group.device,
     )
 
 
@@ -124,10 +147,12 @@ def model_facts(
 
 
 def _mode(parallel: str, group: Group) -> str:
-    if parallel in ("tp", "verl"):
-        raise UsageError(f"--parallel {parallel} does not work yet.", "", "Use auto, fsdp or none.")
+    if parallel == "tp":
+        raise UsageError("--parallel tp does not work yet.", "", "Use auto, fsdp, none or verl.")
+    if parallel == "verl":
+        return parallel
     if parallel not in ("auto", "fsdp", "none"):
-        raise UsageError(f"--parallel cannot be {parallel}.", "It takes auto, fsdp or none.")
+        raise UsageError(f"--parallel cannot be {parallel}.", "It takes auto, fsdp, none or verl.")
     return "none" if group.size == 1 or parallel == "none" else "fsdp"
 
 

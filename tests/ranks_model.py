@@ -1,6 +1,7 @@
 """Run by test_model.py: on real gloo ranks, load checkpoints in every way and compare with what was saved.
 
-Arguments: a comma-separated list of rank counts, then run roots. Prints {count: {run root: {way: {...}}}} as JSON.
+Arguments: comma-separated rank counts, comma-separated ways (resident, sharded, verl), then run roots. Prints
+{count: {run root: {way: {...}}}} as JSON.
 The imports take far longer than the work, so they happen once, and the ranks of each count are forked.
 """
 
@@ -24,6 +25,8 @@ from dist.model import load_model
 
 def main() -> None:
     torch.set_num_threads(1)
+    if "verl" in sys.argv[2]:
+        import verl.utils.checkpoint.fsdp_checkpoint_manager  # noqa: F401
     context = multiprocessing.get_context("fork")
     results = {}
     for size in map(int, sys.argv[1].split(",")):
@@ -42,22 +45,24 @@ def one_rank(rank: int, size: int, port: int, answers) -> None:
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(size))
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     group = open_group()
-    results = {root: {keep: load(root, keep, group) for keep in ("resident", "sharded")} for root in sys.argv[2:]}
+    ways = sys.argv[2].split(",")
+    results = {root: {way: load(root, way, group) for way in ways} for root in sys.argv[3:]}
     if group.rank == 0:
         answers.put(results)
     group.close()
 
 
-def load(root: str, keep: str, group) -> dict:
+def load(root: str, way: str, group) -> dict:
+    options = {"parallel": "verl"} if way == "verl" else {"keep": way}
     try:
-        loaded = load_model(open_checkpoint(root), group, keep=keep)
+        loaded = load_model(open_checkpoint(root), group, **options)
     except ChatError as error:
         return {"error": str(error)}
     ids = torch.arange(5, 25)[None]
     with torch.inference_mode():
         logits = loaded.module(input_ids=ids).logits
         again = loaded.module(input_ids=ids).logits
-    difference = differing(root, loaded.module) if keep == "resident" or group.size == 1 else []
+    difference = differing(root, loaded.module) if way == "resident" else []
     told = group.gather_errors(", ".join(difference) or None)
     most = -group.smallest(-loaded.facts.load_bytes)
     return {

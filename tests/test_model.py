@@ -41,7 +41,7 @@ def loaded_by_ranks(tiny_checkpoint, tmp_path_factory) -> dict:
     shutil.copytree(tiny_checkpoint("fsdp1", 2), broken)
     (broken / "global_step_3" / "model_world_size_2_rank_1.pt").unlink()
     roots = sorted({tiny_checkpoint(layout, world_size) for layout, world_size in USUAL})
-    return json_of("ranks_model.py", "1,2,3", *map(str, roots), str(broken))
+    return json_of("ranks_model.py", "1,2,3", "resident,sharded", *map(str, roots), str(broken))
 
 
 def json_of(script: str, *arguments: str) -> dict:
@@ -78,6 +78,29 @@ def test_a_missing_file_is_the_error_of_every_rank(loaded_by_ranks):
     for results in loaded_by_ranks.values():
         (ways,) = (ways for root, ways in results.items() if "broken" in root)
         assert ways["resident"]["error"].startswith("Shard 1 of 2 is missing: ")
+
+
+def test_verls_own_loader_gives_the_same_model_at_the_same_world_size(tiny_checkpoint):
+    pytest.importorskip("verl")
+    roots = [str(tiny_checkpoint(layout, 2)) for layout in ("fsdp1", "fsdp1_nomesh", "fsdp1_tied")]
+    other = str(tiny_checkpoint("fsdp1", 3))
+    results = json_of("ranks_model.py", "2", "resident,verl", *roots, other)["2"]
+    for root in roots:
+        assert results[root]["verl"]["logits"] == results[root]["resident"]["logits"]
+        assert results[root]["verl"]["held"] < 0.55 * results[root]["resident"]["held"]
+        assert results[root]["verl"]["parallel"] == "verl: FSDP1 and verl's own loader, gathered per forward"
+    assert results[other]["verl"]["error"] == (
+        "--parallel verl needs the 3 processes that saved the checkpoint. There are 2 here. "
+        "Leave out --parallel verl: the default reads the checkpoint on any number of processes."
+    )
+
+
+def test_verls_own_loader_reads_nothing_but_its_shards(tiny_checkpoint, solo):
+    pytest.importorskip("verl")
+    with pytest.raises(
+        CheckpointError, match=r"^--parallel verl reads shards of FSDP only\. This checkpoint is safet"
+    ):
+        load_model(open_checkpoint(tiny_checkpoint("fsdp1", 2) / "reference"), solo, parallel="verl")
 
 
 def test_weights_are_held_in_the_dtype_that_was_asked_for(tiny_checkpoint, solo):
