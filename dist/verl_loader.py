@@ -114,5 +114,5 @@ def _fill(wrapped: Any, checkpoint: Checkpoint) -> None:
         ValueError,
         pickle.UnpicklingError,
     ) as problem:
-        said = (str(problem) or repr(problem)).splitlines()[0]
+        said = " ".join((str(problem) or repr(problem)).split())[:300]
         raise CheckpointError(f"verl cannot load {checkpoint.path}.", f"It says: {said}", DEFAULT_WAY) from problem

@@ -1,6 +1,6 @@
 """Run by test_model.py: on real gloo ranks, load checkpoints in every way and compare with what was saved.
 
-Arguments: comma-separated rank counts, comma-separated ways (resident, sharded, verl), then run roots. Prints
+Arguments: comma-separated rank counts, comma-separated ways (resident, sharded, verl, torn), then run roots. Prints
 {count: {run root: {way: {...}}}} as JSON.
 The imports take far longer than the work, so they happen once, and the ranks of each count are forked.
 """
@@ -11,16 +11,19 @@ import json
 import multiprocessing
 import os
 import sys
+import time
+from dataclasses import replace
 
 import torch
 import transformers.models.auto.modeling_auto  # noqa: F401  # before the ranks are forked
 from checkpoints import free_port
 from safetensors.torch import load_file
 
-from dist.checkpoint import open_checkpoint
+from dist.checkpoint import Checkpoint, open_checkpoint
 from dist.errors import ChatError
 from dist.group import open_group
 from dist.model import load_model
+from dist.shard_plan import SavedTensor
 
 
 def main() -> None:
@@ -53,11 +56,15 @@ def one_rank(rank: int, size: int, port: int, answers) -> None:
 
 
 def load(root: str, way: str, group) -> dict:
-    options = {"parallel": "verl"} if way == "verl" else {"keep": way}
+    options = {"verl": {"parallel": "verl"}, "torn": {}}.get(way, {"keep": way})
+    started = time.monotonic()
     try:
-        loaded = load_model(open_checkpoint(root), group, **options)
+        checkpoint = open_checkpoint(root)
+        if way == "torn" and group.rank == group.size - 1:
+            checkpoint = with_shorter_files(checkpoint)
+        loaded = load_model(checkpoint, group, **options)
     except ChatError as error:
-        return {"error": str(error)}
+        return {"error": str(error), "seconds": time.monotonic() - started}
     ids = torch.arange(5, 25)[None]
     with torch.inference_mode():
         logits = loaded.module(input_ids=ids).logits
@@ -73,6 +80,15 @@ def load(root: str, way: str, group) -> dict:
         "held": loaded.facts.bytes_per_rank,
         "parallel": loaded.facts.parallel,
     }
+
+
+def with_shorter_files(checkpoint: Checkpoint) -> Checkpoint:
+    """As if the files had been cut after they were checked, on this rank alone."""
+
+    def shorter(tensor: SavedTensor) -> SavedTensor:
+        return replace(tensor, pieces=tuple(replace(piece, start=1 << 40) for piece in tensor.pieces))
+
+    return replace(checkpoint, tensors={name: shorter(tensor) for name, tensor in checkpoint.tensors.items()})
 
 
 def differing(root: str, module) -> list[str]:

@@ -41,7 +41,7 @@ def loaded_by_ranks(tiny_checkpoint, tmp_path_factory) -> dict:
     shutil.copytree(tiny_checkpoint("fsdp1", 2), broken)
     (broken / "global_step_3" / "model_world_size_2_rank_1.pt").unlink()
     roots = sorted({tiny_checkpoint(layout, world_size) for layout, world_size in USUAL})
-    return json_of("ranks_model.py", "1,2,3", "resident,sharded", *map(str, roots), str(broken))
+    return json_of("ranks_model.py", "1,2,3", "resident,sharded,torn", *map(str, roots), str(broken))
 
 
 def json_of(script: str, *arguments: str) -> dict:
@@ -57,7 +57,8 @@ def test_every_checkpoint_loads_bit_equal_on_any_number_of_ranks(loaded_by_ranks
     assert len(results) == len(USUAL)
     for root, ways in results.items():
         expected = pytest.approx(reference_logits(Path(root)), abs=1e-4)
-        for keep, result in ways.items():
+        for keep in ("resident", "sharded"):
+            result = ways[keep]
             assert result.get("differing") == {}, (root, keep, result)
             assert result["logits"] == expected
             assert result["steady"]
@@ -78,6 +79,15 @@ def test_a_missing_file_is_the_error_of_every_rank(loaded_by_ranks):
     for results in loaded_by_ranks.values():
         (ways,) = (ways for root, ways in results.items() if "broken" in root)
         assert ways["resident"]["error"].startswith("Shard 1 of 2 is missing: ")
+
+
+def test_what_one_rank_cannot_read_soon_reaches_rank_0_as_that(loaded_by_ranks, tiny_checkpoint):
+    root = str(tiny_checkpoint("fsdp1", 2))
+    result = loaded_by_ranks["3"][root]["torn"]
+    file = Path(root) / "global_step_3" / "model_world_size_2_rank_1.pt"
+    assert result["error"].startswith(f"Rank 2 cannot load the model. {file} is incomplete. It ends at byte ")
+    assert result["error"].endswith("Copy the file again from where training wrote it.")
+    assert result["seconds"] < 3
 
 
 def test_verls_own_loader_gives_the_same_model_at_the_same_world_size(tiny_checkpoint):
