@@ -6,26 +6,33 @@ A command acts on the conversation through the methods of `repl.Repl`; it touche
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from chat.checkpoints import LATEST_WORD, Steps
 from chat.export import FORMATS
+from chat.facts import facts_table
 from chat.files import expand
+from dist.checkpoint_folder import Step
 from dist.errors import UsageError
 from dist.settings import SETTINGS, Setting
 
 if TYPE_CHECKING:
     from chat.repl import Repl
 
+SHOWN_STEPS = 40
+
 Run = Callable[["Repl", str], None]
 # A value that can follow a command, and a few words about it.
 Value = tuple[str, str]
-Values = Callable[["Repl"], Iterable[Value]]
+# The values that can stand where a word has been begun.
+Values = Callable[["Repl", str], Iterable[Value]]
 
 
-def _nothing(repl: Repl) -> Iterable[Value]:
+def _nothing(repl: Repl, word: str) -> Iterable[Value]:
     return ()
 
 
@@ -85,18 +92,16 @@ def complete(repl: Repl, before: str) -> Iterator[tuple[str, str, int]]:
         return
     words = head[1:].split()
     if words[:1] == ["set"]:
-        values = _setting_names(repl) if len(words) == 1 else _setting_values(words[1])
+        values = _setting_names(repl, word) if len(words) == 1 else _setting_values(words[1])
     else:
         named = COMMANDS.get(words[0]) if len(words) == 1 else None
-        values = named.values(repl) if named is not None else ()
-    if words[:1] == ["export"]:
-        values = _paths(word)
+        values = named.values(repl, word) if named is not None else ()
     for text, about in values:
         if text.startswith(word):
             yield text, about, -len(word)
 
 
-def _setting_names(repl: Repl) -> Iterable[Value]:
+def _setting_names(repl: Repl, word: str) -> Iterable[Value]:
     return ((row.name, row.help) for row in SETTINGS.values())
 
 
@@ -105,8 +110,33 @@ def _setting_values(name: str) -> Iterable[Value]:
     return ((example, row.allowed) for example in row.examples) if row is not None else ()
 
 
-def _paths(word: str) -> Iterator[Value]:
+def _targets(repl: Repl, word: str) -> Iterator[Value]:
     """Folders, and files that an export could replace."""
+    return _paths(word, FORMATS)
+
+
+def _checkpoints(repl: Repl, word: str) -> Iterator[Value]:
+    """The steps that can be loaded, the newest first, and folders."""
+    try:
+        found = repl.steps()
+        yield LATEST_WORD, "the step that the run's own file names now"
+        yield from ((str(step.number), about) for step, about in _described(found))
+    except UsageError:
+        pass  # not in a run: folders are all there is
+    yield from _paths(word)
+
+
+def _described(found: Steps) -> Iterator[tuple[Step, str]]:
+    """The steps, the newest first, each with a few words."""
+    for step in reversed(found.steps):
+        parts = [time.strftime("%Y-%m-%d %H:%M", time.localtime(step.saved_at))]
+        parts += ["loaded"] if step.number == found.loaded else []
+        parts += ["latest"] if step.number == found.latest else []
+        yield step, ", ".join(parts)
+
+
+def _paths(word: str, suffixes: Collection[str] = ()) -> Iterator[Value]:
+    """Folders, and files with one of the suffixes."""
     typed = expand(word or "./")
     folder = typed if word.endswith("/") or not word else typed.parent
     lead = word[: word.rfind("/") + 1]
@@ -117,11 +147,11 @@ def _paths(word: str) -> Iterator[Value]:
     for entry in entries:
         if entry.is_dir():
             yield f"{lead}{entry.name}/", "folder"
-        elif entry.suffix in FORMATS:
+        elif entry.suffix in suffixes:
             yield f"{lead}{entry.name}", "file, to be replaced with !"
 
 
-def _session_names(repl: Repl) -> Iterable[Value]:
+def _session_names(repl: Repl, word: str) -> Iterable[Value]:
     return ((info.name, f"{info.exchanges} exchanges: {info.opening[:40]}") for info in repl.sessions())
 
 
@@ -175,7 +205,7 @@ def _add_setting(row: Setting) -> None:
     def run(repl: Repl, argument: str) -> None:
         _change(repl, row.name, argument)
 
-    def values(repl: Repl) -> Iterable[Value]:
+    def values(repl: Repl, word: str) -> Iterable[Value]:
         return _setting_values(row.name)
 
     command(row.name, f"/{row.name} VALUE", row.help, live=True, values=values)(run)
@@ -258,10 +288,31 @@ def _stats(repl: Repl, argument: str) -> None:
 
 @command("model", "/model", "what is known of the checkpoint", live=True)
 def _model(repl: Repl, argument: str) -> None:
-    repl.show_table([(name.replace("_", " "), str(value)) for name, value in repl.facts.items()])
+    repl.show_table(list(facts_table(repl.facts)))
 
 
-@command("export", "/export FILE", f"write the conversation to a file ({' '.join(FORMATS)})")
+@command("steps", "/steps", "the steps of this run, with dates", live=True)
+def _steps(repl: Repl, argument: str) -> None:
+    found = repl.steps()
+    rows = [(f"step {step.number}", about) for step, about in _described(found)][:SHOWN_STEPS]
+    if not rows:
+        repl.note("The run's folder holds no steps any more.")
+        return
+    repl.show_table(rows)
+    older = len(found.steps) - len(rows)
+    repl.note(f"{f'{older} older ones are not shown. ' if older else ''}/load STEP turns to one of them.")
+
+
+@command("load", "/load STEP|PATH", "go on with the weights of another step or folder", values=_checkpoints)
+def _load(repl: Repl, argument: str) -> None:
+    if not argument:
+        raise UsageError(
+            "/load needs a step or a folder.", "", f"/steps lists the steps; /load {LATEST_WORD} takes the latest."
+        )
+    repl.load(argument)
+
+
+@command("export", "/export FILE", f"write the conversation to a file ({' '.join(FORMATS)})", values=_targets)
 def _export(repl: Repl, argument: str) -> None:
     if not argument:
         raise UsageError("/export needs a file name.", f"The extension decides the format: {', '.join(FORMATS)}.")

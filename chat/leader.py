@@ -11,15 +11,18 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from chat.checkpoints import Checkpoints, run_folder
 from chat.demo import DEFAULT_SYSTEM, demo_folder, is_ready
+from chat.facts import checkpoint_facts, reading
 from chat.lifeline import Lifeline
 from chat.options import LaunchOptions, load_config, resolve_settings, with_config
 from chat.prompts import Prompt, read_prompts
 from chat.terminal import Streams, session_mode
 from dist.checkpoint import Checkpoint, open_checkpoint
-from dist.errors import CheckpointError
+from dist.errors import CheckpointError, WeightsLost
 from dist.settings import GenerationSettings
 
 CLOSE_S = 1.0
@@ -29,7 +32,7 @@ if TYPE_CHECKING:
     from chat.tokenizer import ChatTokenizer
     from dist.engine import Engine
     from dist.group import SoloGroup, TorchGroup
-    from dist.model import LoadedModel
+    from dist.reload import Reloader
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +48,7 @@ class Ready:
     origins: dict[str, str]
     facts: dict[str, Any]
     use_template: bool
+    checkpoints: Checkpoints
 
 
 def run(options: LaunchOptions, streams: Streams, lifeline: Lifeline) -> int:
@@ -73,7 +77,7 @@ def run(options: LaunchOptions, streams: Streams, lifeline: Lifeline) -> int:
 
     group = open_group()
     lifeline.watch(group)
-    engine, loaded = load(options, group, checkpoint, status.loading)
+    engine, reloader = load(options, group, checkpoint, status.loading)
     status.clear()
     if engine.slow_reason:
         status.say(f"Decoding by the plain rule, which is slow: {engine.slow_reason}.")
@@ -85,13 +89,31 @@ def run(options: LaunchOptions, streams: Streams, lifeline: Lifeline) -> int:
         tokenizer=tokenizer,
         settings=settings,
         origins=origins,
-        facts=checkpoint_facts(loaded, group.size, time.monotonic() - started),
+        facts=checkpoint_facts(reloader.loaded, group.size, time.monotonic() - started),
         use_template=use_template,
+        checkpoints=Checkpoints(
+            engine=engine,
+            reloader=reloader,
+            tokenizer=tokenizer,
+            options=options,
+            config=config,
+            ranks=group.size,
+            run=run_folder(checkpoint.steps),
+        ),
     )
-    code = answer_prompts(ready, prompts) if options.has_prompts else hold_conversation(ready)
-    lifeline.release()
-    engine.shutdown()
-    group.close()
+
+    def let_go() -> None:
+        lifeline.release()
+        engine.shutdown()
+        group.close()
+
+    try:
+        code = answer_prompts(ready, prompts) if options.has_prompts else hold_conversation(ready)
+    except WeightsLost:
+        # The ranks are well, and the followers wait for orders.
+        let_go()
+        raise
+    let_go()
     return code
 
 
@@ -100,10 +122,11 @@ def load(
     group: SoloGroup | TorchGroup,
     checkpoint: Checkpoint | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> tuple[Engine, LoadedModel]:
+) -> tuple[Engine, Reloader]:
     """Every rank, together: the model, ready to answer. What one rank cannot read, all refuse with its words."""
     from dist.engine import Engine
     from dist.model import load_model
+    from dist.reload import Reloader
 
     problem = None
     try:
@@ -121,12 +144,23 @@ def load(
         progress=progress,
         trust_remote_code=options.trust_remote_code,
     )
-    return Engine(loaded.module, group, max_positions=loaded.max_positions), loaded
+    reloader = Reloader(
+        loaded,
+        group,
+        partial(open_folder, options),
+        trust_remote_code=options.trust_remote_code,
+    )
+    return Engine(loaded.module, group, max_positions=loaded.max_positions, reloader=reloader), reloader
 
 
 def open_asked(options: LaunchOptions) -> Checkpoint:
     """The checkpoint that the options name, opened but not read. Raises CheckpointError."""
-    return open_checkpoint(checkpoint_folder(options), base_model=options.base_model, lora_alpha=options.lora_alpha)
+    return open_folder(options, checkpoint_folder(options))
+
+
+def open_folder(options: LaunchOptions, folder: str) -> Checkpoint:
+    """Any checkpoint, with the base model and the alpha that the options name. Raises CheckpointError."""
+    return open_checkpoint(folder, base_model=options.base_model, lora_alpha=options.lora_alpha)
 
 
 def verify(checkpoint: Checkpoint, status: Status) -> None:
@@ -233,6 +267,7 @@ def hold_conversation(ready: Ready) -> int:
             sessions_folder=sessions,
             transcript=transcript,
             use_template=ready.use_template,
+            checkpoints=ready.checkpoints,
         )
 
         def put_back() -> None:
@@ -266,12 +301,6 @@ def welcome(facts: dict[str, Any]) -> str:
     )
 
 
-def checkpoint_facts(loaded: LoadedModel, ranks: int, seconds: float) -> dict[str, Any]:
-    """What `/model` and exports tell of the checkpoint."""
-    facts = dataclasses.asdict(loaded.facts)
-    return {"checkpoint": str(facts.pop("path")), **facts, "processes": ranks, "ready_seconds": round(seconds, 1)}
-
-
 class Status:
     """One line of progress while loading, on a terminal only."""
 
@@ -295,8 +324,7 @@ class Status:
         self._began = self._began or now
         if now - self._drawn >= REDRAW_S or done == total:
             self._drawn = now
-            speed = done / max(now - self._began, 1e-3) / 1e9
-            self.show(f"{what}: {done / 1e9:.2f} of {total / 1e9:.2f} GB, {speed:.2f} GB/s")
+            self.show(reading(what, done, total, now - self._began))
 
     def clear(self) -> None:
         self.show("")

@@ -17,19 +17,24 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from chat import screen
+from chat.checkpoints import Adopted, OnBytes, Steps
 from chat.commands import dispatch
 from chat.console_events import ConsoleEvent, Failed, Interrupt, Leave, Line, Resized, Submitted
 from chat.export import Conversation, export, split_target
+from chat.facts import reading
 from chat.journal import SessionInfo
 from chat.session import Session, list_sessions
 from chat.tokenizer import ChatTokenizer
 from chat.transcript import FittedPrompt, Transcript, fit, prompt_ids
 from dist.engine import Engine
-from dist.errors import ChatError, RankError
+from dist.errors import ChatError, RankError, WeightsLost
 from dist.protocol import BlockUpdate, Control, PrefillUpdate, Reply, Turn
 from dist.settings import MAX_SEED, GenerationSettings
 
 QUIET_S = 5.0
+REDRAW_S = 0.1
+# The origin of a setting that was changed while the conversation went on.
+BY_HAND = "this conversation"
 
 
 class Console(Protocol):
@@ -51,10 +56,17 @@ class Console(Protocol):
     def set_busy(self, busy: bool) -> None: ...
 
 
-class Repl:
-    """One conversation with one model.
+class Checkpoints(Protocol):
+    """What the conversation needs to turn to another checkpoint; checkpoints.Checkpoints is one."""
 
-    `origins` says where each setting came from, `facts` what is known of the checkpoint (both only shown).
+    def steps(self) -> Steps: ...
+    def load(self, argument: str, progress: OnBytes | None = None) -> Adopted: ...
+
+
+class Repl:
+    """One conversation with one model, which may change its weights.
+
+    `origins` says where each setting came from, `facts` what is known of the checkpoint (facts are only shown).
     """
 
     def __init__(
@@ -71,6 +83,7 @@ class Repl:
         sessions_folder: Path,
         transcript: Transcript,
         use_template: bool,
+        checkpoints: Checkpoints,
     ) -> None:
         self.settings = settings
         self.origins = dict(origins)
@@ -84,6 +97,7 @@ class Repl:
         self._session = session
         self._sessions_folder = sessions_folder
         self._use_template = use_template
+        self._checkpoints = checkpoints
         self._last_reply: Reply | None = None
         self._leaving = False
         self._cancel = False
@@ -95,7 +109,7 @@ class Repl:
     # The loop.
 
     def run(self) -> None:
-        """Hold the conversation until the person leaves. Raises RankError if the ranks fall apart."""
+        """Hold the conversation until the person leaves. Raises RankError if the ranks fall apart, WeightsLost."""
         self._show_toolbar()
         while not self._leaving:
             self._console.set_busy(False)
@@ -118,7 +132,7 @@ class Repl:
                 dispatch(self, text)
             else:
                 self.answer(self.transcript.with_user(text))
-        except RankError:
+        except (RankError, WeightsLost):
             raise
         except ChatError as error:
             self.show_error(error)
@@ -250,7 +264,7 @@ class Repl:
     def change_setting(self, name: str, value: str) -> None:
         """Read and adopt a setting; raises UsageError and changes nothing if it cannot be."""
         self.settings = self.settings.with_value(name, value)
-        self.origins[name] = "this conversation"
+        self.origins[name] = BY_HAND
         self._show_toolbar()
         now = getattr(self.settings, name)
         when = " from the next block on" if self._view is not None else ""
@@ -260,6 +274,47 @@ class Repl:
         """Put another transcript in the place of this one."""
         self.transcript = transcript
         self._journal(lambda: self._session.replace(transcript))
+
+    def steps(self) -> Steps:
+        """The steps of the run that the checkpoint belongs to; raises UsageError if it belongs to none."""
+        return self._checkpoints.steps()
+
+    def load(self, argument: str) -> None:
+        """Go on with other weights. Raises ChatError with nothing changed, or WeightsLost."""
+        self._console.set_status(f"checking {argument}")
+        try:
+            adopted = self._checkpoints.load(argument, self._loading_status())
+        except WeightsLost as error:
+            self._session.close()
+            kept = f"What was said is kept: --resume {self._session.name} goes on with it."
+            raise WeightsLost(error.what, error.why, kept if self._session.path.exists() else "") from error
+        finally:
+            self._console.set_status("")
+        self._tokenizer, self._use_template = adopted.tokenizer, adopted.use_template
+        by_hand = [name for name, origin in self.origins.items() if origin == BY_HAND]
+        kept_values = {name: getattr(self.settings, name) for name in by_hand}
+        self.settings = dataclasses.replace(adopted.settings, **kept_values)
+        self.origins = {**adopted.origins, **dict.fromkeys(by_hand, BY_HAND)}
+        self.facts = dict(adopted.facts)
+        self._journal(lambda: self._session.set_facts(self.facts))
+        self._show_toolbar()
+        step = "" if self.facts["step"] is None else f", step {self.facts['step']}"
+        self.note(f"{self.facts['checkpoint']}{step} answers from here on ({self.facts['ready_seconds']} s).")
+        if adopted.slow_reason:
+            self.note(f"Decoding by the plain rule, which is slow: {adopted.slow_reason}.")
+
+    def _loading_status(self) -> OnBytes:
+        """Shows how far reading has come, a few times a second."""
+        began = shown = time.monotonic()
+
+        def show(done: int, total: int) -> None:
+            nonlocal shown
+            now = time.monotonic()
+            if now - shown >= REDRAW_S or done == total:
+                shown = now
+                self._console.set_status(reading("loading", done, total, now - began))
+
+        return show
 
     def leave(self) -> None:
         """End the conversation after the present command."""
@@ -281,6 +336,7 @@ class Repl:
         session, restored = Session.resume(self._sessions_folder, name or (others[0] if others else ""))
         self._session.close()
         self._session = session
+        self._journal(lambda: session.set_facts(self.facts))
         self.transcript = restored.transcript
         self.show_conversation()
 
@@ -331,7 +387,8 @@ class Repl:
     def _show_toolbar(self) -> None:
         s = self.settings
         sampling = f"temperature {s.temperature:g}" if s.samples else "greedy"
-        self._console.set_toolbar(f"N {s.add_eos_length}  R {s.refine_iter}  {sampling}")
+        step = "" if self.facts.get("step") is None else f"  step {self.facts['step']}"
+        self._console.set_toolbar(f"N {s.add_eos_length}  R {s.refine_iter}  {sampling}{step}")
 
     def _new_view(self) -> screen.ReplyView:
         return screen.ReplyView(

@@ -19,6 +19,7 @@ from chat.session import Session, list_sessions
 from chat.tokenizer import load_tokenizer
 from chat.transcript import Transcript, prompt_ids
 from dist.engine import Engine
+from dist.errors import CheckpointError, UsageError
 from dist.group import SoloGroup
 from dist.settings import GenerationSettings
 
@@ -82,6 +83,16 @@ def tiny(tmp_path_factory):
     return model, engine, load_tokenizer(folder)
 
 
+class OneCheckpoint:
+    """No other weights to turn to; tests/test_reload.py has some."""
+
+    def steps(self):
+        raise UsageError("The checkpoint has no steps beside it.")
+
+    def load(self, argument, progress=None):
+        raise CheckpointError(f"There is no {argument}.")
+
+
 START = GenerationSettings(add_eos_length=3, refine_iter=2, max_new_tokens=24)
 
 
@@ -104,6 +115,7 @@ def talk(tiny, tmp_path):
             sessions_folder=tmp_path / "sessions",
             transcript=start,
             use_template=True,
+            checkpoints=OneCheckpoint(),
         )
         repl.run()
         return repl, console
