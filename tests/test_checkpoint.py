@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from dist.checkpoint import open_checkpoint
 from dist.errors import CheckpointError
@@ -134,6 +135,22 @@ def test_weights_saved_for_hugging_face_serve_where_there_are_no_shards(run):
     shutil.copy(run / "reference" / "model.safetensors", step(run) / "huggingface")
     checkpoint = open_checkpoint(run)
     assert (checkpoint.path, checkpoint.layout, checkpoint.step) == (step(run) / "huggingface", "safetensors", 3)
+
+
+def test_a_step_that_is_a_hugging_face_folder_opens(run):
+    shutil.rmtree(step(run))
+    shutil.copytree(run / "reference", step(run))
+    checkpoint = open_checkpoint(run)
+    assert (checkpoint.path, checkpoint.layout, checkpoint.step) == (step(run), "safetensors", 3)
+
+
+def test_weights_of_older_hugging_face_folders_open(run):
+    folder = run / "reference"
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    torch.save(weights, folder / "pytorch_model.bin")
+    checkpoint = open_checkpoint(folder)
+    assert (checkpoint.layout, checkpoint.parameters) == ("pytorch_model.bin", 70224)
 
 
 def test_the_set_that_fsdp_config_names_counts(run):
@@ -323,6 +340,17 @@ def test_a_critic(run):
     assert refusal(run / "critic") == (
         f"{run / 'critic'} holds a critic or reward model. It gives values, not words: its architecture is "
         f"Qwen2ForTokenClassification. Give {run / 'actor'}."
+    )
+
+
+def test_a_value_head(run):
+    for rank in (0, 1):
+        torch.save(
+            {"model.norm.weight": torch.ones(2), "score.weight": torch.ones(1, 2)}, step(run) / SHARD.format(rank)
+        )
+    assert refusal(run) == (
+        f"{step(run)} holds a critic or reward model. It gives values, not words: it has score.weight. "
+        "Give the folder of an actor."
     )
 
 
