@@ -8,6 +8,7 @@ its own FSDPCheckpointManager writes the files; without it the torch calls that 
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -66,6 +67,14 @@ CASES = {
     "fsdp2_hsdp": Case(model="qwen2", sharding="fsdp2_hsdp"),
     "large": Case(model="qwen2_large", sharding="fsdp1"),
 }
+
+
+def can_make(layout: str) -> bool:
+    """Whether the packages installed here can write this layout."""
+    if layout.endswith("lora"):
+        return importlib.util.find_spec("peft") is not None
+    major, minor = map(int, importlib.metadata.version("torch").split(".")[:2])
+    return layout != "fsdp2_shard1" or (major, minor) >= (2, 6)
 
 
 def run_root(base: Path, layout: str, world_size: int) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import importlib.util
 import os
 import subprocess
 import sys
@@ -12,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from checkpoints import CASES, make_checkpoints, run_root
+from checkpoints import CASES, can_make, make_checkpoints, run_root
 
 import chat.demo
 from chat.demo.prepare import missing_packages
@@ -24,12 +23,11 @@ USUAL = [(layout, world_size) for layout in ("fsdp1", "fsdp2", "fsdp1_nomesh") f
 USUAL += [("fsdp1_tied", 2), ("fsdp2_tied", 3)]
 RARE = [("fsdp1_no_shard", 2), ("fsdp2_shard1", 2), ("fsdp1_moe", 2), ("fsdp1_hsdp", 4), ("fsdp2_hsdp", 4)]
 ADAPTED = [("fsdp1_lora", 2), ("fsdp2_lora", 3)]
-WITH_PEFT = importlib.util.find_spec("peft") is not None
 REST = [
     (layout, world_size)
     for layout in CASES
     for world_size in (1, 2, 3, 4)
-    if not layout.endswith(("hsdp", "large")) and (WITH_PEFT or not layout.endswith("lora"))
+    if not layout.endswith(("hsdp", "large")) and can_make(layout)
 ]
 
 TinyCheckpoint = Callable[[str, int], Path]
@@ -50,7 +48,7 @@ def tiny_checkpoint(request: pytest.FixtureRequest) -> TinyCheckpoint:
         base = cache.mkdir(f"checkpoints-{_fingerprint()}")
         if not run_root(base, layout, world_size).exists():
             batch = next((some for some in (USUAL, RARE, ADAPTED, REST) if (layout, world_size) in some), [])
-            wanted = {*batch, (layout, world_size)}
+            wanted = {*filter(lambda case: can_make(case[0]), batch), (layout, world_size)}
             make_checkpoints(base, sorted(case for case in wanted if not run_root(base, *case).exists()))
         return run_root(base, layout, world_size)
 
