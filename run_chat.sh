@@ -197,6 +197,18 @@ end_job() { # SIGNAL-CODE
     disown "$reaper"  # so that bash does not report its end
 }
 
+# While a list of prompts is answered, rank 0 leaves its process id: it ends the list itself, after the present pass.
+# shellcheck disable=SC2317 # called by a trap
+interrupt_job() {
+    local rank0
+    rank0=$(cat "${DLLM_RUN_DIR-}/interruptible" 2>/dev/null)
+    if [[ -n $job && $rank0 =~ ^[0-9]+$ ]] && kill -INT "$rank0" 2>/dev/null; then
+        interrupted=130
+    else
+        end_job 130
+    fi
+}
+
 # shellcheck disable=SC2317 # called by a trap
 put_terminal_back() {
     trap '' TTOU INT
@@ -232,7 +244,7 @@ main() {
     # shellcheck disable=SC2034 # read in put_terminal_back
     [[ ! -t 0 ]] || saved_mode=$(stty -g 2>/dev/null)
     trap put_terminal_back EXIT
-    trap 'end_job 130' INT
+    trap interrupt_job INT
     trap 'end_job 143' TERM
     trap 'end_job 129' HUP
 

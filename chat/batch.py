@@ -5,15 +5,14 @@ Order is kept, a prompt that fails becomes a result, and what is done is on disk
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import os
-import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, Protocol
 
 from chat.files import expand
+from chat.jobs import conditions_of, derive_seed, jobs_of, with_seed
 from chat.options import LaunchOptions
 from chat.output import Output
 from chat.prompts import Prompt
@@ -25,11 +24,9 @@ from chat.trace import Trace
 from chat.transcript import Transcript, fit
 from dist.errors import ChatError, PromptError
 from dist.protocol import BlockUpdate, Control, Event, Reply, Turn
-from dist.settings import MAX_SEED, GenerationSettings
+from dist.settings import GenerationSettings
 
 ALL_FINE, SOME_FAILED, INTERRUPTED = 0, 4, 130
-CONDITION_FACTS = ("checkpoint", "dtype")
-DEFAULT_BATCH_SIZE = 1
 
 Asked = Callable[[], bool]
 
@@ -40,6 +37,8 @@ class TurnAnswerer(Protocol):
     max_positions: int | None
 
     def answer(self, turn: Turn, poll: Callable[[], Control]) -> Iterator[Event]: ...
+
+    def rows_that_fit(self, tokens: int, block: int) -> int: ...
 
 
 def run_batch(
@@ -59,23 +58,13 @@ def run_batch(
     whether the run is to end; what is finished by then is kept. Raises UsageError for an output
     file that cannot be gone on with; errors of the engine other than PromptError pass through.
     """
-    jobs = tuple(
-        Job(place=number * options.n + sample, number=number, given=prompt.given, sample=sample)
-        for number, prompt in enumerate(prompts)
-        for sample in range(options.n)
-    )
+    jobs = jobs_of(prompts, options.n)
     use_template = tokenizer.wants_template(options.use_chat_template)
-    extra = {
-        **{name: facts[name] for name in CONDITION_FACTS if name in facts},
-        "use_chat_template": use_template,
-        "system": options.system,
-        "n": options.n,
-    }
     file = None
     if options.output_file is not None:
-        file = ResultsFile(expand(options.output_file), jobs, {**settings.as_dict(), **extra})
+        conditions = conditions_of(options, settings, use_template, facts)
+        file = ResultsFile(expand(options.output_file), jobs, conditions)
     settings = with_seed(settings, file.seed if file is not None else None)
-    shared = Circumstances(settings={**settings.as_dict(), **extra}, numbered=settings.samples or options.n > 1)
     with _output(options, streams, jobs, file) as output:
         answerer = _Answerer(
             engine=engine,
@@ -84,43 +73,22 @@ def run_batch(
             settings=settings,
             use_template=use_template,
             trace=options.verbose_trace,
-            shared=shared,
+            batch_size=options.batch_size,
+            shared=Circumstances(
+                settings=conditions_of(options, settings, use_template, facts),
+                numbered=settings.samples or options.n > 1,
+            ),
             output=output,
             stop=lambda: interrupted() or output.nobody_reads,
         )
         if options.n > 1 and not settings.samples:
             output.say("temperature is 0, so all samples of a prompt are the same.")
-        size = options.batch_size or DEFAULT_BATCH_SIZE
-        answerer.answer_all(group_jobs(jobs[output.written :], size, options.n))
-    if not output.complete:
+        answerer.answer_all(output.missing)
+        if output.complete:
+            return SOME_FAILED if output.failed else ALL_FINE
+        if not output.nobody_reads:
+            output.tell_interrupted()
         return INTERRUPTED
-    return SOME_FAILED if output.failed else ALL_FINE
-
-
-def with_seed(settings: GenerationSettings, earlier: int | None) -> GenerationSettings:
-    """Settings that name the seed if they sample: their own, else that of an earlier run, else a fresh one."""
-    if not settings.samples or settings.seed is not None:
-        return settings
-    drawn = secrets.randbelow(MAX_SEED) if earlier is None else earlier
-    return dataclasses.replace(settings, seed=drawn)
-
-
-def derive_seed(seed: int, sample: int) -> int:
-    """The seed of a prompt's `sample`-th reply: `seed` itself for the first, fixed and unrelated ones after it."""
-    if sample == 0:
-        return seed
-    digest = hashlib.sha256(f"{seed}:{sample}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") & MAX_SEED
-
-
-def group_jobs(jobs: Sequence[Job], size: int, samples: int) -> Iterator[tuple[Job, ...]]:
-    """The jobs in turns of at most `size`, each turn with one seed and so with one sample of each prompt."""
-    window = size * samples
-    for start in range(0, len(jobs), window):
-        part = jobs[start : start + window]
-        for sample in sorted({job.sample for job in part}):
-            same = tuple(job for job in part if job.sample == sample)
-            yield from (same[at : at + size] for at in range(0, len(same), size))
 
 
 def _transcript(prompt: Prompt, system: str | None) -> Transcript:
@@ -146,8 +114,20 @@ def _output(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class _Asked:
+    """A prompt that fits, ready to be sent."""
+
+    job: Job
+    token_ids: tuple[int, ...]
+    seed: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Answerer:
-    """Makes the records of jobs, a turn at a time. `transcripts` are the prompts by number."""
+    """Makes the records of jobs, a turn at a time. `transcripts` are the prompts by number.
+
+    `batch_size` prompts go into a turn; None: as many as fit.
+    """
 
     engine: TurnAnswerer
     tokenizer: ChatTokenizer
@@ -155,25 +135,31 @@ class _Answerer:
     settings: GenerationSettings
     use_template: bool
     trace: bool
+    batch_size: int | None
     shared: Circumstances
     output: Output
     stop: Asked
 
-    def answer_all(self, turns: Iterable[Sequence[Job]]) -> None:
-        """Turn after turn, until all are answered or the run is to stop."""
-        for jobs in turns:
-            for job, record in self.answer(jobs):
-                self.output.put(job, record)
-            if self.output.cancelled or self.stop():
-                return
+    def answer_all(self, jobs: Iterable[Job]) -> None:
+        """Turn after turn in the order of the jobs, until all are answered or the run is to stop."""
+        turn: list[_Asked] = []
+        for asked in self._fitting(jobs):
+            if turn and len(turn) >= self._most_together([*turn, asked]):
+                self._send(turn)
+                turn = []
+                if self.output.cancelled or self.stop():
+                    return
+            turn.append(asked)
+        if turn:
+            self._send(turn)
 
-    def answer(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Record]]:
-        """The records of `jobs`, which share one sample number, as they come."""
-        fitting: list[tuple[Job, tuple[int, ...]]] = []
-        for job in jobs:
+    def _fitting(self, jobs: Iterable[Job]) -> Iterator[_Asked]:
+        """The jobs whose prompts fit; those that don't become results at once."""
+        for number, group in groupby(jobs, key=lambda job: job.number):
+            samples = tuple(group)
             try:
-                prompt = fit(
-                    self.transcripts[job.number],
+                fitted = fit(
+                    self.transcripts[number],
                     self.tokenizer,
                     self.settings,
                     self.engine.max_positions,
@@ -181,41 +167,48 @@ class _Answerer:
                     refuse=True,
                 )
             except PromptError as error:
-                yield job, failed(job, error, self._seed(job), self.shared)
+                for job in samples:
+                    self.output.put(job, failed(job, error, self._seed(job), self.shared))
             else:
-                fitting.append((job, prompt.token_ids))
-        if fitting:
-            yield from self._send(fitting)
+                for job in samples:
+                    yield _Asked(job=job, token_ids=fitted.token_ids, seed=self._seed(job))
+
+    def _most_together(self, turn: Sequence[_Asked]) -> int:
+        if self.batch_size is not None:
+            return self.batch_size
+        longest = max(len(asked.token_ids) for asked in turn) + self.settings.max_new_tokens
+        return self.engine.rows_that_fit(min(longest, self.settings.max_length), self.settings.add_eos_length + 1)
 
     def _seed(self, job: Job) -> int | None:
         return None if self.settings.seed is None else derive_seed(self.settings.seed, job.sample)
 
-    def _send(self, asked: Sequence[tuple[Job, tuple[int, ...]]]) -> Iterator[tuple[Job, Record]]:
+    def _send(self, asked: Sequence[_Asked]) -> None:
         """One turn of the engine. If it refuses the turn, each prompt gets a turn of its own."""
-        settings = dataclasses.replace(self.settings, seed=self._seed(asked[0][0]))
+        seeds = tuple(one.seed for one in asked if one.seed is not None)
         turn = Turn(
-            prompts=tuple(ids for _, ids in asked),
-            settings=settings,
+            prompts=tuple(one.token_ids for one in asked),
+            settings=self.settings,
             placeholder=self.tokenizer.eos_id,
             stop_ids=self.tokenizer.stop_ids,
             trace=self.trace,
+            seeds=seeds if self.settings.samples else None,
         )
         waiting = dict(enumerate(asked))
-        rows = [_Row(job, self) for job, _ in asked]
+        rows = [_Row(one.job, self) for one in asked]
         try:
-            for event in self.engine.answer(turn, lambda: Control(settings=settings, cancel=self.stop())):
+            for event in self.engine.answer(turn, lambda: Control(settings=self.settings, cancel=self.stop())):
                 if isinstance(event, BlockUpdate):
                     rows[event.row].take(event)
                 elif isinstance(event, Reply):
-                    job, ids = waiting.pop(event.row)
-                    record = answered(job, ids, event, self.tokenizer, self.shared)
-                    yield job, rows[event.row].add_to(record)
+                    one = waiting.pop(event.row)
+                    record = answered(one.job, one.token_ids, event, one.seed, self.tokenizer, self.shared)
+                    self.output.put(one.job, rows[event.row].add_to(record))
         except PromptError as error:
             if len(asked) == 1:
-                yield asked[0][0], failed(asked[0][0], error, settings.seed, self.shared)
+                self.output.put(asked[0].job, failed(asked[0].job, error, asked[0].seed, self.shared))
             else:
                 for one in waiting.values():
-                    yield from self._send((one,))
+                    self._send((one,))
             return
         if waiting:
             raise ChatError(f"{len(waiting)} prompts of a turn got no reply.")

@@ -72,6 +72,15 @@ def run(options: LaunchOptions, streams: Streams, lifeline: Lifeline) -> int:
         trust_remote_code=options.trust_remote_code,
     )
     use_template = tokenizer.wants_template(options.use_chat_template)
+    if options.has_prompts:
+        from chat.jobs import check_output
+
+        options = dataclasses.replace(options, system=default_system(options) or None)
+        known = {
+            "checkpoint": str(checkpoint.path),
+            **({} if options.dtype == "auto" else {"dtype": options.dtype}),
+        }
+        check_output(options, settings, use_template, prompts, known)
 
     from dist.group import open_group
 
@@ -201,24 +210,20 @@ def default_system(options: LaunchOptions) -> str:
 def answer_prompts(ready: Ready, prompts: tuple[Prompt, ...]) -> int:
     """One prompt or many, without a conversation; returns the exit code."""
     from chat.batch import run_batch
+    from chat.interruption import Interruption
 
-    interrupted = threading.Event()
-
-    def interrupt() -> bool:
-        first = not interrupted.is_set()
-        interrupted.set()
-        return first
-
-    ready.lifeline.on_interrupt = interrupt
+    interruption = Interruption(ready.streams.run_dir)
+    ready.lifeline.on_interrupt = interruption.arrived
+    interruption.announce()
     return run_batch(
         ready.engine,
         ready.tokenizer,
-        dataclasses.replace(ready.options, system=default_system(ready.options) or None),
+        ready.options,
         ready.settings,
         prompts,
         ready.streams,
         ready.facts,
-        interrupted=interrupted.is_set,
+        interrupted=interruption.asked,
     )
 
 

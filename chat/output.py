@@ -16,7 +16,8 @@ class Output:
     """Takes results as they come and passes them on in order.
 
     written    how many of the jobs, from the first on, are passed on (those of an earlier run count)
-    failed     how many of those failed
+    kept       how many results of an earlier run there are
+    failed     how many results are failures
     cancelled  whether one was cancelled
     """
 
@@ -32,12 +33,14 @@ class Output:
         self.written = file.finished if file is not None else 0
         self.failed = file.failed if file is not None else 0
         self.cancelled = False
+        self._waiting: dict[int, Record] = dict(file.later) if file is not None else {}
+        self.kept = self.written + len(self._waiting)
+        self._made = self.kept
         self._jobs = jobs
         self._file = file
         self._printer = printer
         self._progress = progress
         self._notices = notices
-        self._waiting: dict[int, Record] = {}
 
     @property
     def complete(self) -> bool:
@@ -45,13 +48,18 @@ class Output:
         return self.written == len(self._jobs) and not self.cancelled
 
     @property
+    def missing(self) -> tuple[Job, ...]:
+        """The jobs that have no result yet."""
+        return tuple(job for job in self._jobs[self.written :] if job.place not in self._waiting)
+
+    @property
     def nobody_reads(self) -> bool:
         """Whether stdout was closed by its reader and there is no file."""
         return self._file is None and self._printer is not None and self._printer.gone
 
     def __enter__(self) -> Output:
-        if self.written:
-            self.say(f"{self.written} of {len(self._jobs)} results are there already.")
+        if self.kept:
+            self.say(f"{self.kept} of {len(self._jobs)} results are there already.")
         self._progress.start()
         return self
 
@@ -70,7 +78,13 @@ class Output:
         """A result; it is passed on when all before it have been."""
         self._waiting[job.place] = record
         if record["finish_reason"] == ERROR:
+            self.failed += 1
             self.say(f"prompt {job.number + 1}: {record['error']}")
+        if record["finish_reason"] == CANCELLED:
+            self.cancelled = True
+        else:
+            self._made += 1
+            self._progress.step(self.failed)
         while self.written in self._waiting:
             self._pass_on(self._waiting.pop(self.written))
 
@@ -90,12 +104,14 @@ class Output:
         self._notices.write(text + "\n")
         self._notices.flush()
 
+    def tell_interrupted(self) -> None:
+        """Say how far it came, and how to go on."""
+        more = " Run the same command again to go on." if self._file is not None else ""
+        self.say(f"Interrupted: {self._made} of {len(self._jobs)} replies are done.{more}")
+
     def _pass_on(self, record: Record) -> None:
         if self._file is not None:
             self._file.add(record)
         if self._printer is not None:
             self._printer.reply(record)
         self.written += 1
-        self.failed += record["finish_reason"] == ERROR
-        self.cancelled = self.cancelled or record["finish_reason"] == CANCELLED
-        self._progress.step(self.failed)

@@ -40,7 +40,12 @@ class Circumstances:
 
 
 def answered(
-    job: Job, prompt_ids: tuple[int, ...], reply: Reply, tokenizer: ChatTokenizer, shared: Circumstances
+    job: Job,
+    prompt_ids: tuple[int, ...],
+    reply: Reply,
+    seed: int | None,
+    tokenizer: ChatTokenizer,
+    shared: Circumstances,
 ) -> Record:
     """The record of a reply."""
     return {
@@ -51,7 +56,7 @@ def answered(
         "total_len": reply.prompt_len + len(reply.token_ids),
         "token_ids": list(reply.token_ids),
         "finish_reason": reply.finish,
-        **_sampling(job, reply.settings.seed, shared),
+        **_sampling(job, seed, shared),
         "settings": dict(shared.settings),
         "stats": reply.stats.as_dict(),
     }

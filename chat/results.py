@@ -21,7 +21,8 @@ class ResultsFile:
     """The output file of a run, open for the results that are still to come.
 
     finished  how many of the run's jobs, from the first on, it holds already
-    failed    how many of those failed
+    later     results after these, by place: replies that were finished when an earlier one was interrupted
+    failed    how many of all these failed
     seed      the seed that they were sampled with, or None
     """
 
@@ -33,22 +34,23 @@ class ResultsFile:
         results file, holds other prompts or was made under other conditions, ChatError if the disk refuses.
         """
         self._final = path
-        self._in_place = path.suffix.lower() == ".jsonl"
-        self._growing = path if self._in_place else path.with_name(path.name + ".partial")
+        self._growing = _growing(path)
+        self._in_place = self._growing == path
         try:
             # A finished .json is opened again: there is nothing to put in place unless jobs were added.
             reopened = not self._growing.exists() and not self._in_place and path.exists()
-            start = self._what_is_there()
+            start = _what_is_there(path)
             records, lengths = _parse(start, path)
             done = _check(records, jobs, conditions, path)
+            self.finished = next((place for place in range(len(records)) if place not in done), len(records))
             self._file = os.open(self._growing, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
             self._lock()
-            self._keep(start[: sum(lengths[: len(done)])])
+            self._keep(start[: sum(lengths[: self.finished])])
         except OSError as error:
             raise _refused(path, error) from error
-        self.finished = len(done)
-        self.failed = sum(record["finish_reason"] == ERROR for record in done)
-        self.seed: int | None = done[0]["settings"].get("seed") if done else None
+        self.later = {place: record for place, record in done.items() if place > self.finished}
+        self.failed = sum(record["finish_reason"] == ERROR for record in done.values())
+        self.seed: int | None = records[0]["settings"].get("seed") if records else None
         self._complete = reopened and self.finished == len(jobs)
 
     def add(self, record: Record) -> None:
@@ -74,15 +76,6 @@ class ResultsFile:
         """Let go of the file; a `.partial` stays for the next run."""
         os.close(self._file)
 
-    def _what_is_there(self) -> bytes:
-        """JSON Lines of an earlier run, without an unfinished last line."""
-        if self._growing.exists():
-            data = self._growing.read_bytes()
-            return data[: data.rfind(b"\n") + 1]
-        if self._final.exists():
-            return _lines_of_array(self._final)
-        return b""
-
     def _lock(self) -> None:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -98,6 +91,32 @@ class ResultsFile:
             os.ftruncate(self._file, len(data))
         elif size < len(data):  # a finished .json is opened again; its results go into a new .partial
             os.write(self._file, data)
+
+
+def check_results(path: Path, jobs: Sequence[Job], conditions: Mapping[str, Any]) -> None:
+    """Look whether a run with these jobs may go on with what is at `path`, and change nothing.
+
+    Conditions that are not named here are not compared. Raises UsageError, or ChatError if the disk refuses.
+    """
+    try:
+        records, _ = _parse(_what_is_there(path), path)
+    except OSError as error:
+        raise _refused(path, error) from error
+    _check(records, jobs, conditions, path, named_only=True)
+
+
+def _growing(path: Path) -> Path:
+    """The file that grows while a run lasts."""
+    return path if path.suffix.lower() == ".jsonl" else path.with_name(path.name + ".partial")
+
+
+def _what_is_there(path: Path) -> bytes:
+    """JSON Lines of an earlier run, without an unfinished last line."""
+    growing = _growing(path)
+    if growing.exists():
+        data = growing.read_bytes()
+        return data[: data.rfind(b"\n") + 1]
+    return _lines_of_array(path) if path.exists() else b""
 
 
 def _lines_of_array(path: Path) -> bytes:
@@ -127,31 +146,39 @@ def _parse(data: bytes, path: Path) -> tuple[list[Record], list[int]]:
 
 
 def _check(
-    records: Sequence[Record], jobs: Sequence[Job], conditions: Mapping[str, Any], path: Path
-) -> list[Record]:
-    """The records up to the first that was cancelled, after a check that they are this run's. Raises UsageError."""
-    done: list[Record] = []
+    records: Sequence[Record],
+    jobs: Sequence[Job],
+    conditions: Mapping[str, Any],
+    path: Path,
+    *,
+    named_only: bool = False,
+) -> dict[int, Record]:
+    """The records by place but for the cancelled ones, once all proved to be this run's. Raises UsageError."""
+    done: dict[int, Record] = {}
     for place, record in enumerate(records):
-        if record["finish_reason"] == CANCELLED:
-            break
-        _same_conditions(record["settings"], conditions, path)
+        _same_conditions(record["settings"], conditions, path, named_only)
         if place >= len(jobs):
             raise _other(path, f"It holds {len(records)} results, and this run has {len(jobs)} to make.")
         job = jobs[place]
         if record["prompt"] != _as_json(job.given) or record.get("sample", 0) != job.sample:
             raise _other(path, f"Its result {place + 1} is for another prompt than this run's.")
-        done.append(record)
+        if record["finish_reason"] != CANCELLED:
+            done[place] = record
     return done
 
 
-def _same_conditions(recorded: Any, conditions: Mapping[str, Any], path: Path) -> None:
+def _same_conditions(recorded: Any, conditions: Mapping[str, Any], path: Path, named_only: bool) -> None:
     now = _as_json(dict(conditions))
     if not isinstance(recorded, dict):
         raise _foreign(path)
     if now.get("seed") is None:
         now["seed"] = recorded.get("seed")
-    names = (name for name in {**now, **recorded} if now.get(name) != recorded.get(name))
-    differences = [f"{name} was {recorded.get(name)!r} and is {now.get(name)!r} now" for name in names]
+    names = now if named_only else {**now, **recorded}
+    differences = [
+        f"{name} was {recorded.get(name)!r} and is {now.get(name)!r} now"
+        for name in names
+        if now.get(name) != recorded.get(name)
+    ]
     if differences:
         raise _other(path, f"In it {'; '.join(differences)}.")
 

@@ -17,7 +17,9 @@ import torch
 
 from dist.decoding import Refinement
 from dist.errors import CheckpointError, PromptError
+from dist.footprint import rows_together
 from dist.forward import CachedForward, Forward, PlainForward
+from dist.memory import free_bytes
 from dist.model_fill import OnProgress
 from dist.probe import probe_causality
 from dist.protocol import (
@@ -108,6 +110,21 @@ class Engine:
             abandoned = True
             for _ in events:
                 pass
+
+    def rows_that_fit(self, tokens: int, block: int) -> int:
+        """How many prompts to put into one turn now, where the longest with its reply has `tokens`.
+
+        `block` is how many tokens are chosen in a pass. This rank's memory counts; all ranks hold equal models.
+        """
+        parameter = next(self._module.parameters())
+        return rows_together(
+            self._module.config,
+            parameter.element_size(),
+            tokens,
+            block,
+            free_bytes(self._group.device),
+            gpu=self._group.device.type == "cuda",
+        )
 
     def follow(self) -> None:
         """Followers: work on rank 0's orders until it shuts down."""

@@ -20,7 +20,9 @@ CGROUP_LIMITS = (
 def free_bytes(device: torch.device) -> int:
     """Free memory of the GPU, or this rank's share of the host's (by LOCAL_WORLD_SIZE), cgroup limits included."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        # What torch's allocator holds and does not use is free to this process.
+        spare = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + spare
     return min(_host_free(), _cgroup_free()) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 

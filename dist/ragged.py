@@ -24,6 +24,11 @@ PROBE_PROMPTS = ((3, 5, 7, 4, 6), (9, 8))
 MASK_ERRORS = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
 
 
+def storage_slots(used: int) -> int:
+    """How many slots a row has when `used` of them are needed: room to grow."""
+    return max(FIRST_SLOTS, 1 << (used - 1).bit_length())
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Feed:
     """One pass over some rows: which they are [R], the slots written [R, L], how many slots are in use."""
@@ -65,7 +70,7 @@ class RaggedLayer(DynamicLayer):  # type: ignore[misc]
         return rows[:, :, : self.feed.used]
 
     def _room(self, states: torch.Tensor, old: torch.Tensor | None) -> torch.Tensor:
-        slots = max(FIRST_SLOTS, 1 << (self.feed.used - 1).bit_length())
+        slots = storage_slots(self.feed.used)
         # Zeros: what is masked must still be finite.
         storage = states.new_zeros((self.row_count, states.shape[1], slots, states.shape[3]))
         if old is not None:

@@ -6,7 +6,7 @@ import dataclasses
 import io
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -14,7 +14,9 @@ from typing import Any, TextIO
 import pytest
 from checkpoints import save_tokenizer
 
-from chat.batch import derive_seed, run_batch
+from chat.batch import run_batch
+from chat.interruption import FILE, SAME_S, Interruption
+from chat.jobs import check_output, derive_seed
 from chat.options import LaunchOptions, parse_options
 from chat.prompts import read_prompts
 from chat.tokenizer import ChatTokenizer, load_tokenizer
@@ -40,7 +42,7 @@ def never() -> bool:
 
 @dataclass
 class ScriptedEngine:
-    """Answers each prompt with the text that `say` makes of the prompt's text and the turn's seed.
+    """Answers each prompt with the text that `say` makes of the prompt's text and its seed.
 
     Blocks are of four tokens and two passes. `before_pass` runs before each pass, with the pass's number; what
     it raises passes through.
@@ -48,19 +50,25 @@ class ScriptedEngine:
 
     tokenizer: ChatTokenizer
     max_positions: int | None = None
+    fits: Callable[[int, int], int] = lambda tokens, block: 1
     say: Callable[[str, int | None], str] = lambda text, seed: f"You said {question(text)}, {seed}."
     before_pass: Callable[[int], None] = lambda number: None
+    order: Callable[[list[Any]], Iterable[Any]] = list
     turns: list[Turn] = field(default_factory=list)
     passes: int = 0
 
+    def rows_that_fit(self, tokens: int, block: int) -> int:
+        return self.fits(tokens, block)
+
     def answer(self, turn: Turn, poll: Callable[[], Control]) -> Iterator[Event]:
         self.turns.append(turn)
-        for row, prompt in enumerate(turn.prompts):
+        for row, prompt in self.order(list(enumerate(turn.prompts))):
             yield PrefillUpdate(done=len(prompt), total=len(prompt))
             yield from self._reply(turn, row, prompt, poll)
 
     def _reply(self, turn: Turn, row: int, prompt: tuple[int, ...], poll: Callable[[], Control]) -> Iterator[Event]:
-        text = self.say(self.tokenizer.decode(prompt), turn.settings.seed)
+        seed = turn.settings.seed if turn.seeds is None else turn.seeds[row]
+        text = self.say(self.tokenizer.decode(prompt), seed)
         ids = (*self.tokenizer.encode(text), self.tokenizer.eos_id)
         finish: FinishReason = "stop"
         if len(ids) > turn.settings.max_new_tokens:
@@ -348,9 +356,27 @@ def test_samples_have_seeds_of_their_own_and_keep_the_order_of_prompts(run: Run,
         (f"prompt number-{number} ok", sample, seeds[sample]) for number in range(6) for sample in range(3)
     ]
     assert all(one["response"] == f"You said {one['prompt']}, {one['seed']}." for one in found)
-    assert [(len(turn.prompts), turn.settings.seed) for turn in ran.engine.turns] == [
-        (2, seed) for _ in range(3) for seed in seeds
+    # Turns are filled in the order of the results, so a turn may hold several samples of a prompt.
+    assert [turn.seeds for turn in ran.engine.turns] == [
+        tuple(seeds[place % 3] for place in (start, start + 1)) for start in range(0, 18, 2)
     ]
+
+
+def test_what_fits_is_asked_for_the_longest_prompt_of_a_turn(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "p.txt"
+    path.write_text("word\n" * 5 + "word " * 30 + "\n" + "word\n" * 3)
+    asked: list[tuple[int, int]] = []
+
+    def fits(tokens: int, block: int) -> int:
+        asked.append((tokens, block))
+        return 4 if tokens < 100 else 2
+
+    ran = run("--prompts_file", str(path), fits=fits)
+    # The long prompt takes only one beside it.
+    assert [len(turn.prompts) for turn in ran.engine.turns] == [4, 2, 3]
+    longest = max(len(prompt) for turn in ran.engine.turns for prompt in turn.prompts)
+    assert (longest + 40, 4) in asked
+    assert {block for _, block in asked} == {4}
 
 
 def test_greedy_samples_are_made_with_a_word_on_it(run: Run) -> None:
@@ -483,7 +509,7 @@ def test_a_drawn_seed_is_gone_on_with(run: Run, prompts: str, output: Path) -> N
     assert len({record["seed"] for record in records(output)}) == 2
 
 
-@pytest.mark.parametrize(
+OTHER_RUNS = pytest.mark.parametrize(
     ("more", "changed", "why"),
     [
         ((), {"settings": SETTINGS.with_value("refine_iter", 3)}, "In it refine_iter was 2 and is 3 now."),
@@ -495,8 +521,13 @@ def test_a_drawn_seed_is_gone_on_with(run: Run, prompts: str, output: Path) -> N
         (("--system", "Be kind."), {}, "In it system was None and is 'Be kind.' now."),
         (("--n", "2"), {}, "In it n was 1 and is 2 now."),
         ((), {"settings": SETTINGS.with_value("seed", 4)}, "In it seed was None and is 4 now."),
+        (("--no-use_chat_template",), {}, "In it use_chat_template was True and is False now."),
+        ((), {"facts": {**FACTS, "dtype": "bfloat16"}}, "In it dtype was 'float32' and is 'bfloat16' now."),
     ],
 )
+
+
+@OTHER_RUNS
 def test_results_made_otherwise_are_not_gone_on_with(
     run: Run, prompts: str, output: Path, more: tuple[str, ...], changed: dict[str, Any], why: str
 ) -> None:
@@ -510,6 +541,39 @@ def test_results_made_otherwise_are_not_gone_on_with(
     )
     assert output.read_bytes() == before
     assert not growing(output).exists() or growing(output) == output
+
+
+@OTHER_RUNS
+def test_they_are_refused_before_a_model_loads(
+    run: Run,
+    prompts: str,
+    output: Path,
+    more: tuple[str, ...],
+    changed: dict[str, Any],
+    why: str,
+    tokenizer: ChatTokenizer,
+) -> None:
+    argv = ("--prompts_file", prompts, "--output_file", str(output))
+    before_pass, interrupted = flag_after(20)
+    run(*argv, before_pass=before_pass, interrupted=interrupted)
+    before = growing(output).read_bytes()
+    assert b'"cancelled"' in before
+    settings, facts = changed.get("settings", SETTINGS), changed.get("facts", FACTS)
+    for known, refused in (
+        (facts, True),
+        ({"checkpoint": facts["checkpoint"]}, "dtype" not in why),
+        (FACTS, "facts" not in changed),
+    ):
+        options = parse_options([*argv, *more])
+        use_template = tokenizer.wants_template(options.use_chat_template)
+        asked = read_prompts(options, io.BytesIO())
+        caught = []
+        try:
+            check_output(options, settings, use_template, asked, known)
+        except UsageError as error:
+            caught.append(error.why)
+        assert caught == ([why] if refused else [])
+        assert growing(output).read_bytes() == before
 
 
 def test_the_same_run_on_other_processes_goes_on(run: Run, prompts: str, output: Path) -> None:
@@ -584,6 +648,42 @@ def test_an_interrupt_keeps_what_is_done_and_a_rerun_makes_the_rest(run: Run, pr
     assert output.exists() == (output.suffix == ".jsonl")
     assert run(*argv).code == 0
     assert output.read_bytes() == undisturbed
+
+
+@pytest.mark.parametrize("passes", [15, 45, 70])
+def test_replies_that_were_finished_when_an_earlier_one_was_interrupted_are_kept(
+    run: Run, prompts: str, output: Path, passes: int
+) -> None:
+    """The turn's rows are answered last to first, so that the first of them is interrupted."""
+    argv = ("--prompts_file", prompts, "--output_file", str(output), "--batch_size", "4")
+    run(*argv)
+    undisturbed = output.read_bytes()
+    output.unlink()
+    before_pass, interrupted = flag_after(passes)
+    ran = run(*argv, before_pass=before_pass, interrupted=interrupted, order=reversed)
+    kept = [json.loads(line) for line in growing(output).read_text().splitlines()]
+    finished = sum(record["finish_reason"] == "stop" for record in kept)
+    assert (ran.code, kept[0]["finish_reason"] == "cancelled" or passes > 60) == (130, True)
+    assert ran.err == f"Interrupted: {finished} of 6 replies are done. Run the same command again to go on.\n"
+    again = run(*argv)
+    assert sum(len(turn.prompts) for turn in again.engine.turns) == 6 - finished
+    assert (again.code, output.read_bytes()) == (0, undisturbed)
+    assert not finished or again.err == f"{finished} of 6 results are there already.\n"
+
+
+def test_only_a_second_ctrl_c_ends_at_once(tmp_path: Path) -> None:
+    now = 5.0
+    interruption = Interruption(tmp_path, clock=lambda: now)
+    interruption.announce()
+    assert (tmp_path / FILE).read_text() == f"{os.getpid()}\n"
+    assert not interruption.asked()
+    assert interruption.arrived()
+    assert interruption.asked()
+    # The same one, by way of torchrun.
+    now += SAME_S / 2
+    assert interruption.arrived()
+    now += SAME_S
+    assert not interruption.arrived()
 
 
 def test_a_cancelled_reply_prints_its_finished_blocks(run: Run) -> None:

@@ -1,0 +1,77 @@
+"""How many prompts go together: no more than fit, and never fewer than one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny_models import FAMILIES, tiny_model
+
+from dist.engine import Engine
+from dist.footprint import MOST_ROWS_CPU, MOST_ROWS_GPU, PASS_TOKENS_CPU, row_bytes, rows_together
+from dist.group import SoloGroup
+from dist.protocol import Control, Turn
+from dist.ragged import RaggedForward
+from dist.settings import GenerationSettings
+
+PLENTY = 1 << 50
+
+
+def kept_bytes(forward: RaggedForward) -> int:
+    storages = [tensor for layer in forward._cache.layers for tensor in (layer.keys, layer.values)]
+    return sum(tensor.numel() * tensor.element_size() for tensor in storages)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_row_takes_no_more_than_it_is_said_to(family, monkeypatch):
+    made = []
+
+    class Watched(RaggedForward):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            made.append(self)
+
+    monkeypatch.setattr("dist.engine.RaggedForward", Watched)
+    engine = Engine(tiny_model(family), SoloGroup(torch.device("cpu")), max_positions=4096)
+    wish = GenerationSettings(add_eos_length=7, refine_iter=2, max_new_tokens=40)
+    turn = Turn(prompts=tuple((5 + row,) * 300 for row in range(4)), settings=wish, placeholder=2, stop_ids=())
+    most = 0
+    for _ in engine.answer(turn, lambda: Control(settings=wish)):
+        most = max(most, kept_bytes(made[0]))
+    said = row_bytes(tiny_model(family).config, 4, 340, 8)
+    # Keys and values are most of it, and their share is told exactly.
+    layers = tiny_model(family).config.num_hidden_layers
+    assert most == 4 * 2 * layers * 2 * 8 * 512 * 4
+    assert most / 4 < said < most
+
+
+def test_memory_decides_where_it_is_short():
+    config = tiny_model().config
+    one = row_bytes(config, 2, 1000, 8)
+    assert rows_together(config, 2, 1000, 8, 2 * 5 * one, gpu=True) == 5
+    assert rows_together(config, 2, 1000, 8, 2 * 6 * one - 2, gpu=True) == 5
+    assert rows_together(config, 2, 1000, 8, 0, gpu=True) == 1
+    assert rows_together(config, 2, 1000, 8, -one, gpu=False) == 1
+
+
+def test_where_memory_is_plenty_the_device_and_the_block_decide():
+    config = tiny_model().config
+    assert rows_together(config, 4, 100, 8, PLENTY, gpu=False) == MOST_ROWS_CPU
+    assert rows_together(config, 4, 100, 8, PLENTY, gpu=True) == MOST_ROWS_GPU
+    assert rows_together(config, 4, 100, 128, PLENTY, gpu=False) == PASS_TOKENS_CPU // 128
+    assert rows_together(config, 4, 100, 4096, PLENTY, gpu=False) == 1
+
+
+def test_longer_prompts_and_blocks_and_wider_types_take_more():
+    config = tiny_model().config
+    least = row_bytes(config, 2, 300, 8)
+    assert row_bytes(config, 2, 600, 8) > least
+    assert row_bytes(config, 2, 300, 128) > least
+    assert row_bytes(config, 4, 300, 8) > least
+
+
+def test_the_engine_asks_for_its_own_memory(monkeypatch):
+    engine = Engine(tiny_model(), SoloGroup(torch.device("cpu")), max_positions=512)
+    assert engine.rows_that_fit(100, 8) == MOST_ROWS_CPU
+    one = row_bytes(tiny_model().config, 4, 100, 8)
+    monkeypatch.setattr("dist.engine.free_bytes", lambda device: 6 * one)
+    assert engine.rows_that_fit(100, 8) == 3
