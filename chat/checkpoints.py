@@ -132,7 +132,7 @@ class Checkpoints:
         """The folder that a person named: a step's number, `latest`, or a path."""
         word = STEP_WORD.fullmatch(argument)
         if word is None and argument != LATEST_WORD:
-            return expand(argument)
+            return expand(argument).absolute()
         found = self.steps()
         if not found.steps:
             raise CheckpointError(f"{self._run} has no steps any more.", mend="/load FOLDER turns to another run.")

@@ -298,8 +298,10 @@ class Repl:
         self.facts = dict(adopted.facts)
         self._journal(lambda: self._session.set_facts(self.facts))
         self._show_toolbar()
-        step = "" if self.facts["step"] is None else f", step {self.facts['step']}"
-        self.note(f"{self.facts['checkpoint']}{step} answers from here on ({self.facts['ready_seconds']} s).")
+        who = "This model" if self.facts["step"] is None else f"Step {self.facts['step']}"
+        self.note(
+            f"{who} answers from here on, ready in {self.facts['ready_seconds']} s: {self.facts['checkpoint']}"
+        )
         if adopted.slow_reason:
             self.note(f"Decoding by the plain rule, which is slow: {adopted.slow_reason}.")
 

@@ -118,8 +118,8 @@ class Reloader:
         except CheckpointError as second:
             raise WeightsLost(
                 "The model has no weights any more.",
-                f"Reading {failed.checkpoint.path} failed half-way: {error} "
-                f"Reading {old} again failed too: {second}",
+                f"Reading {failed.checkpoint.path} failed half-way: {error.what} {error.why} "
+                f"Reading {old} again failed too: {second.what} {second.why}",
             ) from second
         raise CheckpointError(
             error.what, error.why, f"{error.mend} The weights of {old} are in place again.".strip()

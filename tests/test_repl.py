@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import queue
 import re
 
 import pytest
 import torch
 from checkpoints import CASES, build_model
 from plain_rule import plain_rule
+from scripted_console import ScriptedConsole
 
 from chat.commands import COMMANDS, complete
-from chat.console_events import Interrupt, Leave, Submitted
+from chat.console_events import Interrupt, Submitted
 from chat.repl import Repl
 from chat.screen import Palette
 from chat.session import Session, list_sessions
@@ -22,53 +22,6 @@ from dist.engine import Engine
 from dist.errors import CheckpointError, UsageError
 from dist.group import SoloGroup
 from dist.settings import GenerationSettings
-
-
-class ScriptedConsole:
-    """Types what the script holds: a text sends a line, a pair (n, event) comes in the n-th pass of a reply."""
-
-    def __init__(self, *script):
-        self.width, self.height = 300, 24
-        self.script = list(script)
-        self.shown = ""
-        self.live_frames = 0
-        self.status = []
-        self.events = self
-        self.passes = 0
-
-    # The queue's side: `get` is the prompt, `get_nowait` is asked once per pass until it is empty.
-    def get(self):
-        self.passes = 0
-        return self._event(self.script.pop(0)) if self.script else Leave()
-
-    def get_nowait(self):
-        if self.script and isinstance(self.script[0], tuple) and self.passes >= self.script[0][0]:
-            return self._event(self.script.pop(0)[1])
-        self.passes += 1
-        raise queue.Empty
-
-    def _event(self, event):
-        return Submitted(event) if isinstance(event, str) else event
-
-    def commit(self, text):
-        self.shown += text
-
-    note = echo = commit
-
-    def show_live(self, lines):
-        self.live_frames += bool(lines)
-
-    def clear_live(self):
-        pass
-
-    def set_status(self, text):
-        self.status.append(text)
-
-    def set_toolbar(self, text):
-        self.toolbar = text
-
-    def set_busy(self, busy):
-        pass
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,186 @@
+"""Run by test_reload.py: on real gloo ranks, swap weights in every way, and have it fail in every way.
+
+Arguments: a comma-separated list of rank counts, and a run with the steps 3 and 7. Prints {count: {way: {...}}} as
+JSON. The imports take far longer than the work, so they happen once, and the ranks of each count are forked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import torch
+import transformers.models.auto.modeling_auto  # noqa: F401  # before the ranks are forked
+from checkpoints import free_port
+from steps import cut_in_half
+
+from dist.checkpoint import open_checkpoint
+from dist.engine import Engine
+from dist.errors import CheckpointError, WeightsLost
+from dist.group import open_group
+from dist.model import load_model
+from dist.protocol import Control, Reply, Turn
+from dist.reload import Reloader
+from dist.settings import GenerationSettings
+
+SETTINGS = GenerationSettings(add_eos_length=3, refine_iter=2, max_new_tokens=16)
+PROMPT = tuple(range(5, 45))
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    context = multiprocessing.get_context("fork")
+    results = {}
+    for size in map(int, sys.argv[1].split(",")):
+        port, answers = free_port(), context.SimpleQueue()
+        ranks = [context.Process(target=one_rank, args=(rank, size, port, answers)) for rank in range(size)]
+        for process in ranks:
+            process.start()
+        results[size] = answers.get()
+        for process in ranks:
+            process.join()
+        assert not any(process.exitcode for process in ranks)
+    print(json.dumps(results))
+
+
+def one_rank(rank: int, size: int, port: int, answers) -> None:
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(size))
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    group = open_group()
+    run = Path(sys.argv[2])
+    results = {}
+    for keep in ("resident", "sharded")[:size]:
+        for fault in (fresh, swap, refuse_on_last_rank, tear_on_last_rank, tear_both_on_last_rank):
+            copy = run.with_name(f"{run.name}-{size}-{keep}-{fault.__name__}")
+            if rank == 0:
+                shutil.copytree(run, copy)
+            group.gather_errors(None)
+            results[f"{keep} {fault.__name__}"] = fault(group, copy, keep)
+    if rank == 0:
+        answers.put(results)
+    group.close()
+
+
+class Rank:
+    """One rank's engine, on step 3 unless another is named."""
+
+    def __init__(self, group, run: Path, keep: str, step: int = 3) -> None:
+        self.group = group
+        self.run = run
+        self.spoil = lambda folder: None
+        self.digests = []
+        loaded = load_model(open_checkpoint(self.step(step)), group, keep=keep, dtype="float32")
+        self.reloader = Reloader(loaded, group, self.open)
+        self.engine = Engine(loaded.module, group, max_positions=loaded.max_positions, reloader=self.reloader)
+
+    def step(self, number: int) -> Path:
+        return self.run / f"global_step_{number}"
+
+    def open(self, folder: str):
+        """What the program does; afterwards the files may spoil on this rank."""
+        checkpoint = open_checkpoint(folder)
+        self.digests.append(self.state()[0])
+        self.spoil(folder)
+        return checkpoint
+
+    def reply(self) -> list[int]:
+        turn = Turn(prompts=(PROMPT,), settings=SETTINGS, placeholder=2, stop_ids=())
+        last = list(self.engine.answer(turn, lambda: Control(settings=SETTINGS)))[-1]
+        assert isinstance(last, Reply)
+        return list(last.token_ids)
+
+    def state(self) -> list:
+        """Where this rank's weights are, and a digest of them."""
+        tensors = [tensor for _, tensor in sorted(self.reloader.loaded.module.named_parameters())]
+        digest = hashlib.sha256(b"".join(tensor.detach().numpy().tobytes() for tensor in tensors))
+        return [digest.hexdigest(), [tensor.data_ptr() for tensor in tensors]]
+
+    def run_script(self, script) -> dict:
+        """Rank 0 does what the script says, the others follow; adds what became of every rank's weights."""
+        before = self.state()
+        result = {}
+        if self.group.rank:
+            self.engine.follow()
+        else:
+            result = script(self)
+            self.engine.shutdown()
+        after = self.state()
+        moved = self.group.gather_errors(None if before[1] == after[1] else "moved")
+        changed = self.group.gather_errors(None if before[0] == after[0] else "changed")
+        # The old folder is opened after the new one, when reading that has failed.
+        overwritten = self.group.gather_errors("overwritten" if self.digests[1:] != self.digests[:-1] else None)
+        return {
+            **result,
+            "moved": sorted(moved),
+            "changed": sorted(changed),
+            "overwritten": sorted(overwritten),
+        }
+
+    @property
+    def is_last(self) -> bool:
+        return self.group.rank == self.group.size - 1
+
+
+def load_step_7(rank: Rank) -> dict:
+    first = rank.reply()
+    cached = rank.engine.cached_tokens
+    seen = []
+    began = time.monotonic()
+    try:
+        ready = rank.reloader.check(str(rank.step(7)))
+        rank.engine.load(ready, lambda done, total: seen.append((done, total)))
+        error = None
+    except CheckpointError as problem:
+        error = [type(problem).__name__, str(problem)]
+    return {
+        "first": first,
+        "kept": [cached, rank.engine.cached_tokens],
+        "error": error,
+        "seconds": time.monotonic() - began,
+        "step": rank.reloader.loaded.facts.step,
+        "progress": seen[-1:],
+        "reply": None if error and error[0] == WeightsLost.__name__ else rank.reply(),
+    }
+
+
+def fresh(group, run: Path, keep: str) -> dict:
+    return Rank(group, run, keep, step=7).run_script(lambda rank: {"reply": rank.reply()})
+
+
+def swap(group, run: Path, keep: str) -> dict:
+    return Rank(group, run, keep).run_script(load_step_7)
+
+
+def refuse_on_last_rank(group, run: Path, keep: str) -> dict:
+    rank = Rank(group, run, keep)
+
+    def spoil(folder: str) -> None:
+        raise CheckpointError("The disk of this rank is gone.", "It was pulled.", "Put it back.")
+
+    if rank.is_last:
+        rank.spoil = spoil
+    return rank.run_script(load_step_7)
+
+
+def tear_on_last_rank(group, run: Path, keep: str) -> dict:
+    rank = Rank(group, run, keep)
+    if rank.is_last:
+        rank.spoil = lambda folder: cut_in_half(Path(folder)) if "step_7" in folder else None
+    return rank.run_script(load_step_7)
+
+
+def tear_both_on_last_rank(group, run: Path, keep: str) -> dict:
+    rank = Rank(group, run, keep)
+    if rank.is_last:
+        rank.spoil = lambda folder: cut_in_half(Path(folder))
+    return rank.run_script(load_step_7)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""A person who types what a script says, in the place of the terminal."""
+
+from __future__ import annotations
+
+import queue
+
+from chat.console_events import Leave, Submitted
+
+
+class ScriptedConsole:
+    """Types what the script holds: a text sends a line, a pair (n, event) comes in the n-th pass of a reply."""
+
+    def __init__(self, *script):
+        self.width, self.height = 300, 24
+        self.script = list(script)
+        self.shown = ""
+        self.live_frames = 0
+        self.status = []
+        self.events = self
+        self.passes = 0
+
+    # The queue's side: `get` is the prompt, `get_nowait` is asked once per pass until it is empty.
+    def get(self):
+        self.passes = 0
+        return self._event(self.script.pop(0)) if self.script else Leave()
+
+    def get_nowait(self):
+        if self.script and isinstance(self.script[0], tuple) and self.passes >= self.script[0][0]:
+            return self._event(self.script.pop(0)[1])
+        self.passes += 1
+        raise queue.Empty
+
+    def _event(self, event):
+        return Submitted(event) if isinstance(event, str) else event
+
+    def commit(self, text):
+        self.shown += text
+
+    note = echo = commit
+
+    def show_live(self, lines):
+        self.live_frames += bool(lines)
+
+    def clear_live(self):
+        pass
+
+    def set_status(self, text):
+        self.status.append(text)
+
+    def set_toolbar(self, text):
+        self.toolbar = text
+
+    def set_busy(self, busy):
+        pass

@@ -1,0 +1,398 @@
+"""Other weights in the middle of a conversation: in place on all ranks, or everything as it was."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from plain_rule import plain_rule
+from program import Chat
+from ranks import rank_environment
+from scripted_console import ScriptedConsole
+from steps import add_step, cut_in_half
+
+from chat.checkpoints import Checkpoints, run_folder
+from chat.commands import complete
+from chat.config_file import ConfigFile
+from chat.facts import checkpoint_facts, facts_table, short_count, size
+from chat.leader import load
+from chat.options import LaunchOptions, resolve_settings
+from chat.repl import Repl
+from chat.screen import Palette
+from chat.session import Session
+from chat.tokenizer import load_tokenizer
+from chat.transcript import Transcript, prompt_ids
+from dist.checkpoint import open_checkpoint
+from dist.errors import WeightsLost
+from dist.group import SoloGroup
+from dist.model import load_model
+
+SHORT = {"add_eos_length": 3, "refine_iter": 2, "max_new_tokens": 12}
+
+
+@pytest.fixture
+def run(tiny_checkpoint, tmp_path) -> Path:
+    """A run with the steps 3 and 7, saved by three ranks."""
+    folder = tmp_path / "run"
+    shutil.copytree(tiny_checkpoint("fsdp2", 3), folder)
+    add_step(folder, 3, 7)
+    return folder
+
+
+def hugging_face_folder(step: Path) -> Path:
+    return step / "actor" / "huggingface"
+
+
+# On real ranks, below the conversation.
+
+
+@pytest.fixture(scope="module")
+def on_ranks(tiny_checkpoint, tmp_path_factory) -> dict:
+    """{(count of ranks, way): what came of it}."""
+    folder = tmp_path_factory.mktemp("ranks") / "run"
+    shutil.copytree(tiny_checkpoint("fsdp2", 3), folder)
+    add_step(folder, 3, 7)
+    command = [sys.executable, str(Path(__file__).with_name("ranks_reload.py")), "1,2", str(folder)]
+    done = subprocess.run(command, env=rank_environment(), capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-4000:]
+    results = json.loads(done.stdout.splitlines()[-1])
+    return {(int(count), way): result for count, ways in results.items() for way, result in ways.items()}
+
+
+WAYS = [(1, "resident"), (2, "resident"), (2, "sharded")]
+
+
+@pytest.mark.parametrize(("ranks", "keep"), WAYS)
+def test_the_reply_after_a_swap_is_that_of_a_fresh_start_and_nothing_has_moved(on_ranks, ranks, keep):
+    fresh, swapped = on_ranks[ranks, f"{keep} fresh"], on_ranks[ranks, f"{keep} swap"]
+    assert swapped["error"] is None
+    assert swapped["reply"] == fresh["reply"] != swapped["first"]
+    assert swapped["step"] == 7
+    assert swapped["changed"] == list(range(ranks))
+    assert swapped["moved"] == []
+    kept_before, kept_after = swapped["kept"]
+    assert kept_before > 0 == kept_after
+    ((done, total),) = swapped["progress"]
+    assert done == total > 0
+
+
+@pytest.mark.parametrize(("ranks", "keep"), WAYS)
+def test_what_one_rank_cannot_open_is_told_at_once_and_nothing_is_overwritten(on_ranks, ranks, keep):
+    refused = on_ranks[ranks, f"{keep} refuse_on_last_rank"]
+    kind, text = refused["error"]
+    assert kind == "CheckpointError"
+    assert text.count("The disk of this rank is gone. It was pulled. Put it back.") == 1
+    assert ("Rank 1" in text) == (ranks == 2)
+    assert refused["seconds"] < 3.0
+    assert refused["changed"] == refused["overwritten"] == []
+    assert refused["progress"] == []
+    assert (refused["step"], refused["reply"]) == (3, refused["first"])
+
+
+@pytest.mark.parametrize(("ranks", "keep"), WAYS)
+def test_a_file_that_ends_in_the_middle_brings_the_old_weights_back(on_ranks, ranks, keep):
+    torn = on_ranks[ranks, f"{keep} tear_on_last_rank"]
+    kind, text = torn["error"]
+    assert kind == "CheckpointError"
+    assert "rank_2.pt is incomplete" in text
+    assert text.endswith("global_step_3/actor are in place again.")
+    assert torn["seconds"] < 3.0
+    assert torn["overwritten"]
+    assert torn["changed"] == []
+    assert (torn["step"], torn["reply"]) == (3, torn["first"])
+
+
+@pytest.mark.parametrize(("ranks", "keep"), WAYS)
+def test_weights_that_cannot_be_brought_back_are_told_with_both_reasons(on_ranks, ranks, keep):
+    lost = on_ranks[ranks, f"{keep} tear_both_on_last_rank"]
+    kind, text = lost["error"]
+    assert kind == "WeightsLost"
+    first, second = text.split("Reading ")[1:]
+    assert "global_step_7/actor/model_world_size_3_rank_2.pt is incomplete" in first
+    assert "global_step_3/actor/model_world_size_3_rank_2.pt is incomplete" in second
+
+
+# In the conversation, on one rank.
+
+
+@pytest.fixture
+def talk(tmp_path):
+    """`talk(folder, line, ...)`: a conversation with a checkpoint; a function among the lines is called."""
+
+    def hold(folder, *script, options: LaunchOptions | None = None):
+        options = options or LaunchOptions(checkpoint_dir=str(folder), settings=SHORT, dtype="float32")
+        checkpoint = open_checkpoint(folder)
+        config = ConfigFile(path=tmp_path / "none.toml")
+        settings, origins = resolve_settings(options, config, checkpoint.generation_config)
+        tokenizer = load_tokenizer(checkpoint.tokenizer_dir, checkpoint.generation_config)
+        engine, reloader = load(options, SoloGroup(torch.device("cpu")))
+        facts = checkpoint_facts(reloader.loaded, 1, 1.0)
+        console = ActingConsole(*script)
+        repl = Repl(
+            engine=engine,
+            tokenizer=tokenizer,
+            console=console,
+            palette=Palette(ink="none"),
+            settings=settings,
+            origins=origins,
+            facts=facts,
+            session=Session(tmp_path / "sessions", facts=facts),
+            sessions_folder=tmp_path / "sessions",
+            transcript=Transcript(),
+            use_template=True,
+            checkpoints=Checkpoints(
+                engine=engine,
+                reloader=reloader,
+                tokenizer=tokenizer,
+                options=options,
+                config=config,
+                ranks=1,
+                run=run_folder(checkpoint.steps),
+            ),
+        )
+        console.error = None
+        try:
+            repl.run()
+        except WeightsLost as error:
+            console.error = error
+        return repl, console
+
+    return hold
+
+
+class ActingConsole(ScriptedConsole):
+    """A function in the script is called when its turn comes, before the next line."""
+
+    def get(self):
+        while self.script and callable(self.script[0]):
+            self.script.pop(0)()
+        return super().get()
+
+
+def reply_by_plain_rule(step: Path, transcript: Transcript, settings) -> tuple[int, ...]:
+    """What a fresh start on `step` answers to the conversation before its last message."""
+    checkpoint = open_checkpoint(step)
+    module = load_model(checkpoint, SoloGroup(torch.device("cpu")), dtype="float32").module
+    tokenizer = load_tokenizer(checkpoint.tokenizer_dir, checkpoint.generation_config)
+    asked = prompt_ids(Transcript(transcript.messages[:-1]), tokenizer, True)
+    return plain_rule(module, asked, settings, tokenizer.eos_id, tokenizer.stop_ids)
+
+
+def test_load_keeps_the_conversation_and_answers_as_a_fresh_start_would(run, talk, tmp_path):
+    repl, console = talk(run / "global_step_3", "Hello", "/load 7", "And then?")
+    messages = repl.transcript.messages
+    assert [message.content for message in messages[::2]] == ["Hello", "And then?"]
+    right = reply_by_plain_rule(run / "global_step_7", repl.transcript, repl.settings)
+    assert messages[3].token_ids == right
+    wrong = reply_by_plain_rule(run / "global_step_3", repl.transcript, repl.settings)
+    assert wrong != right
+    assert re.search(f"Step 7 answers from here on, ready in [0-9.]+ s: {run}/global_step_7/actor\n", console.shown)
+    assert console.toolbar == "N 3  R 2  greedy  step 7"
+    assert repl.facts["step"] == 7
+    (journal,) = (tmp_path / "sessions").glob("*.jsonl")
+    told = [record for record in map(json.loads, journal.read_text().splitlines()) if record["kind"] == "facts"]
+    assert [record["facts"]["step"] for record in told] == [7]
+
+
+def test_defaults_of_the_new_step_are_adopted_but_for_what_was_set_by_hand(run, talk):
+    folder = hugging_face_folder(run / "global_step_7")
+    path = folder / "generation_config.json"
+    path.write_text(json.dumps({"eos_token_id": [2, 260], "refine_iter": 5, "max_length": 700, "top_k": 9}))
+    template = folder / "chat_template.jinja"
+    template.write_text("{{ messages[-1].content }}!")
+    options = LaunchOptions(checkpoint_dir=str(run), settings={"max_new_tokens": 12}, dtype="float32")
+    repl, _ = talk(
+        run / "global_step_3", "/refine_iter 3", "/add_eos_length 3", "/load 7", "Hello", options=options
+    )
+    expected = {"refine_iter": 3, "add_eos_length": 3, "max_length": 700, "max_new_tokens": 12, "top_k": 0}
+    assert {name: getattr(repl.settings, name) for name in expected} == expected
+    assert repl.origins["refine_iter"] == "this conversation"
+    assert repl.origins["max_length"] == "checkpoint's generation_config.json"
+    assert repl.origins["max_new_tokens"] == "command line"
+    assert repl._tokenizer.stop_ids == (2, 260)
+    assert repl._last_reply.prompt_len == len(repl._tokenizer.encode("Hello!"))
+
+
+def test_steps_and_latest_are_looked_up_anew_each_time(run, talk):
+    repl, console = talk(
+        run,
+        "/steps",
+        lambda: add_step(run, 3, 12),
+        "/steps",
+        "/load latest",
+        lambda: shutil.rmtree(run / "global_step_3"),
+        "/steps",
+    )
+    tables = console.shown.split("/load STEP turns to one of them.")
+    rows = [[line.split() for line in table.splitlines() if line.startswith("  step")] for table in tables]
+    assert [[row[1] for row in table] for table in rows[:3]] == [["7", "3"], ["12", "7", "3"], ["12", "7"]]
+    assert [row[4:] for row in rows[0]] == [["loaded,", "latest"], []]
+    assert [row[4:] for row in rows[1]] == [["latest"], ["loaded"], []]
+    assert [row[4:] for row in rows[2]] == [["loaded,", "latest"], []]
+    assert repl.facts["step"] == 12
+
+
+def unfinished(run: Path) -> None:
+    shutil.rmtree(run / "global_step_7")
+    shutil.copytree(run / "global_step_3", run / "global_step_7")
+    (run / "global_step_7" / "actor" / "model_world_size_3_rank_1.pt").unlink()
+
+
+def other_size(run: Path) -> None:
+    path = hugging_face_folder(run / "global_step_7") / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"rope_theta": 77.0, "rms_norm_eps": 0.5}))
+
+
+def other_vocabulary(run: Path) -> None:
+    path = hugging_face_folder(run / "global_step_7") / "tokenizer.json"
+    raw = json.loads(path.read_text())
+    words = raw["model"]["vocab"]
+    words["a"], words["b"] = words["b"], words["a"]
+    path.write_text(json.dumps(raw))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "line", "message"),
+    [
+        (unfinished, "/load 7", "Shard 1 of 3 is missing"),
+        (lambda run: cut_in_half(run / "global_step_7"), "/load latest", "rank_2.pt"),
+        (other_size, "/load 7", "holds another model than the loaded one.\nIt differs: its rms_norm_eps is 0.5"),
+        (other_vocabulary, "/load 7", "has another vocabulary than the loaded one."),
+        (lambda run: None, "/load 5", "There is no step 5 in"),
+        (lambda run: None, "/load", "/load needs a step or a folder."),
+        (lambda run: None, "/load ./nowhere", f"There is no {Path.cwd()}/nowhere."),
+        (lambda run: None, "/load /", "is not a checkpoint"),
+    ],
+)
+def test_what_cannot_be_loaded_is_refused_with_nothing_changed(run, talk, spoil, line, message):
+    spoil(run)
+    repl, console = talk(run / "global_step_3", "Hello", line, "/undo", "Hello")
+    assert message in console.shown
+    assert "Traceback" not in console.shown
+    assert repl.facts["step"] == 3
+    assert repl.transcript.messages[-1].token_ids == reply_by_plain_rule(
+        run / "global_step_3", repl.transcript, repl.settings
+    )
+
+
+def test_another_architecture_is_refused_by_name(run, talk, tiny_checkpoint):
+    other = tiny_checkpoint("fsdp2_tied", 3)
+    repl, console = talk(run / "global_step_3", f"/load {other}")
+    assert "It differs: it is a LlamaForCausalLM, the loaded one is a Qwen2ForCausalLM" in console.shown
+    assert "Start anew with that folder." in console.shown
+    assert repl.facts["step"] == 3
+
+
+def test_a_folder_of_another_kind_with_the_same_model_can_be_loaded(run, talk):
+    repl, console = talk(run / "global_step_7", "/load 3", "Hello", f"/load {run}/reference", "/undo", "Hello")
+    assert repl.facts["layout"] == "safetensors"
+    assert repl.facts["step"] is None
+    assert console.toolbar == "N 3  R 2  greedy"
+    right = reply_by_plain_rule(run / "global_step_3", repl.transcript, repl.settings)
+    assert repl.transcript.messages[-1].token_ids == right
+
+
+def test_completion_offers_steps_the_newest_first_and_folders(run, talk, tmp_path):
+    repl, _ = talk(run / "global_step_3")
+    offered = [(text, about) for text, about, _ in complete(repl, "/load ")]
+    assert [text for text, _ in offered[:3]] == ["latest", "7", "3"]
+    assert offered[1][1].endswith(", latest")
+    assert offered[2][1].endswith(", loaded")
+    assert [text for text, _, _ in complete(repl, f"/load {run}/gl")] == [
+        f"{run}/global_step_3/",
+        f"{run}/global_step_7/",
+    ]
+    alone, console = talk(run / "reference", "/steps", "/load 7")
+    assert console.shown.count("The checkpoint has no steps beside it.") == 2
+    assert [text for text, _, _ in complete(alone, f"/load {tmp_path}/r")] == [f"{run}/"]
+
+
+def test_facts_are_told_in_readable_units():
+    facts = {
+        "checkpoint": "/runs/a/global_step_30/actor",
+        "step": 30,
+        "saved_world_size": 8,
+        "layout": "FSDP2",
+        "torch_family": "2.5 to 2.9",
+        "adapters": None,
+        "model_type": "qwen2",
+        "parameters": 7_615_616_512,
+        "saved_dtype": "float32",
+        "dtype": "bfloat16",
+        "parallel": "none: one process",
+        "bytes_per_rank": 15_231_233_024,
+        "load_seconds": 10.0,
+        "load_bytes": 30 << 30,
+        "processes": 2,
+        "ready_seconds": 12.3,
+    }
+    rows = dict(facts_table(facts))
+    assert rows["step"] == "30"
+    assert rows["layout"] == "FSDP2, torch 2.5 to 2.9"
+    assert rows["world size"] == "8 when saved, 2 now"
+    assert rows["parameters"] == "7,615,616,512 (7.6 B)"
+    assert rows["dtype"] == "bfloat16, saved as float32"
+    assert rows["memory per rank"] == "14.2 GiB of weights"
+    assert rows["read"] == "30.0 GiB per rank in 10.0 s, 3.0 GiB/s"
+    assert "adapters" not in rows
+    assert [size(count) for count in (0, 1023, 1024, 1536 << 20)] == ["0 bytes", "1023 bytes", "1.0 KiB", "1.5 GiB"]
+    assert [short_count(count) for count in (12, 12_345, 494_000_000)] == ["12", "12.3 K", "494.0 M"]
+
+
+# The whole program.
+
+FAILING_DISK = """
+import os
+real = os.preadv
+def preadv(*arguments):
+    if os.path.exists(os.environ["FAILING_DISK"]):
+        raise OSError(5, "Input/output error")
+    return real(*arguments)
+os.preadv = preadv
+"""
+
+
+@pytest.mark.timeout(600)
+def test_steps_load_and_model_on_two_ranks_until_the_disk_fails(tmp_path, run, monkeypatch):
+    """Weights are read through os.preadv alone, so that a disk can be made to fail once all checks are over."""
+    hook, flag = tmp_path / "hook", tmp_path / "disk has failed"
+    hook.mkdir()
+    (hook / "sitecustomize.py").write_text(FAILING_DISK)
+    monkeypatch.setenv("PYTHONPATH", str(hook))
+    monkeypatch.setenv("FAILING_DISK", str(flag))
+    options = [f"--{name}={value}" for name, value in SHORT.items()]
+    with Chat(tmp_path, "2", f"{run}/global_step_3", *options, "--dtype=float32") as chat:
+        chat.say("Hello there")
+        chat.wait_for("tok/s")
+        chat.say("/steps")
+        chat.wait_for("/load STEP turns to one of them.")
+        chat.say("/load 7")
+        chat.wait_for("Step 7 answers from here on")
+        chat.wait_for("greedy  step 7")
+        chat.say("And then?")
+        chat.wait_for(lambda screen: screen.text.count("tok/s") == 2)
+        chat.say("/clear")
+        chat.say("/model")
+        chat.wait_for("3 when saved, 2 now")
+        chat.wait_for("memory per rank")
+        chat.say(f"/export {tmp_path}/talk.json")
+        chat.wait_for("Wrote")
+        flag.touch()
+        chat.say("/load 3")
+        assert chat.wait_end() == 3
+        chat.wait_for("The model has no weights any more.")
+        shown = "".join(line.ljust(99) if len(line) == 99 else line + " " for line in chat.scrollback)
+        assert shown.count("Input/output error at byte") == 2
+        assert "What was said is kept: --resume" in " ".join(shown.split())
+        assert chat.mode == chat.mode_before
+        assert not chat.ranks()
+    assert "Traceback" not in "\n".join(chat.scrollback)
+    (journal,) = chat.sessions()
+    assert "Hello there" in journal
+    assert '"step": 7' in journal
