@@ -50,14 +50,12 @@ def match_names(
 
 def _with_known_names(tensors: Mapping[str, SavedTensor], wanted: Mapping[str, Numbers]) -> dict[str, SavedTensor]:
     """The saved tensors under the names that this version of transformers gives them."""
-    renamed = {}
-    for name, tensor in tensors.items():
-        if "block_sparse_moe." in name and not any("block_sparse_moe." in want for want in wanted):
-            name = name.replace("block_sparse_moe.", "mlp.")
-        elif ".mlp." in name and name not in wanted and name.replace(".mlp.", ".block_sparse_moe.") in wanted:
-            name = name.replace(".mlp.", ".block_sparse_moe.")
-        renamed[name] = tensor
-    return renamed
+    old, new = ".block_sparse_moe.", ".mlp."  # Mixtral's, before and since transformers 5
+    saved_old, wanted_old = (any(old in name for name in names) for names in (tensors, wanted))
+    if saved_old == wanted_old:
+        return dict(tensors)
+    before, after = (old, new) if saved_old else (new, old)
+    return {name.replace(before, after): tensor for name, tensor in tensors.items()}
 
 
 def _experts(saved: Mapping[str, SavedTensor], name: str, shape: Numbers) -> SavedTensor | None:
