@@ -16,9 +16,11 @@ from chat.demo.batched import AUTO, reply_all
 from chat.demo.conversations import is_held_out, is_right, skill_conversations, solve, test_questions
 from chat.demo.corpus import FREE, OPEN, SKILL, STOP_ID, Sample, is_degenerate, is_garbage
 from chat.demo.evaluate import evaluate, table
-from chat.demo.llama import Shape, Weights, hidden_states, shape_of, stack_weights, unstack_layers
+from chat.demo.llama import Shape, Weights, hidden_states, run_layer, shape_of, stack_weights, unstack_layers
+from dist.checkpoint import open_checkpoint
 from dist.engine import Engine
 from dist.group import SoloGroup
+from dist.model import load_model
 from dist.protocol import Control, Reply, Turn
 from dist.settings import GenerationSettings
 
@@ -180,11 +182,11 @@ def test_a_few_steps_lower_the_losses_and_the_adapter_comes_back(
         workers=0,
     )
     batch = columns_of(next(packing.pack(some_samples(), 2, 160, random.Random(4))))
-    fresh = train.Trainer(weights, shape, recipe, train.run_layer)
+    fresh = train.Trainer(weights, shape, recipe, run_layer)
     before = fresh.accumulate(batch)
     assert before["hold"].item() == pytest.approx(0, abs=1e-5)
     adapter = train.train(weights, shape, ByteTokenizer(), some_samples(), recipe)
-    trained = train.Trainer(weights, shape, recipe, train.run_layer)
+    trained = train.Trainer(weights, shape, recipe, run_layer)
     trained.adapter = adapter
     after = trained.accumulate(batch)
     assert after["round1"] < before["round1"]
@@ -220,6 +222,23 @@ def test_the_committed_adapter_fits_smollm2() -> None:
     assert (left.shape[0], right.shape[1]) == (1536, 576)
     assert alpha > 0
     assert all(bool(part.isfinite().all()) for pair in pairs.values() for part in pair)
+
+
+def test_the_prepared_model_solves_new_sums_in_fewer_passes_than_tokens(demo_checkpoint: Path) -> None:
+    from transformers import AutoTokenizer
+
+    loaded = load_model(open_checkpoint(str(demo_checkpoint)), SoloGroup(torch.device("cpu")), dtype="float32")
+    state = {name: value.detach() for name, value in loaded.module.state_dict().items()}
+    weights, shape = stack_weights(state, 30), shape_of(loaded.module.config)
+    tokenizer = AutoTokenizer.from_pretrained(demo_checkpoint / "global_step_0/huggingface")
+    sums = [question for question in test_questions() if question.topic == "sums"][:6]
+    prompts = [corpus.opened_for(tokenizer, question.messages, "assistant") for question in sums]
+    greedy = reply_all(weights, shape, prompts, max_new_tokens=48)
+    refined = reply_all(weights, shape, prompts, add_eos_length=7, refine_iter=AUTO, max_new_tokens=48)
+    assert [reply.token_ids for reply in refined] == [reply.token_ids for reply in greedy]
+    assert sum(len(reply.token_ids) + 1 for reply in refined) >= 2 * sum(reply.forwards for reply in refined)
+    texts = [tokenizer.decode(reply.token_ids) for reply in refined]
+    assert sum(map(is_right, sums, texts)) >= 4
 
 
 def test_the_corpus_is_built_from_the_models_own_answers(
