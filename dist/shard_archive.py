@@ -47,6 +47,7 @@ class TorchArchive:
         if len(pickles) != 1:
             raise PickleProblem(f"it has {len(pickles)} entries called data.pkl")
         self._root = pickles[0].removesuffix("data.pkl")
+        self._size = os.fstat(file.fileno()).st_size
         self._starts: dict[str, int] = {}
 
     def value(self) -> Any:
@@ -85,7 +86,7 @@ class TorchArchive:
             header = os.pread(self._file.fileno(), LOCAL_HEADER.size, self._origin + entry.header_offset)
             name_bytes, extra_bytes = LOCAL_HEADER.unpack(header)
             start = self._origin + entry.header_offset + LOCAL_HEADER.size + name_bytes + extra_bytes
-            if not header.startswith(b"PK\3\4") or start + entry.file_size > os.fstat(self._file.fileno()).st_size:
+            if not header.startswith(b"PK\3\4") or start + entry.file_size > self._size:
                 raise zipfile.BadZipFile(f"no entry where {entry.filename} should be")
             self._starts[entry.filename] = start
         return start

@@ -136,6 +136,8 @@ def _dtensor(archive: TorchArchive, name: str, value: WrappedTensor) -> _Local:
     coordinate = mesh.get("_coordinate_on_dim")
     if coordinate is None or len(coordinate) != len(sizes):
         raise PickleProblem(f"{name}: its device mesh has no coordinate of this rank")
+    if not all(0 <= place < size for place, size in zip(coordinate, sizes)):
+        raise PickleProblem(f"{name}: rank {list(coordinate)} is not in a mesh of {list(sizes)}")
     box = local_box(value.shape, _splits(name, spec.get("placements"), sizes, coordinate))
     if stored.sizes != box.sizes and math.prod(stored.sizes) + box.elements:
         raise PickleProblem(f"{name}: the local part is {stored.sizes} where {box.sizes} is due")

@@ -137,9 +137,11 @@ def local_box(shape: Sequence[int], splits: Iterable[tuple[int, int, int]]) -> B
     """The box that one rank holds after `splits`: (dimension, parts, which part), applied one after the other."""
     offsets, sizes = [0] * len(shape), list(shape)
     for dim, parts, part in splits:
-        bounds = even_bounds(sizes[dim], parts)
-        offsets[dim] += bounds[part]
-        sizes[dim] = bounds[part + 1] - bounds[part]
+        length = sizes[dim]
+        step = -(-length // parts)
+        start = min(part * step, length)
+        offsets[dim] += start
+        sizes[dim] = min(start + step, length) - start
     return Box(tuple(offsets), tuple(sizes))
 
 

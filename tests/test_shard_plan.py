@@ -90,6 +90,14 @@ def test_shares_of_rows_follow_torch(length, parts):
     assert [b - a for a, b in itertools.pairwise(bounds)] == rows + [0] * (parts - len(rows))
 
 
+@given(st.integers(0, 50), st.integers(1, 9))
+def test_the_box_of_one_share_is_that_of_all_shares(length, parts):
+    bounds = even_bounds(length, parts)
+    for part in range(parts):
+        box = local_box((length,), [(0, parts, part)])
+        assert (box.offsets[0], box.offsets[0] + box.sizes[0]) == (bounds[part], bounds[part + 1])
+
+
 @given(SHAPES, st.integers(1, 64), st.randoms(use_true_random=False))
 def test_a_block_is_split_into_reads_within_the_limit(shape, most, random_source):
     tensor = numbered(shape)
