@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -98,8 +99,9 @@ def run_steps(root: Path) -> tuple[Step, ...]:
     steps = []
     for child in root.iterdir() if root.is_dir() else ():
         match = STEP_NAME.fullmatch(child.name)
-        if match and child.is_dir():
-            steps.append(Step(number=int(match[1]), path=child, saved_at=child.stat().st_mtime))
+        with suppress(FileNotFoundError):  # training removes old steps, perhaps in this moment
+            if match and child.is_dir():
+                steps.append(Step(number=int(match[1]), path=child, saved_at=child.stat().st_mtime))
     return tuple(sorted(steps, key=lambda step: step.number))
 
 

@@ -71,8 +71,13 @@ class Reloader:
                 f"They are held as {self.loaded.facts.parallel}.",
                 f"Start anew with {folder}.",
             )
-        checkpoint = self._open(folder)
-        plan = plan_fill(checkpoint, getattr(torch, self.loaded.facts.dtype), self._trust)
+        try:
+            checkpoint = self._open(folder)
+            plan = plan_fill(checkpoint, getattr(torch, self.loaded.facts.dtype), self._trust)
+        except OSError as problem:  # training removes old steps, perhaps in this moment
+            raise CheckpointError(
+                f"{folder} cannot be read.", f"{problem}.", "Check that it is still there and readable."
+            ) from problem
         _check_same_model(self.loaded.module, plan.module, checkpoint)
         module = self.loaded.module
         return Ready(
