@@ -192,7 +192,7 @@ OPTIONS: dict[str, Option] = {
             metavar="COUNT",
             read=_count,
             in_config=True,
-            help="prompts decoded together",
+            help="prompts decoded together (default: as many as pay and fit into memory)",
         ),
         Option(name="json", group=PROMPTS, help="print one JSON object a reply instead of its text"),
         Option(name="verbose_trace", group=PROMPTS, help="record how each block changed from pass to pass"),

@@ -76,7 +76,9 @@ usage: bash run_chat.sh [COUNT] [CHECKPOINT] [PROMPT] [options]
        torchrun --standalone --nproc_per_node=COUNT -m chat --checkpoint_dir CHECKPOINT [options]
 
 Talk to a verl checkpoint. Without a checkpoint the embedded model answers, without a prompt a
-conversation opens. COUNT is the number of processes, or auto.
+conversation opens. COUNT is the number of processes, or auto. Text piped in without a prompt option is
+a conversation too, each line a message; --prompts_file - takes each line for a prompt of its own, and
+--prompt - takes the whole of it for one.
 
 Names may be written with _ or with -. The command line comes before the config file
 (dllm-chat/config.toml in the XDG config folder), that before the checkpoint's

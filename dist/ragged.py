@@ -64,6 +64,11 @@ class RaggedLayer(DynamicLayer):  # type: ignore[misc]
         if self.is_initialized:
             self.keys, self.values = self.keys[rows], self.values[rows]
 
+    def copy(self, source: int, target: int, slots: int) -> None:
+        """Give one row another's first slots."""
+        for storage in (self.keys, self.values):
+            storage[target, :, :slots] = storage[source, :, :slots]
+
     def _put(self, storage: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
         storage[self.feed.rows.unsqueeze(-1), :, self.feed.slots] = states.transpose(1, 2)
         rows = storage if self.feed.all_rows else storage[self.feed.rows]
@@ -95,6 +100,7 @@ class RaggedForward:
     def prefill(self, row: int, step: Pass, chunk: int) -> Iterator[tuple[int, int]]:
         """Read ahead in one row until only the wanted tokens are left; yields (read, total)."""
         head = step.token_ids[: len(step.token_ids) - step.wanted]
+        self._copy_shared(row, head)
         stored = self._stored[row]
         while len(stored) < len(head):
             part = head[: len(stored) + chunk]
@@ -112,6 +118,17 @@ class RaggedForward:
         )
         logits = self._pass(rows, inputs, fed, max(step.wanted for step in steps))
         return choices_of([logits[i, -step.wanted :] for i, step in enumerate(steps)], steps, trace)
+
+    @torch.inference_mode()
+    def _copy_shared(self, row: int, head: list[int]) -> None:
+        """What another row has read of the same beginning (a system prompt, say) need not be read again."""
+        lengths = {other: shared_prefix(stored, head) for other, stored in self._stored.items()}
+        other = max(lengths, key=lambda one: lengths[one])
+        if lengths[other] > lengths[row]:
+            places = {row: place for place, row in enumerate(self._stored)}
+            for layer in self._cache.layers:
+                layer.copy(places[other], places[row], lengths[other] + 1)
+            self._stored[row] = head[: lengths[other]]
 
     def _drop_others(self, rows: Sequence[int]) -> None:
         if len(rows) < len(self._stored):

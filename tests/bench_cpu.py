@@ -1,4 +1,5 @@
-"""What decoding costs on the CPU: `PYTHONPATH=. python tests/bench_cpu.py [CHECKPOINT] [--rounds N] [--threads N]`.
+"""What decoding costs on the CPU: `PYTHONPATH=. python tests/bench_cpu.py [CHECKPOINT] [--rounds N] [--threads N]
+[--batches]`.
 
 Both sides of every comparison are interleaved in this one run, and the ratio of the medians is printed with the
 spread of the single rounds' ratios. Without CHECKPOINT the embedded model is measured. Tokens are forced (nothing
@@ -62,17 +63,19 @@ def timed(run: Callable[[], object]) -> float:
 
 
 def compare(name: str, rounds: int, ours: Callable[[], object], theirs: Callable[[], object]) -> None:
-    """Print one row: medians in seconds, ratio theirs / ours, range of the rounds' ratios."""
+    """Time both sides in turn; a row of the medians."""
     ours(), theirs()
     a, b = [], []
     for _ in range(rounds):
         a.append(timed(ours))
         b.append(timed(theirs))
-    ratios = sorted(y / x for x, y in zip(a, b))
-    ratio = statistics.median(b) / statistics.median(a)
+    row(name, statistics.median(a), statistics.median(b), sorted(y / x for x, y in zip(a, b)))
+
+
+def row(name: str, ours: float, theirs: float, ratios: list[float]) -> None:
+    """Print one row: seconds of both sides, ratio theirs / ours, range of the rounds' ratios."""
     print(
-        f"{name:58}{statistics.median(a):9.3f}{statistics.median(b):9.3f}{ratio:8.2f}"
-        f"   {ratios[0]:.2f} to {ratios[-1]:.2f}",
+        f"{name:70}{ours:9.3f}{theirs:9.3f}{theirs / ours:8.2f}   {ratios[0]:.2f} to {ratios[-1]:.2f}",
         flush=True,
     )
 
@@ -82,11 +85,15 @@ def main() -> None:
     parser.add_argument("checkpoint", nargs="?", default=str(demo_folder()))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--batches", action="store_true", help="only the rows of many prompts")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     bench = Bench(options.checkpoint)
     print(f"{bench.loaded.facts}\n{options.threads} threads, {options.rounds} rounds, torch {torch.__version__}\n")
-    print(f"{'(seconds: medians)':58}{'ours':>9}{'other':>9}{'ratio':>8}   range")
+    print(f"{'(seconds: medians, or sums)':70}{'ours':>9}{'other':>9}{'ratio':>8}   range")
+    if options.batches:
+        together(bench)
+        return
     prompt = bench.conversation()
     fixed = GenerationSettings(add_eos_length=7, refine_iter=2, max_new_tokens=NEW_TOKENS)
 
@@ -98,7 +105,7 @@ def main() -> None:
     compare("128 tokens, N = 7, R = 2: cached / plain rule", options.rounds, cached, lambda: cached(plain))
     second_turns(bench, options.rounds)
     against_generate(bench, options.rounds, prompt)
-    together(bench, options.rounds)
+    together(bench)
 
 
 def second_turns(bench: Bench, rounds: int) -> None:
@@ -156,22 +163,27 @@ def against_generate(bench: Bench, rounds: int, prompt: tuple[int, ...]) -> None
         )
 
 
-def together(bench: Bench, rounds: int) -> None:
-    """Prompts of 40 to 70 tokens decoded in batches and one by one."""
+def together(bench: Bench) -> None:
+    """Prompts of 40 to 70 tokens decoded in batches and one by one, a batch of them at a time."""
     settings = GenerationSettings(add_eos_length=7, refine_iter="auto", max_new_tokens=24)
     prompts = tuple(bench.conversation(seed)[: 40 + seed % 31] for seed in range(64))
-
-    def one_by_one() -> None:
-        for prompt in prompts:
-            bench.answer((prompt,), settings)
-
-    for size in (4, 8, 16):
-
-        def batches(size: int = size) -> None:
-            for start in range(0, len(prompts), size):
-                bench.answer(prompts[start : start + size], settings)
-
-        compare(f"64 prompts, 24 tokens each: batches of {size} / one by one", 1, batches, one_by_one)
+    chosen = bench.engine.rows_that_fit(70 + settings.max_new_tokens, settings.add_eos_length + 1)
+    bench.answer(prompts[:2], settings)
+    for size in sorted({8, chosen}):
+        ours, theirs, same = [], [], 0
+        for start in range(0, len(prompts), size):
+            part = prompts[start : start + size]
+            began = time.perf_counter()
+            batch = sorted(bench.answer(part, settings), key=lambda reply: reply.row)
+            between = time.perf_counter()
+            single = [bench.answer((prompt,), settings)[0] for prompt in part]
+            ours.append(between - began)
+            theirs.append(time.perf_counter() - between)
+            same += sum(one.token_ids == other.token_ids for one, other in zip(batch, single))
+        name = f"64 prompts, 24 tokens each: batches of {size}{' (the default)' * (size == chosen)} / one by one"
+        row(name, sum(ours), sum(theirs), sorted(other / one for one, other in zip(ours, theirs)))
+        rates = f"{64 / sum(ours):.2f} against {64 / sum(theirs):.2f} prompts a second"
+        print(f"    {rates}; {same} of 64 replies the same", flush=True)
 
 
 if __name__ == "__main__":

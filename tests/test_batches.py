@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import pytest
 import torch
@@ -87,6 +88,29 @@ def test_rows_share_forwards_and_end_each_in_its_own_time(engines):
     assert sum(reply.stats.forwards for reply in replies) == sum(isinstance(e, BlockUpdate) for e in events)
     # Rows that are done take no further part.
     assert min(shape[0] for shape in decoding) < 6
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_prompts_share_is_read_once(engines, family):
+    common = tuple(3 + i * 7 % 50 for i in range(40))
+    prompts = [(*common, 5, 9), (*common, 5, 9), (*common[:30], 8), (11, 12), (*common, 5, 9, 13), common]
+    read = []
+    hook = engines[family]._module.register_forward_pre_hook(
+        lambda module, args, kwargs: read.append(kwargs["input_ids"].shape), with_kwargs=True
+    )
+    wish = GenerationSettings(add_eos_length=3, refine_iter=2, max_new_tokens=12)
+    engines[family]._decodes_together()
+    read.clear()
+    try:
+        _, replies = answers(engines[family], prompts, wish)
+    finally:
+        hook.remove()
+    ahead = itertools.takewhile(lambda shape: shape[0] == 1, read)
+    # The last token of a prompt is left to the first pass.
+    assert [length for _, length in ahead] == [41, 1, 1]
+    assert [reply.stats.prefill_forwards for reply in replies] == [1, 0, 0, 1, 1, 0]
+    for prompt, reply in zip(prompts, replies):
+        assert reply.token_ids == plain_rule(tiny_model(family), prompt, wish, 2, (2,))
 
 
 def test_cancelling_ends_every_row_with_its_finished_blocks(engines):
