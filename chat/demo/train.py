@@ -3,7 +3,7 @@
     python -m chat.demo.train BASE_FOLDER --out adapter.safetensors --seconds 265
 
 BASE_FOLDER is a Hugging Face folder (`python -m chat.demo.expand` makes it). On one H100 the whole takes under ten
-minutes; with `--steps 3 --rows 2` it runs anywhere. The idea: behind a finished text a block of N placeholders
+minutes; the tests run a few steps of it on the CPU. The idea: behind a finished text a block of N placeholders
 (EOS) is put, and the model learns to say at each of them what the true text has one token later; what it said
 becomes the next round's draft, and it learns to mend that too. All blocks of a conversation are packed behind it in
 one row, each seeing the text before it and itself only. What it answers must stay what the base would answer, so on
