@@ -185,7 +185,13 @@ OPTIONS: dict[str, Option] = {
             in_config=True,
             help="the system prompt",
         ),
-        Option(name="n", group=PROMPTS, metavar="COUNT", read=_count, help="samples for each prompt (default 1)"),
+        Option(
+            name="n",
+            group=PROMPTS,
+            metavar="COUNT",
+            read=_count,
+            help="samples for each prompt (default 1); also -n",
+        ),
         Option(
             name="batch_size",
             group=PROMPTS,

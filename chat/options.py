@@ -24,6 +24,8 @@ from dist.settings import SETTINGS, GenerationSettings, SettingValue
 VERSION = "0.1.0"
 STDIN = "-"
 LATEST_SESSION = ""
+# torchrun refuses `--n` after `-m chat`, as a shortened option of its own; `-n` it passes on.
+SHORT = {"-h": "--help", "-n": "--n"}
 PROMPT_SUFFIXES = ("", ".txt", ".jsonl", ".parquet")
 OUTPUT_SUFFIXES = (".json", ".jsonl")
 
@@ -76,9 +78,9 @@ usage: bash run_chat.sh [COUNT] [CHECKPOINT] [PROMPT] [options]
        torchrun --standalone --nproc_per_node=COUNT -m chat --checkpoint_dir CHECKPOINT [options]
 
 Talk to a verl checkpoint. Without a checkpoint the embedded model answers, without a prompt a
-conversation opens. COUNT is the number of processes, or auto. Text piped in without a prompt option is
-a conversation too, each line a message; --prompts_file - takes each line for a prompt of its own, and
---prompt - takes the whole of it for one.
+conversation opens. COUNT is the number of processes, or auto. Text piped in without a prompt
+option is a conversation too, each line a message; --prompts_file - takes each line for a prompt
+of its own, and --prompt - takes the whole of it for one.
 
 Names may be written with _ or with -. The command line comes before the config file
 (dllm-chat/config.toml in the XDG config folder), that before the checkpoint's
@@ -108,10 +110,11 @@ def _scan(argv: Sequence[str]) -> dict[str, Any]:
     """The values of the options in `argv`, by name. The last one counts if a name comes twice."""
     values: dict[str, Any] = {}
     rest = list(argv)
+    if rest[:1] == ["--"]:  # what separates torchrun's options from these
+        del rest[0]
     while rest:
         word = rest.pop(0)
-        if word == "-h":
-            word = "--help"
+        word = SHORT.get(word, word)
         if not word.startswith("--") or word == "--":
             raise UsageError(
                 f"Unexpected argument: {word}",
@@ -160,7 +163,7 @@ def _find(spelled: str) -> tuple[Option, bool]:
 
 def _is_option(word: str) -> bool:
     name = word[2:].partition("=")[0].replace("-", "_")
-    return word == "-h" or (word.startswith("--") and name in _spellings())
+    return word in SHORT or (word.startswith("--") and name in _spellings())
 
 
 def _spellings() -> tuple[str, ...]:

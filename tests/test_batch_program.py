@@ -72,7 +72,8 @@ def test_the_whole_of_standard_input_is_one_prompt(tmp_path, tiny_checkpoint):
         tmp_path, "2", checkpoint, "-", "--json", "--n", "3", "--temperature", "0.9", *SHORT, stdin="a\nb\n"
     )
     rows = [json.loads(line) for line in done.stdout.splitlines()]
-    assert (done.returncode, [row["prompt"] for row in rows]) == (0, ["a\nb"] * 3)
+    assert done.returncode == 0, done.stderr
+    assert [row["prompt"] for row in rows] == ["a\nb"] * 3
     assert len({row["seed"] for row in rows}) == 3
     assert len({tuple(row["token_ids"]) for row in rows}) > 1
 

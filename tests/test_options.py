@@ -182,6 +182,12 @@ def test_an_output_folder_without_permission_is_refused(tmp_path: Path) -> None:
     assert "Permission denied" in refusal("--prompt", "a", "--output_file", str(tmp_path / "r.json"))
 
 
+def test_what_torchrun_puts_before_or_cannot_pass_on_has_a_way() -> None:
+    assert parse_options(["--", "--prompt", "x", "-n", "3"]).n == 3
+    with pytest.raises(UsageError, match="Unexpected argument: --"):
+        parse_options(["--prompt", "x", "--", "--json"])
+
+
 def test_help_and_version_print_and_leave_with_zero() -> None:
     for flags, begins in (
         (["--help"], "usage: bash run_chat.sh"),
