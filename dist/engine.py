@@ -6,15 +6,12 @@ the settings of the next block) is what counts everywhere, so that no rank can l
 
 from __future__ import annotations
 
-import struct
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
-import torch
-
+from dist.clock import Clock
 from dist.decoding import Refinement
 from dist.errors import CheckpointError, PromptError
 from dist.footprint import rows_together
@@ -28,8 +25,6 @@ from dist.protocol import (
     Group,
     Load,
     PrefillUpdate,
-    Reply,
-    ReplyStats,
     Shutdown,
     Turn,
 )
@@ -37,12 +32,11 @@ from dist.ragged import RaggedForward, decodes_together
 from dist.reload import Ready, Reloader
 from dist.sampling import NOT_A_NUMBER
 from dist.settings import GenerationSettings
+from dist.verdict import Poll, Verdict
 
 CHUNK_CPU = 256
 CHUNK_GPU = 2048
 NO_LIMIT = 1 << 30
-
-Poll = Callable[[], Control]
 
 
 class Engine:
@@ -177,13 +171,13 @@ class Engine:
     ) -> Iterator[Event]:
         """The replies to some of a turn's prompts, made together."""
         active = {row: self._refinement(turn, row, causal) for row in rows}
-        clocks = {row: _Clock() for row in rows}
+        clocks = {row: Clock() for row in rows}
         # 1. Read the prompts, but for what the first pass reads anyway.
         cancelled = False
         for row, refinement in active.items():
             for done, total in forward.prefill(row, refinement.next_pass(), self._chunk):
                 clocks[row].prefill_forwards += 1
-                cancelled = self._agree(_Verdict.of(poll, turn.settings, []), 0).cancel
+                cancelled = self._agree(Verdict.of(poll, turn.settings, []), 0).cancel
                 if cancelled:
                     break
                 yield PrefillUpdate(done=done, total=total)
@@ -196,7 +190,7 @@ class Engine:
                 clocks[row].pass_begins()
             choices = forward(list(active), steps, trace=turn.trace)
             mine = [token for choice in choices for token in choice.token_ids]
-            verdict = self._agree(_Verdict.of(poll, turn.settings, mine), len(mine))
+            verdict = self._agree(Verdict.of(poll, turn.settings, mine), len(mine))
             cancelled = verdict.cancel
             tokens = iter(verdict.token_ids)
             for (row, refinement), step, choice in zip(list(active.items()), steps, choices):
@@ -234,11 +228,11 @@ class Engine:
         longest = min(len(prompt) + settings.max_new_tokens, settings.max_length)
         return self._causality.holds_up_to is None or longest <= self._causality.holds_up_to
 
-    def _agree(self, mine: _Verdict, tokens: int) -> _Verdict:
+    def _agree(self, mine: Verdict, tokens: int) -> Verdict:
         """Rank 0's verdict, on all ranks; raises PromptError everywhere if the model's output is not a number."""
         verdict = mine
         if self._group.size > 1:
-            verdict = _Verdict.unpacked(self._group.agree(mine.packed()), tokens)
+            verdict = Verdict.unpacked(self._group.agree(mine.packed()), tokens)
         if NOT_A_NUMBER in verdict.token_ids:
             raise PromptError(
                 "The model's output is not a number (NaN).",
@@ -251,98 +245,3 @@ class Engine:
 def _settings_of(row: int, turn: Turn, common: GenerationSettings) -> GenerationSettings:
     """The common settings with the row's own seed, if it has one."""
     return common if turn.seeds is None else replace(common, seed=turn.seeds[row])
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Verdict:
-    """What rank 0 says after a pass: its tokens, whether to stop, the settings of the next block."""
-
-    token_ids: list[int]
-    settings: GenerationSettings
-    cancel: bool
-
-    @classmethod
-    def of(cls, poll: Poll | None, settings: GenerationSettings, token_ids: list[int]) -> _Verdict:
-        control = poll() if poll is not None else Control(settings=settings)
-        return cls(token_ids=token_ids, settings=control.settings, cancel=control.cancel)
-
-    def packed(self) -> torch.Tensor:
-        """int64 [HEADER + tokens]; floats travel as their bits."""
-        s = self.settings
-        header = struct.pack(
-            "<qqqqqqqdd",
-            self.cancel,
-            s.add_eos_length,
-            -1 if s.refine_iter == "auto" else s.refine_iter,
-            s.max_new_tokens,
-            s.max_length,
-            s.top_k,
-            -1 if s.seed is None else s.seed,
-            s.temperature,
-            s.top_p,
-        )
-        numbers = [*struct.unpack("<9q", header), s.decoder == "plain", *self.token_ids]
-        return torch.tensor(numbers, dtype=torch.int64)
-
-    @classmethod
-    def unpacked(cls, packed: torch.Tensor, tokens: int) -> _Verdict:
-        numbers = packed.tolist()
-        header, token_ids = numbers[: len(numbers) - tokens], numbers[len(numbers) - tokens :]
-        *bits, plain = header
-        cancel, length, rounds, new, total, top_k, seed, temperature, top_p = struct.unpack(
-            "<qqqqqqqdd", struct.pack("<9q", *bits)
-        )
-        settings = GenerationSettings(
-            add_eos_length=length,
-            refine_iter="auto" if rounds == -1 else rounds,
-            max_new_tokens=new,
-            max_length=total,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            seed=None if seed == -1 else seed,
-            decoder="plain" if plain else "cached",
-        )
-        return cls(token_ids=token_ids, settings=settings, cancel=bool(cancel))
-
-
-class _Clock:
-    """Times and counts of one reply."""
-
-    def __init__(self) -> None:
-        self.prefill_forwards = 0
-        self._ordered = time.monotonic()
-        self._forwards = 0
-        self._started: float | None = None
-        self._first_block: float | None = None
-        self._last = self._ordered
-
-    def pass_begins(self) -> None:
-        if self._started is None:
-            self._started = time.monotonic()
-
-    def pass_ended(self, block_done: bool) -> None:
-        self._forwards += 1
-        self._last = time.monotonic()
-        if block_done and self._first_block is None:
-            self._first_block = self._last
-
-    def reply(self, row: int, refinement: Refinement) -> Reply:
-        assert refinement.finish is not None
-        stats = ReplyStats(
-            forwards=self._forwards,
-            prefill_forwards=self.prefill_forwards,
-            iterations=tuple(refinement.iterations),
-            converged=tuple(refinement.converged),
-            ttft_s=(self._first_block or self._last) - self._ordered,
-            decode_s=self._last - (self._started or self._last),
-            tokens=len(refinement.token_ids),
-        )
-        return Reply(
-            row=row,
-            prompt_len=refinement.prompt_len,
-            token_ids=refinement.token_ids,
-            finish=refinement.finish,
-            settings=refinement.settings,
-            stats=stats,
-        )
