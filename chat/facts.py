@@ -45,6 +45,8 @@ def facts_table(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if "load_bytes" in facts:
         speed = facts["load_bytes"] / max(facts["load_seconds"], 1e-3)
         yield "read", f"{size(facts['load_bytes'])} per rank in {facts['load_seconds']:.1f} s, {size(speed)}/s"
+    if "about" in facts:
+        yield "about", facts["about"]
     if "ready_seconds" in facts:
         yield "ready in", f"{facts['ready_seconds']} s"
 

@@ -15,7 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from chat.checkpoints import Checkpoints, run_folder
-from chat.demo import DEFAULT_SYSTEM, demo_folder, is_ready
+from chat.demo import ABOUT, DEFAULT_SYSTEM, demo_folder, is_ready
 from chat.facts import checkpoint_facts, reading
 from chat.lifeline import Lifeline
 from chat.options import LaunchOptions, load_config, resolve_settings, with_config
@@ -98,7 +98,10 @@ def run(options: LaunchOptions, streams: Streams, lifeline: Lifeline) -> int:
         tokenizer=tokenizer,
         settings=settings,
         origins=origins,
-        facts=checkpoint_facts(reloader.loaded, group.size, time.monotonic() - started),
+        facts={
+            **checkpoint_facts(reloader.loaded, group.size, time.monotonic() - started),
+            **({"about": ABOUT} if options.checkpoint_dir is None else {}),
+        },
         use_template=use_template,
         checkpoints=Checkpoints(
             engine=engine,
