@@ -169,21 +169,20 @@ def together(bench: Bench) -> None:
     prompts = tuple(bench.conversation(seed)[: 40 + seed % 31] for seed in range(64))
     chosen = bench.engine.rows_that_fit(70 + settings.max_new_tokens, settings.add_eos_length + 1)
     bench.answer(prompts[:2], settings)
-    for size in sorted({8, chosen}):
-        ours, theirs, same = [], [], 0
-        for start in range(0, len(prompts), size):
-            part = prompts[start : start + size]
-            began = time.perf_counter()
-            batch = sorted(bench.answer(part, settings), key=lambda reply: reply.row)
-            between = time.perf_counter()
-            single = [bench.answer((prompt,), settings)[0] for prompt in part]
-            ours.append(between - began)
-            theirs.append(time.perf_counter() - between)
-            same += sum(one.token_ids == other.token_ids for one, other in zip(batch, single))
-        name = f"64 prompts, 24 tokens each: batches of {size}{' (the default)' * (size == chosen)} / one by one"
-        row(name, sum(ours), sum(theirs), sorted(other / one for one, other in zip(ours, theirs)))
-        rates = f"{64 / sum(ours):.2f} against {64 / sum(theirs):.2f} prompts a second"
-        print(f"    {rates}; {same} of 64 replies the same", flush=True)
+    ours, theirs, same = [], [], 0
+    for start in range(0, len(prompts), chosen):
+        part = prompts[start : start + chosen]
+        began = time.perf_counter()
+        batch = sorted(bench.answer(part, settings), key=lambda reply: reply.row)
+        between = time.perf_counter()
+        single = [bench.answer((prompt,), settings)[0] for prompt in part]
+        ours.append(between - began)
+        theirs.append(time.perf_counter() - between)
+        same += sum(one.token_ids == other.token_ids for one, other in zip(batch, single))
+    name = f"64 prompts, 24 tokens each: batches of {chosen} (the default) / one by one"
+    row(name, sum(ours), sum(theirs), sorted(other / one for one, other in zip(ours, theirs)))
+    rates = f"{64 / sum(ours):.2f} against {64 / sum(theirs):.2f} prompts a second"
+    print(f"    {rates}; {same} of 64 replies the same", flush=True)
 
 
 if __name__ == "__main__":
