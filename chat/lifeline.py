@@ -13,7 +13,7 @@ import select
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn, Protocol
 
@@ -43,13 +43,7 @@ class Lifeline:
     called about once a second. All of them run on the lifeline's thread.
     """
 
-    def __init__(
-        self,
-        *,
-        say: Callable[[str], None],
-        run_dir: Path,
-        environ: Mapping[str, str] = os.environ,
-    ) -> None:
+    def __init__(self, *, say: Callable[[str], None], run_dir: Path) -> None:
         self.say = say
         self.put_back: Callable[[], None] = lambda: None
         self.on_interrupt: Callable[[], bool] = lambda: False

@@ -147,8 +147,6 @@ def model_facts(
 
 
 def _mode(parallel: str, group: Group) -> str:
-    if parallel == "tp":
-        raise UsageError("--parallel tp does not work yet.", "", "Use auto, fsdp, none or verl.")
     if parallel == "verl":
         return parallel
     if parallel not in ("auto", "fsdp", "none"):
