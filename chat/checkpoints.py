@@ -97,7 +97,7 @@ class Checkpoints:
         return Steps(steps=steps, loaded=loaded if here else None, latest=latest_step(self._run))
 
     def load(self, argument: str, progress: OnBytes | None = None) -> Adopted:
-        """All ranks take over the weights of a step or folder. `progress(done, total)` tells of rank 0's bytes.
+        """All ranks take over the weights of a step or folder. `progress(done, total)` tells of all ranks' bytes.
 
         Raises ChatError with the old weights in place, or WeightsLost.
         """

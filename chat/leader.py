@@ -323,7 +323,7 @@ class Status:
             self._out.flush()
 
     def loading(self, done: int, total: int) -> None:
-        """Bytes that this rank has read, of how many."""
+        """Bytes that all ranks together have read, of how many."""
         self.reading("Loading", done, total)
 
     def reading(self, what: str, done: int, total: int) -> None:

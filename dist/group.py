@@ -10,7 +10,7 @@ verdicts  gloo, ordinary timeout: one small broadcast per iteration, so that a h
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 
 import torch
@@ -54,6 +54,16 @@ class SoloGroup:
     def spread_rows(self, tensor: torch.Tensor, bounds: Sequence[int]) -> None:
         pass
 
+    def open_counter(self) -> Callable[[int], int]:
+        total = 0
+
+        def add(count: int) -> int:
+            nonlocal total
+            total += count
+            return total
+
+        return add
+
     def record_failure(self, error: str) -> None:
         pass
 
@@ -85,6 +95,7 @@ class TorchGroup:
         self._orders = torch_dist.new_group(backend="gloo", timeout=YEARS)
         self._verdicts = torch_dist.new_group(backend="gloo", timeout=HANG)
         self._store = torch_dist.distributed_c10d._get_default_store()
+        self._counters = 0
         self._process_ids = self._exchange_process_ids()
 
     def publish(self, order: Order) -> None:
@@ -134,6 +145,19 @@ class TorchGroup:
             if rows.numel():
                 # As bytes: gloo does not know every dtype.
                 self._broadcast(rows.reshape(-1).view(torch.uint8), None, source)
+
+    def open_counter(self) -> Callable[[int], int]:
+        # The store counts, so nobody waits for anybody. Ranks open their counters in the same order.
+        self._counters += 1
+        key = f"counter/{self._counters}"
+
+        def add(count: int) -> int:
+            try:
+                return int(self._store.add(key, count))
+            except RuntimeError as problem:
+                raise _lost(problem) from problem
+
+        return add
 
     def record_failure(self, error: str) -> None:
         """Leave a word for rank 0 about why this rank is about to end."""

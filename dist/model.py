@@ -72,7 +72,7 @@ def load_model(
     progress: OnProgress | None = None,
     trust_remote_code: bool = False,
 ) -> LoadedModel:
-    """The model, on all ranks together. `progress(done, total)` tells of this rank's bytes.
+    """The model, on all ranks together. `progress(done, total)` tells of all ranks' bytes.
 
     `keep` decides what becomes of fsdp shares: gathered once (resident), gathered in every forward (sharded), or
     resident where every rank has room for it. Raises CheckpointError, the same on every rank, if any rank cannot

