@@ -85,6 +85,7 @@ def main() -> None:
     parser.add_argument("checkpoint", nargs="?", default=str(demo_folder()))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--prompts", type=int, default=64, help="how many, in the rows of many prompts")
     parser.add_argument("--batches", action="store_true", help="only the rows of many prompts")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -92,7 +93,7 @@ def main() -> None:
     print(f"{bench.loaded.facts}\n{options.threads} threads, {options.rounds} rounds, torch {torch.__version__}\n")
     print(f"{'(seconds: medians, or sums)':70}{'ours':>9}{'other':>9}{'ratio':>8}   range")
     if options.batches:
-        together(bench)
+        together(bench, options.prompts)
         return
     prompt = bench.conversation()
     fixed = GenerationSettings(add_eos_length=7, refine_iter=2, max_new_tokens=NEW_TOKENS)
@@ -105,7 +106,7 @@ def main() -> None:
     compare("128 tokens, N = 7, R = 2: cached / plain rule", options.rounds, cached, lambda: cached(plain))
     second_turns(bench, options.rounds)
     against_generate(bench, options.rounds, prompt)
-    together(bench)
+    together(bench, options.prompts)
 
 
 def second_turns(bench: Bench, rounds: int) -> None:
@@ -163,10 +164,10 @@ def against_generate(bench: Bench, rounds: int, prompt: tuple[int, ...]) -> None
         )
 
 
-def together(bench: Bench) -> None:
+def together(bench: Bench, count: int) -> None:
     """Prompts of 40 to 70 tokens decoded in batches and one by one, a batch of them at a time."""
     settings = GenerationSettings(add_eos_length=7, refine_iter="auto", max_new_tokens=24)
-    prompts = tuple(bench.conversation(seed)[: 40 + seed % 31] for seed in range(64))
+    prompts = tuple(bench.conversation(seed)[: 40 + seed % 31] for seed in range(count))
     chosen = bench.engine.rows_that_fit(70 + settings.max_new_tokens, settings.add_eos_length + 1)
     bench.answer(prompts[:2], settings)
     ours, theirs, same = [], [], 0
@@ -179,10 +180,10 @@ def together(bench: Bench) -> None:
         ours.append(between - began)
         theirs.append(time.perf_counter() - between)
         same += sum(one.token_ids == other.token_ids for one, other in zip(batch, single))
-    name = f"64 prompts, 24 tokens each: batches of {chosen} (the default) / one by one"
+    name = f"{count} prompts, 24 tokens each: batches of {chosen} (the default) / one by one"
     row(name, sum(ours), sum(theirs), sorted(other / one for one, other in zip(ours, theirs)))
-    rates = f"{64 / sum(ours):.2f} against {64 / sum(theirs):.2f} prompts a second"
-    print(f"    {rates}; {same} of 64 replies the same", flush=True)
+    rates = f"{count / sum(ours):.2f} against {count / sum(theirs):.2f} prompts a second"
+    print(f"    {rates}; {same} of {count} replies the same", flush=True)
 
 
 if __name__ == "__main__":

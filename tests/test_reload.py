@@ -115,10 +115,10 @@ def test_weights_that_cannot_be_brought_back_are_told_with_both_reasons(on_ranks
     kind, text = lost["error"]
     assert kind == "WeightsLost"
     first, second = text.split("Reading ")[1:]
-    assert "global_step_7/actor/model_world_size_3_rank_2.pt is incomplete" in first
-    # The file is cut while another rank may be in the middle of opening it.
-    assert "global_step_3/actor/model_world_size_3_rank_2.pt" in second
-    assert "is incomplete" in second or "is damaged" in second
+    # The files are cut while another rank may be in the middle of opening them.
+    for step, said in ((7, first), (3, second)):
+        assert f"global_step_{step}/actor/model_world_size_3_rank_2.pt" in said
+        assert "is incomplete" in said or "is damaged" in said
 
 
 # In the conversation, on one rank.
