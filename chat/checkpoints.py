@@ -17,7 +17,7 @@ from chat.facts import checkpoint_facts
 from chat.files import expand
 from chat.options import LaunchOptions, resolve_settings
 from dist.checkpoint_folder import Step, latest_step, run_steps
-from dist.checkpoint_report import verify_files
+from dist.checkpoint_verify import verify
 from dist.errors import CheckpointError, UsageError
 from dist.settings import GenerationSettings
 
@@ -96,9 +96,11 @@ class Checkpoints:
         here = any(step.number == loaded for step in steps)
         return Steps(steps=steps, loaded=loaded if here else None, latest=latest_step(self._run))
 
-    def load(self, argument: str, progress: OnBytes | None = None) -> Adopted:
-        """All ranks take over the weights of a step or folder. `progress(done, total)` tells of all ranks' bytes.
+    def load(self, argument: str, progress: OnBytes | None = None, verifying: OnBytes | None = None) -> Adopted:
+        """All ranks take over the weights of a step or folder.
 
+        `progress(done, total)` tells of all ranks' bytes; before that, under `--verify`, `verifying` of the bytes
+        whose checksums have been compared.
         Raises ChatError with the old weights in place, or WeightsLost.
         """
         from chat.tokenizer import load_tokenizer
@@ -115,7 +117,7 @@ class Checkpoints:
         use_template = tokenizer.wants_template(self._options.use_chat_template)
         settings, origins = resolve_settings(self._options, self._config, checkpoint.generation_config)
         if self._options.verify:
-            verify_files(checkpoint.files)
+            verify(checkpoint, verifying)
         self._engine.load(ready, progress)
         self._run = run_folder(checkpoint.steps) or self._run
         facts = checkpoint_facts(self._reloader.loaded, self._ranks, time.monotonic() - started)

@@ -177,17 +177,10 @@ def open_folder(options: LaunchOptions, folder: str) -> Checkpoint:
 
 def verify(checkpoint: Checkpoint, status: Status) -> None:
     """Check every byte of the weight files, which all ranks read. Raises CheckpointError."""
-    from dist.checkpoint_report import verify_files
+    from dist.checkpoint_verify import verify as check
 
-    total = sum(path.stat().st_size for path in checkpoint.files)
-    seen = 0
-
-    def show(count: int) -> None:
-        nonlocal seen
-        seen += count
-        status.reading("Verifying", seen, total)
-
-    status.say(f"Verified: {verify_files(checkpoint.files, show)}")
+    said = check(checkpoint, partial(status.reading, "Verifying"))
+    status.say(f"Verified: {said}.")
 
 
 def checkpoint_folder(options: LaunchOptions) -> str:
@@ -338,6 +331,7 @@ class Status:
         self.show("")
 
     def say(self, text: str) -> None:
-        """A line that stays."""
+        """A line that stays; what is read after it is timed anew."""
+        self._began = 0.0
         self.clear()
         print(text, file=self._out, flush=True)

@@ -17,6 +17,7 @@ from dist.errors import CheckpointError
 from dist.saved_adapters import base_tensors, find_strength, has_adapters, merge_adapters
 from dist.saved_dcp import read_dcp
 from dist.saved_whole import read_adapter, read_safetensors, read_torch_bin
+from dist.shard_archive import Archive
 from dist.shard_plan import SavedTensor
 
 CRITIC_NAMES = ("score.weight", "v_head.", "value_head.", "classifier.")
@@ -27,7 +28,8 @@ class Checkpoint:
     """A checkpoint that has been found, indexed and checked; no weight has been read yet.
 
     path               the folder that holds the weight files
-    files              the weight files
+    files              the weight files, those of the adapters' base model too where they are read
+    archives           what of these files was written by torch.save, and so has checksums
     step, steps        its number in the run and all steps of the run, oldest first; None and () outside a run
     world_size         ranks that saved it, 1 for whole files
     layout             in words, such as "FSDP2" or "safetensors"
@@ -44,6 +46,7 @@ class Checkpoint:
 
     path: Path
     files: tuple[Path, ...]
+    archives: tuple[Archive, ...]
     step: int | None
     steps: tuple[Step, ...]
     world_size: int
@@ -72,12 +75,15 @@ def open_checkpoint(
     saved = _read_index(found)
     base = None if base_model is None else find_weights(Path(base_model).expanduser())
     tensors, adapters = dict(saved.tensors), None
+    files, archives = saved.files, saved.archives
     if has_adapters(tensors) or found.kind == "adapter":
         strength = find_strength(found.folder, lora_alpha)
         kept = base_tensors(tensors)
         if not any(name.endswith("embed_tokens.weight") or ".layers." in name for name in kept):
             base = base or _recorded_base(found)
-            kept = {**_read_index(base).tensors, **kept}
+            below = _read_index(base)
+            kept = {**below.tensors, **kept}
+            files, archives = (*files, *below.files), (*archives, *below.archives)
         tensors = merge_adapters(kept, tensors, strength, found.folder)
         adapters = f"LoRA, alpha {strength.alpha:g} ({strength.source}), merged while reading"
     places = side_folders(found) + ([] if base is None else side_folders(base))
@@ -86,7 +92,8 @@ def open_checkpoint(
     _refuse_critics(found.folder, config, tensors)
     return Checkpoint(
         path=found.folder,
-        files=saved.files,
+        files=files,
+        archives=archives,
         step=found.step,
         steps=found.steps,
         world_size=saved.world_size,
@@ -108,6 +115,7 @@ class _Saved:
     """What the weight files of one folder hold."""
 
     files: tuple[Path, ...]
+    archives: tuple[Archive, ...]
     tensors: Mapping[str, SavedTensor]
     layout: str
     world_size: int = 1
@@ -119,6 +127,7 @@ def _read_index(found: Found) -> _Saved:
         shards = read_shards(found.folder)
         return _Saved(
             files=shards.files,
+            archives=tuple(map(Archive, shards.files)),
             tensors=shards.tensors,
             layout=shards.layout,
             world_size=len(shards.files),
@@ -132,7 +141,7 @@ def _read_index(found: Found) -> _Saved:
         whole, layout = read_adapter(found.folder), "PEFT adapter"
     else:
         whole, layout = read_safetensors(found.folder), "safetensors"
-    return _Saved(files=whole.files, tensors=whole.tensors, layout=layout)
+    return _Saved(files=whole.files, archives=whole.archives, tensors=whole.tensors, layout=layout)
 
 
 def _recorded_base(found: Found) -> Found:

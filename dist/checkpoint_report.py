@@ -1,4 +1,4 @@
-"""Describes a checkpoint folder in a few lines without loading it, and checks every byte on request. No torch.
+"""Describes a checkpoint folder in a few lines without loading it; `--verify` checks its bytes too. Knows no torch.
 
 python -m dist.checkpoint FOLDER [--verify] [--base_model FOLDER] [--lora_alpha NUMBER]
 """
@@ -8,14 +8,12 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 
 from dist.checkpoint import Checkpoint, open_checkpoint
+from dist.checkpoint_verify import verify
 from dist.errors import ChatError
-from dist.shard_file import check_sums
 
-OnBytes = Callable[[int], None]
 BAR = 24
 FRAMES_PER_S = 10
 TEMPLATE_PLACES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
@@ -67,38 +65,22 @@ def _missing(checkpoint: Checkpoint) -> Iterator[str]:
         yield "a chat template (prompts are sent as they are)"
 
 
-def verify_files(files: Sequence[Path], on_bytes: OnBytes | None = None) -> str:
-    """Check every byte that has a checksum; returns what was checked, in words.
-
-    `on_bytes(n)` is told of progress. Raises CheckpointError naming the first file that does not match.
-    """
-    archives = [path for path in files if path.suffix in (".pt", ".bin")]
-    for number, path in enumerate(archives):
-        check_sums(path, f"File {number + 1} of {len(archives)}", on_bytes)
-    if not archives:
-        return f"nothing: {files[0].suffix} files carry no checksums" if files else "nothing: there are no files"
-    return f"every byte of {len(archives)} files matches its CRC-32"
-
-
 class Bar:
     """A progress bar on stderr, on a terminal only."""
 
-    def __init__(self, total: int) -> None:
-        self._total = max(1, total)
-        self._done = 0
+    def __init__(self) -> None:
         self._started = time.monotonic()
         self._drawn = 0.0
 
-    def add(self, count: int) -> None:
-        """`count` more bytes are done."""
-        self._done += count
+    def show(self, done: int, total: int) -> None:
+        """`done` of `total` bytes are done."""
         now = time.monotonic()
         if not sys.stderr.isatty() or now - self._drawn < 1 / FRAMES_PER_S:
             return
         self._drawn = now
-        full = min(BAR, BAR * self._done // self._total)
-        speed = self._done / 1e9 / max(now - self._started, 1e-6)
-        sys.stderr.write(f"\r[{'#' * full}{'.' * (BAR - full)}] {self._done / 1e9:.2f} GB, {speed:.2f} GB/s ")
+        full = min(BAR, BAR * done // max(1, total))
+        speed = done / 1e9 / max(now - self._started, 1e-6)
+        sys.stderr.write(f"\r[{'#' * full}{'.' * (BAR - full)}] {done / 1e9:.2f} GB, {speed:.2f} GB/s ")
         sys.stderr.flush()
 
     def clear(self) -> None:
@@ -135,8 +117,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _verify(checkpoint: Checkpoint) -> str:
-    bar = Bar(sum(path.stat().st_size for path in checkpoint.files))
+    bar = Bar()
     try:
-        return verify_files(checkpoint.files, bar.add)
+        return verify(checkpoint, bar.show)
     finally:
         bar.clear()

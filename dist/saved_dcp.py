@@ -5,8 +5,6 @@ Each item of a `.distcp` file is a small torch archive of one tensor. Knows no t
 
 from __future__ import annotations
 
-import io
-import os
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +12,7 @@ from typing import Any, BinaryIO
 
 from dist.errors import CheckpointError
 from dist.saved_whole import WholeSet
-from dist.shard_archive import ARCHIVE_ERRORS, TorchArchive
+from dist.shard_archive import ARCHIVE_ERRORS, Archive, TorchArchive, Window
 from dist.shard_pickle import Inert, PickleProblem, StoredTensor, read_pickle
 from dist.shard_plan import Box, Numbers, Piece, SavedTensor, distinct, first_gap
 
@@ -31,7 +29,7 @@ def read_dcp(folder: Path) -> WholeSet:
     try:
         metadata = read_pickle((folder / ".metadata").read_bytes())
         shapes = _shapes(metadata)
-        pieces, files = _pieces(folder, metadata, shapes)
+        pieces, items = _pieces(folder, metadata, shapes)
     except (*ARCHIVE_ERRORS, AttributeError, KeyError, TypeError) as problem:
         raise CheckpointError(
             f"The distributed checkpoint cannot be read: {folder}.", f"Its files are damaged ({problem}).", AGAIN
@@ -53,7 +51,8 @@ def read_dcp(folder: Path) -> WholeSet:
                 AGAIN,
             )
         tensors[name.removeprefix(prefix)] = SavedTensor(shape, pieces[name][0], distinct(pieces[name][1]))
-    return WholeSet(files=tuple(sorted(files)), tensors=tensors)
+    items.sort(key=lambda item: (item.path, item.start))
+    return WholeSet(files=tuple(dict.fromkeys(item.path for item in items)), tensors=tensors, archives=tuple(items))
 
 
 def _shapes(metadata: Any) -> dict[str, Numbers]:
@@ -77,10 +76,11 @@ def _prefix(names: Mapping[str, Any]) -> str:
 
 def _pieces(
     folder: Path, metadata: Any, shapes: Mapping[str, Numbers]
-) -> tuple[dict[str, tuple[str, list[Piece]]], set[Path]]:
-    """{name: (dtype, pieces)} and the files they lie in."""
+) -> tuple[dict[str, tuple[str, list[Piece]]], list[Archive]]:
+    """{name: (dtype, pieces)} and the items of the files that they lie in."""
     pieces: dict[str, tuple[str, list[Piece]]] = {name: ("float32", []) for name in shapes}
     files: dict[Path, BinaryIO] = {}
+    items = []
     try:
         for index, where in metadata.get("storage_data").items():
             name = index.get("fqn")
@@ -90,51 +90,36 @@ def _pieces(
             if path.parent != folder or where.get("transform_descriptors"):
                 raise PickleProblem(f"{name} is stored in a way that is not known here")
             file = files.get(path) or files.setdefault(path, path.open("rb"))
-            stored, found = _item(file, path, int(where.get("offset")), int(where.get("length")), index)
+            items.append(Archive(path, int(where.get("offset")), int(where.get("length")), _item_name(index)))
+            stored, found = _item(file, items[-1], index)
             pieces[name][1].extend(found)
             pieces[name] = (stored.dtype, pieces[name][1])
     finally:
         for file in files.values():
             file.close()
-    return pieces, set(files)
+    return pieces, items
 
 
-def _item(file: BinaryIO, path: Path, start: int, length: int, index: Inert) -> tuple[StoredTensor, list[Piece]]:
+def _item(file: BinaryIO, item: Archive, index: Inert) -> tuple[StoredTensor, list[Piece]]:
     """The tensor in one item of a file."""
-    with zipfile.ZipFile(Window(file, start, length)) as archive:
-        reader = TorchArchive(archive, file, path, start)
-        stored = reader.value()
-        if not isinstance(stored, StoredTensor):
-            raise PickleProblem(f"{index.get('fqn')} is no tensor")
-        offsets = index.get("offset") or (0,) * len(stored.sizes)
-        return stored, list(reader.pieces(str(index.get("fqn")), stored, Box(tuple(offsets), stored.sizes)))
+    name = str(index.get("fqn"))
+    try:
+        with zipfile.ZipFile(Window(file, item.start, item.length or 0)) as archive:
+            reader = TorchArchive(archive, file, item.path, item.start)
+            stored = reader.value()
+            if not isinstance(stored, StoredTensor):
+                raise PickleProblem("it is no tensor")
+            offsets = index.get("offset") or (0,) * len(stored.sizes)
+            return stored, list(reader.pieces(name, stored, Box(tuple(offsets), stored.sizes)))
+    except ARCHIVE_ERRORS as problem:
+        raise CheckpointError(
+            f"The distributed checkpoint is damaged: {item.path}.",
+            f"{item.holds} is not at byte {item.start:,} of it, where .metadata says ({problem}).",
+            AGAIN,
+        ) from problem
 
 
-class Window(io.RawIOBase):
-    """Some bytes of an open file, as a file of their own."""
-
-    def __init__(self, file: BinaryIO, start: int, length: int) -> None:
-        self._file = file
-        self._start = start
-        self._length = length
-        self._at = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._length}[whence]
-        self._at = max(0, base + offset)
-        return self._at
-
-    def read(self, size: int = -1) -> bytes:
-        left = max(0, self._length - self._at)
-        data = os.pread(self._file.fileno(), left if size < 0 else min(size, left), self._start + self._at)
-        self._at += len(data)
-        return data
+def _item_name(index: Inert) -> str:
+    """How errors name an item: its tensor, and the element that it begins with."""
+    offsets = index.get("offset")
+    return f"{index.get('fqn')} from {list(offsets)} on" if offsets else str(index.get("fqn"))

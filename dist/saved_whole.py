@@ -15,6 +15,7 @@ from typing import Any
 
 from dist.checkpoint_folder import read_json
 from dist.errors import CheckpointError
+from dist.shard_archive import Archive
 from dist.shard_file import read_shard_file
 from dist.shard_plan import ITEM_BYTES, Box, Piece, SavedTensor, row_major
 
@@ -38,10 +39,11 @@ AGAIN = "Copy or download the file again."
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WholeSet:
-    """The files and the tensors that lie in them."""
+    """The files, the tensors that lie in them, and what of the files are archives of torch.save."""
 
     files: tuple[Path, ...]
     tensors: Mapping[str, SavedTensor]
+    archives: tuple[Archive, ...] = ()
 
 
 def read_safetensors(folder: Path, stem: str = "model") -> WholeSet:
@@ -59,7 +61,7 @@ def read_torch_bin(folder: Path) -> WholeSet:
     tensors: dict[str, SavedTensor] = {}
     for path in paths:
         tensors.update(read_shard_file(path, "The weights file").tensors)
-    return WholeSet(files=tuple(paths), tensors=tensors)
+    return WholeSet(files=tuple(paths), tensors=tensors, archives=tuple(map(Archive, paths)))
 
 
 def read_adapter(folder: Path) -> WholeSet:
@@ -73,7 +75,8 @@ def read_adapter(folder: Path) -> WholeSet:
             "Neither adapter_model.safetensors nor adapter_model.bin is there.",
             "Copy the whole adapter folder.",
         )
-    return WholeSet(files=(path,), tensors=read_shard_file(path, "The adapter file").tensors)
+    tensors = read_shard_file(path, "The adapter file").tensors
+    return WholeSet(files=(path,), tensors=tensors, archives=(Archive(path),))
 
 
 def _files(folder: Path, single: str, pattern: str) -> list[Path]:

@@ -5,10 +5,12 @@ Also names what people find in place of one: nothing, half a file, a web page. K
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 import zipfile
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -29,6 +31,49 @@ ARCHIVE_ERRORS = (
 )
 LOCAL_HEADER = struct.Struct("<26xHH")
 MOST_PICKLE_BYTES = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Archive:
+    """An archive of torch.save: a whole file, or `length` bytes of one from byte `start` on.
+
+    `holds` says what is in it where it is a part of a file; "" for a whole file.
+    """
+
+    path: Path
+    start: int = 0
+    length: int | None = None
+    holds: str = ""
+
+
+class Window(io.RawIOBase):
+    """Some bytes of an open file, as a file of their own."""
+
+    def __init__(self, file: BinaryIO, start: int, length: int) -> None:
+        self._file = file
+        self._start = start
+        self._length = length
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._length}[whence]
+        self._at = max(0, base + offset)
+        return self._at
+
+    def read(self, size: int = -1) -> bytes:
+        left = max(0, self._length - self._at)
+        data = os.pread(self._file.fileno(), left if size < 0 else min(size, left), self._start + self._at)
+        self._at += len(data)
+        return data
 
 
 class TorchArchive:

@@ -74,26 +74,6 @@ def read_shard_file(path: Path, label: str) -> ShardFile:
         ) from problem
 
 
-def check_sums(path: Path, label: str, on_bytes: Any = None) -> None:
-    """Compare the CRC-32 of every entry of the archive with its bytes; `on_bytes(n)` is told of progress.
-
-    Raises CheckpointError naming the first damaged entry.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for entry in archive.infolist():
-                with archive.open(entry) as content:
-                    while block := content.read(4 << 20):
-                        if on_bytes is not None:
-                            on_bytes(len(block))
-    except (*ARCHIVE_ERRORS, OSError) as problem:
-        raise CheckpointError(
-            f"{label} is damaged: {path}.",
-            f"Its bytes do not match their checksums ({problem}).",
-            "Copy the file again from where training wrote it.",
-        ) from problem
-
-
 def _index(archive: TorchArchive, path: Path) -> ShardFile:
     values = archive.value()
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):

@@ -16,7 +16,10 @@ from safetensors.torch import load_file
 
 from dist.checkpoint import open_checkpoint
 from dist.checkpoint_read import TensorReader
+from dist.checkpoint_report import main
+from dist.checkpoint_verify import verify
 from dist.errors import CheckpointError
+from dist.shard_archive import Archive
 from dist.shard_plan import Box, local_box
 
 WRITE = """
@@ -86,9 +89,71 @@ def test_a_missing_file_is_named(folder):
 
 def test_a_file_cut_short_is_named(folder):
     path = folder / "pytorch_model_fsdp_0" / "__0_0.distcp"
-    path.write_bytes(path.read_bytes()[:-500])
-    with pytest.raises(CheckpointError, match=r"^The distributed checkpoint cannot be read: "):
+    cut = items(folder, path)[-1]
+    path.write_bytes(path.read_bytes()[: cut.start + 500])
+    with pytest.raises(CheckpointError) as caught:
         open_checkpoint(folder)
+    assert str(caught.value) == (
+        f"The distributed checkpoint is damaged: {path}. {cut.holds} is not at byte {cut.start:,} of it, where "
+        ".metadata says (File is not a zip file). Copy the folder again from where training wrote it."
+    )
+
+
+def items(folder: Path, path: Path) -> list[Archive]:
+    """What the model has in one file, in the order of the file."""
+    return [item for item in open_checkpoint(folder).archives if item.path == path]
+
+
+def test_every_byte_of_the_models_items_is_verified(folder, capsys):
+    checkpoint = open_checkpoint(folder)
+    total = sum(item.length for item in checkpoint.archives)
+    shown: list[tuple[int, int]] = []
+    said = verify(checkpoint, lambda *counts: shown.append(counts))
+    rest = sum(path.stat().st_size for path in checkpoint.files) - total
+    assert len(checkpoint.files) == 2 < len(checkpoint.archives)
+    # The optimizer's counter and the learning rate lie beside the weights.
+    assert 0 < rest < 5000
+    assert said == (
+        f"every byte of the {len(checkpoint.archives)} items of the model in 2 files matches its CRC-32; "
+        f"{rest:,} bytes beside them hold no weights of the model and were passed over"
+    )
+    assert shown == sorted(shown)
+    assert shown[-1] == (total, total)
+    assert main([str(folder), "--verify"]) == 0
+    assert said in capsys.readouterr().out
+
+
+def test_a_flipped_byte_in_an_item_is_found_and_named(folder, capsys):
+    path = folder / "pytorch_model_fsdp_0" / "__1_0.distcp"
+    piece = open_checkpoint(folder).tensors["model.layers.1.mlp.up_proj.weight"].pieces[1]
+    assert piece.path == str(path)
+    data = bytearray(path.read_bytes())
+    data[piece.start + 2 * piece.box.elements] ^= 0xFF
+    path.write_bytes(data)
+    assert main([str(folder), "--verify"]) == 3
+    rows = piece.box.offsets[0]
+    assert capsys.readouterr().err == (
+        f"File 2 of 2 is damaged: {path}. The bytes of model.model.layers.1.mlp.up_proj.weight from [{rows}, 0] on "
+        "do not match their checksums (Bad CRC-32 for file 'archive/data/0'). "
+        "Copy the file again from where training wrote it.\n"
+    )
+
+
+def test_damage_in_any_piece_of_any_weight_is_found(folder):
+    """The last byte of each, one after the other."""
+    checkpoint = open_checkpoint(folder)
+    for name, tensor in checkpoint.tensors.items():
+        for piece in tensor.pieces:
+            path = Path(piece.path)
+            pristine = path.read_bytes()
+            data = bytearray(pristine)
+            data[piece.start + 4 * piece.box.elements - 1] ^= 1
+            path.write_bytes(data)
+            with pytest.raises(CheckpointError) as caught:
+                verify(checkpoint)
+            assert f"is damaged: {path}. The bytes of model.{name} " in str(caught.value)
+            path.write_bytes(pristine)
+    verify(checkpoint)
 
 
 class Runs:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from dist.checkpoint import open_checkpoint
 from dist.checkpoint_read import TensorReader
-from dist.checkpoint_report import verify_files
+from dist.checkpoint_verify import verify
 from dist.errors import CheckpointError
 from dist.shard_plan import Box
 
@@ -83,7 +83,7 @@ def loads_right(folder: Path, expected: dict[str, torch.Tensor], seed: int) -> b
     """True if all weights are right, False if the folder is refused; anything else fails."""
     try:
         checkpoint = open_checkpoint(folder)
-        verify_files(checkpoint.files)
+        verify(checkpoint)
         with TensorReader() as reader:
             for name, weight in expected.items():
                 source = checkpoint.tensors[name]
