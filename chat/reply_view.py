@@ -85,6 +85,11 @@ class ReplyView:
             commit += self._palette.ansi([self._palette.text("[empty reply]", "quiet")])
         return commit
 
+    @property
+    def text(self) -> str:
+        """The text of the finished blocks; half a character at its end is held back until `finish`."""
+        return self._text.text
+
     def resize(self, width: int, height: int) -> None:
         """Draw for another terminal size from now on; what is committed stays as it is."""
         self._width = max(2, width - 1)

@@ -16,7 +16,7 @@ from chat.console_events import Interrupt, Submitted
 from chat.repl import Repl
 from chat.screen import Palette
 from chat.session import Session, list_sessions
-from chat.tokenizer import load_tokenizer
+from chat.tokenizer import ChatTokenizer, load_tokenizer
 from chat.transcript import Transcript, prompt_ids
 from dist.engine import Engine
 from dist.errors import CheckpointError, UsageError
@@ -42,7 +42,7 @@ class OneCheckpoint:
     def steps(self):
         raise UsageError("The checkpoint has no steps beside it.")
 
-    def load(self, argument, progress=None):
+    def load(self, argument, progress=None, verifying=None):
         raise CheckpointError(f"There is no {argument}.")
 
 
@@ -79,7 +79,7 @@ def talk(tiny, tmp_path):
 def test_a_conversation_of_several_turns_gives_the_plain_rules_tokens(tiny, talk):
     model, _, tokenizer = tiny
     repl, console = talk("Hello", "And then?", "/undo", "What else?")
-    messages = repl.transcript.messages
+    messages = repl.talk.transcript.messages
     assert [message.role for message in messages] == ["system", "user", "assistant", "user", "assistant"]
     assert [message.content for message in messages if message.role == "user"] == ["Hello", "What else?"]
     for at in (2, 4):
@@ -93,15 +93,15 @@ def test_a_conversation_of_several_turns_gives_the_plain_rules_tokens(tiny, talk
 def test_a_live_setting_counts_from_the_next_block_and_stays(talk):
     repl, console = talk("Hello", (3, Submitted("/refine_iter 1", live=True)), "More")
     assert "refine_iter is 1 from the next block on." in console.shown
-    assert repl.settings.refine_iter == 1
+    assert repl.talk.settings.refine_iter == 1
     first, second = re.findall(r"(\d+)(?: of \d+)? passes", console.shown)
     assert int(first) > int(second)
-    assert repl.last_settings.refine_iter == 1
+    assert repl.talk.last_reply.settings.refine_iter == 1
 
 
 def test_ctrl_c_keeps_what_is_finished_and_the_conversation(talk):
     repl, _ = talk("Hello", (5, Interrupt()), "More", settings=GenerationSettings(add_eos_length=3))
-    stopped, whole = repl.transcript.messages[2], repl.transcript.messages[4]
+    stopped, whole = repl.talk.transcript.messages[2], repl.talk.transcript.messages[4]
     assert stopped.stopped
     assert 0 < len(stopped.token_ids) <= 12
     assert not whole.stopped
@@ -111,7 +111,7 @@ def test_ctrl_c_keeps_what_is_finished_and_the_conversation(talk):
 def test_ctrl_c_before_the_first_block_leaves_the_message_unanswered_for_retry(talk):
     repl, console = talk("Hello", (0, Interrupt()), "/retry")
     assert "/retry answers the message again" in console.shown
-    user, reply = repl.transcript.messages[1:]
+    user, reply = repl.talk.transcript.messages[1:]
     assert not user.unanswered
     assert reply.token_ids
 
@@ -137,15 +137,15 @@ def test_what_cannot_be_is_refused_with_one_message_and_changes_nothing(talk, li
     repl, console = talk(line)
     assert message in console.shown
     assert "Traceback" not in console.shown
-    assert repl.settings == START
-    assert repl.transcript == Transcript().with_system("Be brief.")
+    assert repl.talk.settings == START
+    assert repl.talk.transcript == Transcript().with_system("Be brief.")
 
 
 def test_a_prompt_too_long_is_refused_and_nothing_is_lost(talk):
     repl, console = talk("Hello", "word " * 3000)
     assert "The prompt is too long." in console.shown
     assert "2,048" in console.shown
-    assert [message.role for message in repl.transcript.messages] == ["system", "user", "assistant"]
+    assert [message.role for message in repl.talk.transcript.messages] == ["system", "user", "assistant"]
 
 
 def test_the_oldest_exchanges_are_left_out_and_named_when_the_context_is_full(talk):
@@ -153,8 +153,8 @@ def test_the_oldest_exchanges_are_left_out_and_named_when_the_context_is_full(ta
     repl, console = talk("First question", "Second one", "Third one", "Fourth one", "Fifth one", settings=settings)
     assert "oldest 1 of" in console.shown
     assert '"First question"' in console.shown
-    assert len(repl.transcript.exchanges) == 5
-    assert repl.transcript.messages[-1].left_out >= 1
+    assert len(repl.talk.transcript.exchanges) == 5
+    assert repl.talk.transcript.messages[-1].left_out >= 1
 
 
 def test_settings_show_value_default_last_use_and_origin(talk):
@@ -169,7 +169,7 @@ def test_a_drawn_seed_is_shown_and_repeats_the_reply(talk):
     repl, console = talk("/temperature 1", "Hello")
     seed = re.search(r"seed (\d+)", console.shown).group(1)
     again, _ = talk("/temperature 1", f"/seed {seed}", "Hello")
-    assert again.transcript.messages[-1].token_ids == repl.transcript.messages[-1].token_ids
+    assert again.talk.transcript.messages[-1].token_ids == repl.talk.transcript.messages[-1].token_ids
 
 
 def test_export_writes_what_was_said(talk, tmp_path):
@@ -179,7 +179,7 @@ def test_export_writes_what_was_said(talk, tmp_path):
     assert "is there already" in console.shown
     document = json.loads((tmp_path / "a.json").read_text())
     assert [message["content"] for message in document["messages"]] == [
-        message.content for message in repl.transcript.messages
+        message.content for message in repl.talk.transcript.messages
     ]
     assert "Hello" in (tmp_path / "a.md").read_text()
 
@@ -188,13 +188,13 @@ def test_a_session_is_named_listed_and_resumed(talk, tmp_path):
     repl, _ = talk("Hello", "/save first")
     again, console = talk("/sessions", "/resume first")
     assert "first  1 exchange" in console.shown
-    assert again.transcript == repl.transcript
+    assert again.talk.transcript == repl.talk.transcript
     assert [info.name for info in list_sessions(tmp_path / "sessions")] == ["first"]
 
 
 def test_clear_and_system_keep_what_they_should(talk):
     repl, console = talk("Hello", "/clear", "/system Talk like a clerk.", "/context", "/system -")
-    assert repl.transcript == Transcript()
+    assert repl.talk.transcript == Transcript()
     assert "Cleared 1 exchange." in console.shown
 
 
@@ -210,6 +210,32 @@ def test_help_names_every_command_and_completion_offers_names_and_values(talk):
     assert not list(complete(repl, "hello /ref"))
 
 
+def test_a_long_reply_is_decoded_as_it_comes_and_as_a_whole_only_once(tiny, talk, tmp_path, monkeypatch):
+    lengths = []
+    decode = ChatTokenizer.decode
+
+    def counting(tokenizer, ids, skip_special=True):
+        lengths.append(len(ids))
+        return decode(tokenizer, ids, skip_special)
+
+    monkeypatch.setattr(ChatTokenizer, "decode", counting)
+    repl, _ = talk("Hello", settings=GenerationSettings(add_eos_length=3, refine_iter=1, max_new_tokens=200))
+    reply = repl.talk.transcript.messages[-1]
+    assert len(reply.token_ids) == 200
+    assert [length for length in lengths if length > 100] == [200]
+    (journal,) = (tmp_path / "sessions").iterdir()
+    records = [json.loads(line) for line in journal.read_text().splitlines()]
+    text, ids = "", []
+    for record in records:
+        if record["kind"] == "block":
+            text = text[: record["keep"]] + record["text"]
+            ids += record["token_ids"]
+            whole = decode(tiny[2], ids)
+            assert whole.startswith(text)
+            assert set(whole[len(text) :]) <= {"\ufffd"}
+    assert reply.content.startswith(text)
+
+
 def test_a_model_that_fails_in_mid_reply_is_told_and_the_message_kept(talk, tiny):
     model = tiny[0]
     weight = model.lm_head.weight
@@ -222,4 +248,4 @@ def test_a_model_that_fails_in_mid_reply_is_told_and_the_message_kept(talk, tiny
         with torch.no_grad():
             weight[5] = kept
     assert "The model's output is not a number (NaN)." in console.shown
-    assert repl.transcript.messages[-1].unanswered
+    assert repl.talk.transcript.messages[-1].unanswered

@@ -1,0 +1,88 @@
+"""The slash commands that show and change settings."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from chat.command_row import Command, Value, command, first_word
+from dist.errors import UsageError
+from dist.settings import SETTINGS, Setting
+
+if TYPE_CHECKING:
+    from chat.repl import Repl
+
+
+def setting_names() -> Iterable[Value]:
+    return ((row.name, row.help) for row in SETTINGS.values())
+
+
+def setting_values(name: str) -> Iterable[Value]:
+    row = SETTINGS.get(name)
+    return ((example, row.allowed) for example in row.examples) if row is not None else ()
+
+
+def _values_of_set(repl: Repl, words: tuple[str, ...], word: str) -> Iterable[Value]:
+    if len(words) > 1:
+        return ()
+    return setting_values(words[0]) if words else setting_names()
+
+
+def known_setting(name: str) -> str:
+    """`name`; raises UsageError if it is no setting's."""
+    if name not in SETTINGS:
+        near = difflib.get_close_matches(name, SETTINGS, n=1)
+        raise UsageError(
+            f"There is no setting {name}.",
+            f"Did you mean {near[0]}?" if near else f"The settings are {', '.join(SETTINGS)}.",
+        )
+    return name
+
+
+@command("set", "/set NAME VALUE", "change a setting from the next block on", live=True, values=_values_of_set)
+def set_(repl: Repl, argument: str) -> None:
+    name, _, value = argument.partition(" ")
+    if name:
+        _change(repl, known_setting(name), value.strip())
+    else:
+        settings.run(repl, "")
+
+
+def _change(repl: Repl, name: str, value: str) -> None:
+    if not value:
+        now = shown(getattr(repl.talk.settings, name))
+        repl.note(f"{name} is {now}; it takes {SETTINGS[name].allowed}.")
+        return
+    repl.talk.change_setting(name, value)
+    when = " from the next block on" if repl.work.busy else ""
+    repl.note(f"{name} is {shown(getattr(repl.talk.settings, name))}{when}.")
+
+
+def shown(value: object) -> str:
+    return "none" if value is None else str(value)
+
+
+def _shorthand(row: Setting) -> Command:
+    """`/NAME VALUE`, the same as `/set NAME VALUE`."""
+
+    def run(repl: Repl, argument: str) -> None:
+        _change(repl, row.name, argument)
+
+    values = first_word(lambda repl, word: setting_values(row.name))
+    return command(row.name, f"/{row.name} VALUE", row.help, live=True, values=values)(run)
+
+
+SHORTHANDS = tuple(map(_shorthand, SETTINGS.values()))
+
+
+@command("settings", "/settings", "every setting: value, default, where it came from", live=True)
+def settings(repl: Repl, argument: str) -> None:
+    talk = repl.talk
+    used = talk.last_reply.settings if talk.last_reply is not None else None
+    rows = []
+    for name, row in SETTINGS.items():
+        last = shown(getattr(used, name)) if used is not None else "-"
+        value = shown(getattr(talk.settings, name))
+        rows.append((name, value, shown(row.default), last, talk.origins.get(name, "default")))
+    repl.page.table(rows, head=("setting", "value", "default", "last reply", "from"))

@@ -1,0 +1,74 @@
+"""The slash commands that look at what was said, or change it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from chat.command_row import command, exchanges, whole_number
+from dist.errors import UsageError
+
+if TYPE_CHECKING:
+    from chat.repl import Repl
+
+
+@command("system", "/system [TEXT]", "show or replace the system prompt (- removes it)")
+def system(repl: Repl, argument: str) -> None:
+    if not argument:
+        present = repl.talk.transcript.system
+        repl.note(f"The system prompt is: {present}" if present else "There is no system prompt.")
+        return
+    repl.talk.adopt(repl.talk.transcript.with_system("" if argument == "-" else argument))
+    repl.note("The system prompt is removed." if argument == "-" else "The system prompt is replaced.")
+
+
+@command("clear", "/clear", "start over; the system prompt stays")
+def clear(repl: Repl, argument: str) -> None:
+    gone = len(repl.talk.transcript.exchanges)
+    repl.talk.adopt(repl.talk.transcript.cleared())
+    repl.note(f"Cleared {exchanges(gone)}.")
+
+
+@command("undo", "/undo [N]", "take back the last exchange, or the last N")
+def undo(repl: Repl, argument: str) -> None:
+    n = whole_number(argument, "/undo")
+    before = repl.talk.transcript
+    there = len(before.exchanges)
+    if there == 0:
+        raise UsageError("There is nothing to undo.")
+    repl.talk.adopt(before.without_last(n))
+    left = len(repl.talk.transcript.exchanges)
+    repl.note(
+        f"Took back {exchanges(there - left)}; {exchanges(left) if left else 'none'} left. "
+        f"Last was: {(before.last_question or '')[:60]}"
+    )
+
+
+@command("retry", "/retry", "answer the last message again")
+def retry(repl: Repl, argument: str) -> None:
+    if repl.talk.transcript.last_question is None:
+        raise UsageError("There is nothing to answer again.")
+    repl.answer(repl.talk.transcript.without_reply())
+
+
+@command("context", "/context", "how many tokens the conversation holds, of how many")
+def context(repl: Repl, argument: str) -> None:
+    used, limit = repl.talk.context()
+    repl.note(
+        f"{used:,} of {limit:,} tokens in {len(repl.talk.transcript.exchanges)} exchanges; "
+        f"{repl.cached_tokens:,} are kept from the last turn."
+    )
+
+
+@command("stats", "/stats", "figures of the last reply")
+def stats(repl: Repl, argument: str) -> None:
+    last = repl.talk.last_reply
+    if last is None:
+        repl.note("No reply has been made yet.")
+        return
+    repl.page.table([(name, _listed(value)) for name, value in last.stats.as_dict().items()])
+
+
+def _listed(value: object) -> str:
+    if isinstance(value, list):
+        return " ".join(map(_listed, value))
+    return {True: "yes", False: "no"}.get(value, str(value)) if isinstance(value, bool) else str(value)

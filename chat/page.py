@@ -1,0 +1,75 @@
+"""What the conversation says, put on its console: notices, tables, errors, replies. Knows no model and no file."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from chat import screen
+from chat.console_events import ConsoleEvent, Line
+from chat.running_text import Decode
+from dist.errors import ChatError
+from dist.protocol import Reply
+
+
+class Console(Protocol):
+    """What the conversation needs of a console; console.Console and console_plain.PlainLines are two."""
+
+    events: queue.Queue[ConsoleEvent]
+
+    @property
+    def width(self) -> int: ...
+    @property
+    def height(self) -> int: ...
+    def commit(self, text: str) -> None: ...
+    def note(self, text: str) -> None: ...
+    def echo(self, text: str) -> None: ...
+    def show_live(self, lines: Sequence[Line] | Callable[[], Sequence[Line]]) -> None: ...
+    def clear_live(self) -> None: ...
+    def set_status(self, text: str) -> None: ...
+    def set_toolbar(self, text: str) -> None: ...
+    def set_busy(self, busy: bool) -> None: ...
+
+
+class Page:
+    """A console that is written on in one palette, as wide as the terminal is at that moment."""
+
+    def __init__(self, console: Console, palette: screen.Palette) -> None:
+        self.console = console
+        self.palette = palette
+
+    def note(self, text: str) -> None:
+        """Something that the program says."""
+        self.console.note(screen.notice(text, self.palette, self.console.width))
+
+    def table(self, rows: Sequence[Sequence[str]], head: Sequence[str] = ()) -> None:
+        self.console.note(screen.table(rows, self.console.width, self.palette, head=head))
+
+    def error(self, error: ChatError) -> None:
+        self.console.note(screen.error_block(error, self.palette, self.console.width))
+
+    def stats(self, reply: Reply, used: int, limit: int) -> None:
+        """The figures of one reply, after which `used` of `limit` tokens are taken."""
+        self.console.note(screen.stats_line(reply, used, limit, self.palette, self.console.width))
+
+    def echo(self, text: str) -> None:
+        """What the person sent."""
+        self.console.echo(screen.user_echo(text, self.palette, self.console.width))
+
+    def markdown(self, text: str) -> None:
+        """A whole reply."""
+        self.console.commit(screen.render_markdown(text, self.console.width, self.palette))
+
+    def reply_view(self, decode: Decode) -> screen.ReplyView:
+        """The drawing of a reply that is about to be made."""
+        return screen.ReplyView(decode, self.console.width, self.console.height, self.palette)
+
+    def show(self, frame: screen.Frame) -> None:
+        """One frame of a reply in the making."""
+        self.console.commit(frame.commit)
+        self.console.show_live(frame.draw)
+
+    def status(self, text: str) -> None:
+        """What goes on now; "" for nothing."""
+        self.console.set_status(text)
