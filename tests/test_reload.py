@@ -189,15 +189,15 @@ def reply_by_plain_rule(step: Path, transcript: Transcript, settings) -> tuple[i
 
 def test_load_keeps_the_conversation_and_answers_as_a_fresh_start_would(run, talk, tmp_path):
     repl, console = talk(run / "global_step_3", "Hello", "/load 7", "And then?")
-    messages = repl.transcript.messages
+    messages = repl.talk.transcript.messages
     assert [message.content for message in messages[::2]] == ["Hello", "And then?"]
-    right = reply_by_plain_rule(run / "global_step_7", repl.transcript, repl.settings)
+    right = reply_by_plain_rule(run / "global_step_7", repl.talk.transcript, repl.talk.settings)
     assert messages[3].token_ids == right
-    wrong = reply_by_plain_rule(run / "global_step_3", repl.transcript, repl.settings)
+    wrong = reply_by_plain_rule(run / "global_step_3", repl.talk.transcript, repl.talk.settings)
     assert wrong != right
     assert re.search(f"Step 7 answers from here on, ready in [0-9.]+ s: {run}/global_step_7/actor\n", console.shown)
     assert console.toolbar == "N 3  R 2  greedy  step 7"
-    assert repl.facts["step"] == 7
+    assert repl.talk.facts["step"] == 7
     (journal,) = (tmp_path / "sessions").glob("*.jsonl")
     told = [record for record in map(json.loads, journal.read_text().splitlines()) if record["kind"] == "facts"]
     assert [record["facts"]["step"] for record in told] == [7]
@@ -214,12 +214,12 @@ def test_defaults_of_the_new_step_are_adopted_but_for_what_was_set_by_hand(run, 
         run / "global_step_3", "/refine_iter 3", "/add_eos_length 3", "/load 7", "Hello", options=options
     )
     expected = {"refine_iter": 3, "add_eos_length": 3, "max_length": 700, "max_new_tokens": 12, "top_k": 0}
-    assert {name: getattr(repl.settings, name) for name in expected} == expected
-    assert repl.origins["refine_iter"] == "this conversation"
-    assert repl.origins["max_length"] == "checkpoint's generation_config.json"
-    assert repl.origins["max_new_tokens"] == "command line"
-    assert repl._tokenizer.stop_ids == (2, 260)
-    assert repl._last_reply.prompt_len == len(repl._tokenizer.encode("Hello!"))
+    assert {name: getattr(repl.talk.settings, name) for name in expected} == expected
+    assert repl.talk.origins["refine_iter"] == "this conversation"
+    assert repl.talk.origins["max_length"] == "checkpoint's generation_config.json"
+    assert repl.talk.origins["max_new_tokens"] == "command line"
+    assert repl.talk.tokenizer.stop_ids == (2, 260)
+    assert repl.talk.last_reply.prompt_len == len(repl.talk.tokenizer.encode("Hello!"))
 
 
 def test_steps_and_latest_are_looked_up_anew_each_time(run, talk):
@@ -238,7 +238,7 @@ def test_steps_and_latest_are_looked_up_anew_each_time(run, talk):
     assert [row[4:] for row in rows[0]] == [["loaded,", "latest"], []]
     assert [row[4:] for row in rows[1]] == [["latest"], ["loaded"], []]
     assert [row[4:] for row in rows[2]] == [["loaded,", "latest"], []]
-    assert repl.facts["step"] == 12
+    assert repl.talk.facts["step"] == 12
 
 
 def unfinished(run: Path) -> None:
@@ -278,9 +278,9 @@ def test_what_cannot_be_loaded_is_refused_with_nothing_changed(run, talk, spoil,
     repl, console = talk(run / "global_step_3", "Hello", line, "/undo", "Hello")
     assert message in console.shown
     assert "Traceback" not in console.shown
-    assert repl.facts["step"] == 3
-    assert repl.transcript.messages[-1].token_ids == reply_by_plain_rule(
-        run / "global_step_3", repl.transcript, repl.settings
+    assert repl.talk.facts["step"] == 3
+    assert repl.talk.transcript.messages[-1].token_ids == reply_by_plain_rule(
+        run / "global_step_3", repl.talk.transcript, repl.talk.settings
     )
 
 
@@ -289,16 +289,16 @@ def test_another_architecture_is_refused_by_name(run, talk, tiny_checkpoint):
     repl, console = talk(run / "global_step_3", f"/load {other}")
     assert "It differs: it is a LlamaForCausalLM, the loaded one is a Qwen2ForCausalLM" in console.shown
     assert "Start anew with that folder." in console.shown
-    assert repl.facts["step"] == 3
+    assert repl.talk.facts["step"] == 3
 
 
 def test_a_folder_of_another_kind_with_the_same_model_can_be_loaded(run, talk):
     repl, console = talk(run / "global_step_7", "/load 3", "Hello", f"/load {run}/reference", "/undo", "Hello")
-    assert repl.facts["layout"] == "safetensors"
-    assert repl.facts["step"] is None
+    assert repl.talk.facts["layout"] == "safetensors"
+    assert repl.talk.facts["step"] is None
     assert console.toolbar == "N 3  R 2  greedy"
-    right = reply_by_plain_rule(run / "global_step_3", repl.transcript, repl.settings)
-    assert repl.transcript.messages[-1].token_ids == right
+    right = reply_by_plain_rule(run / "global_step_3", repl.talk.transcript, repl.talk.settings)
+    assert repl.talk.transcript.messages[-1].token_ids == right
 
 
 def test_completion_offers_steps_the_newest_first_and_folders(run, talk, tmp_path):
