@@ -52,6 +52,7 @@ COMMANDS: dict[str, Command] = {
         talk.clear,
         talk.undo,
         talk.retry,
+        talk.edit,
         talk.context,
         talk.stats,
         files.model,

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from chat.command_row import command, exchanges, whole_number
+from chat.command_row import Value, command, exchanges, first_word, whole_number
 from dist.errors import UsageError
 
 if TYPE_CHECKING:
     from chat.repl import Repl
+
+SHOWN_QUESTIONS = 10
 
 
 @command("system", "/system [TEXT]", "show or replace the system prompt (- removes it)")
@@ -48,6 +51,28 @@ def retry(repl: Repl, argument: str) -> None:
     if repl.talk.transcript.last_question is None:
         raise UsageError("There is nothing to answer again.")
     repl.answer(repl.talk.transcript.without_reply())
+
+
+def _questions(repl: Repl, word: str) -> Iterable[Value]:
+    """The person's messages by number, the last one first."""
+    return ((str(n), text[:60]) for n, text in enumerate(repl.talk.transcript.questions[:SHOWN_QUESTIONS], 1))
+
+
+@command(
+    "edit",
+    "/edit [N]",
+    "change your last message, or the N-th last, and go on from there",
+    values=first_word(_questions),
+)
+def edit(repl: Repl, argument: str) -> None:
+    n = whole_number(argument, "/edit")
+    there = len(repl.talk.transcript.questions)
+    if there == 0:
+        raise UsageError("There is nothing to edit.")
+    if n > there:
+        raise UsageError(f"/edit cannot take {n}.", f"Your messages are {there} so far.")
+    repl.note(f"Message {there - n + 1} of {there}: sent anew, it drops all after it. Ctrl-C leaves all as it was.")
+    repl.edit(n)
 
 
 @command("context", "/context", "how many tokens the conversation holds, of how many")

@@ -187,6 +187,10 @@ class Console:
         """Put `text` into the input line, to be changed and sent."""
         self._order(lambda: self._line.replace(text))
 
+    def edit(self, text: str) -> None:
+        """As `set_draft`; what is sent next is marked as edited, unless Ctrl-C comes first."""
+        self._order(lambda: self._line.edit(text))
+
     def flush(self) -> None:
         """Wait until all that was ordered so far is on the screen."""
         shown = threading.Event()
@@ -343,7 +347,7 @@ class Console:
         self._mode.suspend()
         self._redraw()
 
-    def edit(self) -> None:
+    def open_editor(self) -> None:
         """Open the line in the person's editor."""
         self._give_up_screen()
         try:

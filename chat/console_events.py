@@ -31,10 +31,15 @@ class CommandInfo(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Submitted:
-    """A line (or several) was sent. With `live` it is a command to be run at once, in mid-reply."""
+    """A line (or several) was sent.
+
+    live    it is a command to be run at once, in mid-reply
+    edited  it was put into the line by `edit`, and takes the place of what was edited
+    """
 
     text: str
     live: bool = False
+    edited: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +49,7 @@ class Interrupt:
 
 @dataclass(frozen=True, slots=True)
 class Leave:
-    """Ctrl-D on an empty line, or the end of piped input."""
+    """Ctrl-D on an empty line: the end of input."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ class ScreenActions(Protocol):
     """What keys can ask of the console as a whole."""
 
     def suspend(self) -> None: ...
-    def edit(self) -> None: ...
+    def open_editor(self) -> None: ...
     def clear_screen(self) -> None: ...
 
 
@@ -113,6 +113,6 @@ def _session_keys(line: LineActions, screen: ScreenActions) -> KeyBindings:
     @keys.add("c-x", "c-e", filter=has_focus(DEFAULT_BUFFER) & emacs_mode)
     @keys.add("v", filter=has_focus(DEFAULT_BUFFER) & vi_navigation_mode)
     def _edit(event: KeyPressEvent) -> None:
-        screen.edit()
+        screen.open_editor()
 
     return keys

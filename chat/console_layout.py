@@ -82,8 +82,10 @@ class View:
     hint: str = ""
     toolbar: str = ""
     busy: bool = False
+    editing: bool = False
     ascii: bool = False
     idle_hints: tuple[str, ...] = field(default=("/help", "Alt-Enter new line", "Ctrl-D leaves"))
+    edit_hints: tuple[str, ...] = field(default=("editing", "Enter sends it", "Ctrl-C leaves all as it was"))
 
 
 def console_style(color: bool) -> Style:
@@ -191,7 +193,7 @@ def _bottom(view: View, width: int) -> StyleAndTextTuples:
     left = view.hint or view.status
     style = "class:hint" if view.hint else "class:toolbar"
     if not left:
-        left = ("  " if view.ascii else " · ").join(view.idle_hints)
+        left = ("  " if view.ascii else " · ").join(view.edit_hints if view.editing else view.idle_hints)
     left = cut("  " + left, width)
     room = width - get_cwidth(left) - 2
     if get_cwidth(view.toolbar) > room:

@@ -34,6 +34,7 @@ from chat.console_layout import View
 
 ABORT_SECONDS = 2.0
 HOW_TO_LEAVE = "Ctrl-D or /quit leaves."
+NOTHING_CHANGED = "Nothing was changed."
 
 
 class InputLine:
@@ -81,6 +82,10 @@ class InputLine:
         self.chips.clear()
         self.buffer.set_document(Document(text, len(text)))
 
+    def edit(self, text: str) -> None:
+        self.replace(text)
+        self._view.editing = True
+
     def set_busy(self, busy: bool) -> None:
         self._view.busy = busy
         self._view.hint = ""
@@ -111,7 +116,8 @@ class InputLine:
         self._history.append_string(text)
         self.buffer.reset()
         self.chips.clear()
-        self._events.put(Submitted(text, live))
+        edited, self._view.editing = self._view.editing, False
+        self._events.put(Submitted(text, live, edited))
 
     def interrupt(self) -> None:
         self._settle()
@@ -126,9 +132,11 @@ class InputLine:
             return
         if get_app().layout.is_searching:
             stop_search()
-        if self.buffer.text:
+        editing, self._view.editing = self._view.editing, False
+        if self.buffer.text or editing:
             self.buffer.reset()
             self.chips.clear()
+            self.hint(NOTHING_CHANGED if editing else "")
         else:
             self.hint(HOW_TO_LEAVE)
 

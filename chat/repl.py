@@ -65,6 +65,7 @@ class Repl:
         self._inbox = Inbox(console.events, self._run_live)
         self.work = Work(engine, self._inbox, self.page)
         self._answering = Answering(self.talk, self.work, self.page)
+        self._before_edit: Transcript | None = None
 
     # The loop.
 
@@ -74,7 +75,7 @@ class Repl:
             self.page.console.set_busy(False)
             event = self._inbox.next()
             if isinstance(event, Submitted):
-                self._take(event.text)
+                self._take(event)
             elif isinstance(event, Leave):
                 self.leave()
             elif isinstance(event, Failed):
@@ -83,14 +84,17 @@ class Repl:
                 self.leave()
         self.talk.close()
 
-    def _take(self, text: str) -> None:
+    def _take(self, event: Submitted) -> None:
         """Run a command or answer a message; an error is shown and the conversation goes on."""
+        before, self._before_edit = self._before_edit, None
+        if before is None or not event.edited:
+            before = self.talk.transcript
         try:
-            self.page.echo(text)
-            if text.startswith("/"):
-                dispatch(self, text)
+            self.page.echo(event.text)
+            if event.text.startswith("/"):
+                dispatch(self, event.text)
             else:
-                self.answer(self.talk.transcript.with_user(text))
+                self.answer(before.with_user(event.text))
         except (RankError, WeightsLost):
             raise
         except ChatError as error:
@@ -108,6 +112,11 @@ class Repl:
     def answer(self, transcript: Transcript) -> None:
         """Answer the last message of `transcript`, which becomes the conversation. Raises ChatError."""
         self._answering.answer(transcript)
+
+    def edit(self, n: int) -> None:
+        """Put the n-th last message of the person's into the input line; sending it goes on from there."""
+        self._before_edit = self.talk.transcript.before_question(n)
+        self.page.console.edit(self.talk.transcript.questions[n - 1])
 
     @property
     def cached_tokens(self) -> int:

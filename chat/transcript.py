@@ -92,8 +92,18 @@ class Transcript:
 
     @property
     def last_question(self) -> str | None:
-        """The person's last message, for `/retry` and `/edit`; None if there is none."""
-        return next((message.content for message in reversed(self.messages) if message.role == USER), None)
+        """The person's last message, for `/retry`; None if there is none."""
+        return next(iter(self.questions), None)
+
+    @property
+    def questions(self) -> tuple[str, ...]:
+        """The person's messages, the last one first."""
+        return tuple(message.content for message in reversed(self.messages) if message.role == USER)
+
+    def before_question(self, n: int) -> Transcript:
+        """What was said before the n-th last message of the person's. Raises IndexError if there are fewer."""
+        places = [at for at, message in enumerate(self.messages) if message.role == USER]
+        return Transcript(self.messages[: places[-n]])
 
     def with_system(self, text: str) -> Transcript:
         """With this system prompt in place of the old one; with none if `text` is empty."""

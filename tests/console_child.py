@@ -1,8 +1,8 @@
 """A small main loop behind the real console, for tests: answers are made of words, passes take milliseconds.
 
-Run as a program. Knows these lines: `/quit`, `/echo TEXT` (live), `/undo` (not live), `/draft TEXT`, `/stuck`,
-`/die`, `/boom` (a fault in the console); anything else gets a reply. FAKE_PASS_S: seconds a pass takes. FAKE_REPLY:
-a file with the reply. Every event is written to FAKE_EVENTS, one a line.
+Run as a program. Knows these lines: `/quit`, `/echo TEXT` (live), `/undo` (not live), `/draft TEXT`, `/edit TEXT`,
+`/stuck`, `/die`, `/boom` (a fault in the console); anything else gets a reply. FAKE_PASS_S: seconds a pass takes.
+FAKE_REPLY: a file with the reply. Every event is written to FAKE_EVENTS, one a line.
 """
 
 from __future__ import annotations
@@ -33,7 +33,14 @@ class Row:
     live: bool
 
 
-COMMANDS = (Row("quit", False), Row("echo", True), Row("undo", False), Row("draft", False), Row("stuck", False))
+COMMANDS = (
+    Row("quit", False),
+    Row("echo", True),
+    Row("undo", False),
+    Row("draft", False),
+    Row("edit", False),
+    Row("stuck", False),
+)
 
 
 def complete(before: str) -> Iterator[Candidate]:
@@ -87,6 +94,8 @@ class Fake:
             self.leaving = True
         elif text.startswith("/draft "):
             self.console.set_draft(text.removeprefix("/draft "))
+        elif text.startswith("/edit "):
+            self.console.edit(text.removeprefix("/edit "))
         elif text == "/stuck":
             while not isinstance(self.next(block=True), Abort):
                 pass

@@ -52,3 +52,6 @@ class ScriptedConsole:
 
     def set_busy(self, busy):
         pass
+
+    def edit(self, text):
+        self.draft = text

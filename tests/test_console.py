@@ -165,7 +165,7 @@ def test_three_ctrl_c_in_vain_abort_but_never_at_the_prompt(start: Start) -> Non
     talk = start()
     talk.send(CTRL_C * 3 + CTRL_BACKSLASH)
     talk.send("/stuck" + ENTER)
-    talk.wait_event("Submitted(text='/stuck', live=False)")
+    talk.wait_event("Submitted(text='/stuck', live=False, edited=False)")
     talk.send(CTRL_C * 3)
     talk.wait_for("aborted")
     assert talk.events[1:] == ["Interrupt()", "Interrupt()", "Abort()"]
@@ -192,7 +192,7 @@ def test_ctrl_d_on_an_empty_line_leaves_and_puts_the_terminal_back(start: Start)
 def test_alt_enter_ctrl_j_and_a_backslash_make_new_lines(start: Start) -> None:
     talk = start()
     talk.send("one" + ALT_ENTER + "two" + CTRL_J + "three\\" + ENTER + "four" + ENTER)
-    talk.wait_event("Submitted(text='one\\ntwo\\nthree\\nfour', live=False)")
+    talk.wait_event("Submitted(text='one\\ntwo\\nthree\\nfour', live=False, edited=False)")
     talk.wait_for("› one\n  two\n  three\n  four\n")
 
 
@@ -201,7 +201,7 @@ def test_a_live_command_runs_in_mid_reply_and_other_text_waits(start: Start) -> 
     talk.send("hello" + ENTER)
     talk.wait_for("block 2")
     talk.send("/echo now" + ENTER)
-    talk.wait_event("Submitted(text='/echo now', live=True)")
+    talk.wait_event("Submitted(text='/echo now', live=True, edited=False)")
     talk.send("/undo" + ENTER)
     talk.wait_for("/undo has to wait")
     talk.send("\x15" + "my next words" + ENTER)
@@ -211,7 +211,37 @@ def test_a_live_command_runs_in_mid_reply_and_other_text_waits(start: Start) -> 
     assert talk.lines.count("› my next words") == 1
     assert not any("my next words" in event for event in talk.events)
     talk.send(ENTER)
-    talk.wait_event("Submitted(text='my next words', live=False)")
+    talk.wait_event("Submitted(text='my next words', live=False, edited=False)")
+
+
+def test_an_edited_line_is_marked_when_it_is_sent_and_not_after_ctrl_c(start: Start) -> None:
+    talk = start()
+    talk.send("/edit as it was" + ENTER)
+    talk.wait_for("› as it was")
+    talk.wait_for("Ctrl-C leaves all as it was")
+    talk.send(CTRL_C)
+    talk.wait_for("Nothing was changed.")
+    talk.wait_for(lambda screen: PROMPT in screen.lines)
+    talk.send("/echo plain" + ENTER)
+    talk.wait_event("Submitted(text='/echo plain', live=False, edited=False)")
+    talk.send("/edit as it was" + ENTER)
+    talk.wait_for("› as it was")
+    talk.send(", changed" + ENTER)
+    talk.wait_event("Submitted(text='as it was, changed', live=False, edited=True)")
+    talk.wait_for(STATS)
+    talk.wait_for("Alt-Enter new line")
+
+
+@pytest.mark.parametrize("leave", [CTRL_C, ""])
+def test_where_no_line_can_be_prepared_the_next_one_is_the_edited(start: Start, leave: str) -> None:
+    talk = start(TERM="dumb")
+    talk.send("/edit as it was\n")
+    talk.wait_for("\nas it was\n>")
+    if leave:
+        talk.send(leave)
+        talk.wait_for("Nothing was changed.\n>")
+    talk.send("/echo next\n")
+    talk.wait_event(f"Submitted(text='/echo next', live=False, edited={not leave})")
 
 
 def test_a_paste_is_one_message_and_a_long_one_shows_as_a_chip(start: Start) -> None:
@@ -223,7 +253,9 @@ def test_a_paste_is_one_message_and_a_long_one_shows_as_a_chip(start: Start) -> 
     talk.wait_for("[2,000 lines pasted]")
     talk.send(" end" + ENTER)
     talk.wait_for("more lines")
-    assert talk.events == [f"Submitted(text={'See: a' + chr(10) + 'b ' + text + ' end'!r}, live=False)"]
+    assert talk.events == [
+        f"Submitted(text={'See: a' + chr(10) + 'b ' + text + ' end'!r}, live=False, edited=False)"
+    ]
 
 
 def test_a_chip_goes_with_one_backspace_and_opens_with_ctrl_o(start: Start) -> None:
@@ -267,7 +299,9 @@ def test_ctrl_r_searches_and_a_suggestion_is_taken_with_the_right_arrow(start: S
     talk.type("/echo so")
     talk.wait_for("› /echo some old words")
     talk.send("\x1b[C" + ENTER)
-    talk.wait_for(lambda _: talk.events.count("Submitted(text='/echo some old words', live=False)") == 2)
+    talk.wait_for(
+        lambda _: talk.events.count("Submitted(text='/echo some old words', live=False, edited=False)") == 2
+    )
 
 
 def test_the_menu_shows_descriptions_and_tab_chooses(start: Start) -> None:
@@ -279,7 +313,7 @@ def test_the_menu_shows_descriptions_and_tab_chooses(start: Start) -> None:
     talk.send(TAB)
     talk.wait_for("› /undo")
     talk.send(ENTER)
-    talk.wait_event("Submitted(text='/undo', live=False)")
+    talk.wait_event("Submitted(text='/undo', live=False, edited=False)")
 
 
 def test_the_editor_gets_the_terminal_without_signal_keys(start: Start, tmp_path: Path) -> None:
@@ -320,7 +354,7 @@ def test_vi_keys(start: Start) -> None:
     talk.send("bcwthree")
     talk.wait_for("› one three")
     talk.send(ENTER)
-    talk.wait_event("Submitted(text='one three', live=False)")
+    talk.wait_event("Submitted(text='one three', live=False, edited=False)")
 
 
 def test_ctrl_l_keeps_what_was_committed(start: Start) -> None:

@@ -13,6 +13,7 @@ from scripted_console import ScriptedConsole
 
 from chat.commands import COMMANDS, complete
 from chat.console_events import Interrupt, Submitted
+from chat.journal import read_journal
 from chat.repl import Repl
 from chat.screen import Palette
 from chat.session import Session, list_sessions
@@ -126,6 +127,8 @@ def test_ctrl_c_before_the_first_block_leaves_the_message_unanswered_for_retry(t
         ("/undo", "There is nothing to undo."),
         ("/undo x", "/undo cannot take 'x'.\nIt takes a whole number from 1."),
         ("/retry", "There is nothing to answer again."),
+        ("/edit", "There is nothing to edit."),
+        ("/edit 0", "/edit cannot take '0'."),
         ("/export", "/export needs a file name."),
         ("/export x.docx", "Cannot tell the format of 'x.docx' from its extension."),
         ("/export /nowhere/x.md", "/nowhere/x.md cannot be written."),
@@ -208,6 +211,44 @@ def test_help_names_every_command_and_completion_offers_names_and_values(talk):
     assert {text for text, _, _ in complete(repl, "/set top_")} == {"top_k", "top_p"}
     assert "cached" in {text for text, _, _ in complete(repl, "/set decoder c")}
     assert not list(complete(repl, "hello /ref"))
+
+
+def test_an_edited_message_goes_on_from_there_on_screen_and_on_disk(tiny, talk, tmp_path):
+    model, _, tokenizer = tiny
+    edited = Submitted("Second, changed", edited=True)
+    repl, console = talk("First", "Second", "Third", "/edit 2", edited, f"/export {tmp_path}/a.json")
+    assert console.draft == "Second"
+    assert "Message 2 of 3: sent anew" in console.shown
+    messages = repl.talk.transcript.messages
+    assert [message.content for message in messages if message.role == "user"] == ["First", "Second, changed"]
+    asked = prompt_ids(Transcript(messages[:-1]), tokenizer, True)
+    assert messages[-1].token_ids == plain_rule(model, asked, START, tokenizer.eos_id, tokenizer.stop_ids)
+    (journal,) = (tmp_path / "sessions").iterdir()
+    assert read_journal(journal.read_bytes()).transcript == repl.talk.transcript
+    exported = json.loads((tmp_path / "a.json").read_text())["messages"]
+    assert [message["content"] for message in exported] == [message.content for message in messages]
+
+
+def test_undo_after_an_edit_takes_back_the_edited_exchange_alone(talk):
+    repl, _ = talk("First", "Second", "/edit", Submitted("Changed", edited=True), "/undo")
+    assert repl.talk.transcript.questions == ("First",)
+
+
+@pytest.mark.parametrize("next_line", [Submitted("Third"), Submitted("/settings", edited=True)])
+def test_an_edit_that_is_not_sent_leaves_everything_as_it_was(talk, next_line):
+    """A line that is not marked as edited was sent after Ctrl-C had ended the editing."""
+    repl, console = talk("First", "Second", "/edit 2", next_line, "Last")
+    assert console.draft == "First"
+    questions = [text for text in repl.talk.transcript.questions if text != "Third"]
+    assert questions == ["Last", "Second", "First"]
+
+
+def test_an_edited_message_that_cannot_be_answered_changes_nothing(talk):
+    repl, console = talk("First", "Second", "/edit 2", Submitted("word " * 3000, edited=True))
+    assert "The prompt is too long." in console.shown
+    assert repl.talk.transcript.questions == ("Second", "First")
+    assert "/edit cannot take 3.\nYour messages are 2 so far." in talk("One", "Two", "/edit 3")[1].shown
+    assert list(complete(repl, "/edit ")) == [("1", "Second", 0), ("2", "First", 0)]
 
 
 def test_a_long_reply_is_decoded_as_it_comes_and_as_a_whole_only_once(tiny, talk, tmp_path, monkeypatch):

@@ -1,0 +1,63 @@
+"""What commands do to a conversation, by the whole program in a real terminal."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from program import Chat
+from pty_screen import CTRL_C
+
+SHORT = ("--max_new_tokens", "12", "--add_eos_length", "3")
+
+
+@pytest.fixture
+def checkpoint(tiny_checkpoint):
+    return str(tiny_checkpoint("fsdp2", 3))
+
+
+def exported(chat: Chat) -> list[str]:
+    """What the person said, by an export."""
+    target = chat.home / f"{len(list(chat.home.glob('*.json')))}.json"
+    chat.say(f"/export {target}")
+    chat.wait_for(lambda screen: f"Wrote{target}" in "".join(screen.text.split()))
+    messages = json.loads(target.read_text())["messages"]
+    return [message["content"] for message in messages if message["role"] == "user"]
+
+
+def replies(chat: Chat, count: int) -> None:
+    """Wait until so many replies have been made in all."""
+    chat.wait_for(lambda screen: "\n".join(screen.scrollback).count("tok/s") == count)
+    chat.wait_for("Alt-Enter new line")
+
+
+@pytest.mark.timeout(600)
+def test_an_earlier_message_is_edited_in_the_input_line(tmp_path, checkpoint):
+    with Chat(tmp_path, "1", checkpoint, *SHORT) as chat:
+        for count, line in enumerate(("One", "Two", "Three"), 1):
+            chat.say(line)
+            replies(chat, count)
+
+        # Ctrl-C leaves everything as it was, and what is typed next is a message like any other.
+        chat.say("/edit 2")
+        chat.wait_for("› Two\n")
+        chat.wait_for("Ctrl-C leaves all as it was")
+        chat.send(CTRL_C)
+        chat.wait_for("Nothing was changed.")
+        assert exported(chat) == ["One", "Two", "Three"]
+
+        # Enter goes on from there, on the screen, in the session and in exports.
+        chat.say("/edit 2")
+        chat.wait_for("  editing · Enter sends it")
+        chat.type(" and a half")
+        chat.send("\r")
+        replies(chat, 4)
+        assert "› Two and a half" in chat.text
+        assert exported(chat) == ["One", "Two and a half"]
+        chat.say("/quit")
+        assert chat.wait_end() == 0
+    with Chat(tmp_path, "1", checkpoint, *SHORT, "--resume") as chat:
+        chat.wait_for("2 exchanges")
+        chat.say("/undo")
+        chat.wait_for("Last was: Two and a half")
+        assert exported(chat) == ["One"]
