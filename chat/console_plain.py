@@ -43,6 +43,7 @@ class PlainLines:
         self._on_abort = on_abort
         self._prompt = prompt if os.isatty(streams.keyboard_fd) else ""
         self._busy = False
+        self._editing = False
         self._interrupts: list[float] = []
         self._thread = threading.Thread(target=self._read, name="lines", daemon=True)
 
@@ -78,6 +79,11 @@ class PlainLines:
         """A line cannot be prepared here; show it instead, to be copied."""
         if text and self._prompt:
             self.note(text)
+
+    def edit(self, text: str) -> None:
+        """Show `text`; the next line takes its place and is marked as edited, unless Ctrl-C comes first."""
+        self.note(text)
+        self._editing = True
 
     def set_busy(self, busy: bool) -> None:
         was, self._busy = self._busy, busy
@@ -122,7 +128,8 @@ class PlainLines:
         # Piped lines are answered one after the other; only a person can mean "now, in mid-reply".
         if not (self._prompt and self._busy):
             self._busy = True
-            self.events.put(Submitted(text))
+            edited, self._editing = self._editing, False
+            self.events.put(Submitted(text, edited=edited))
         elif command_word(text) is not None:
             self.events.put(Submitted(text, live=True))
         else:
@@ -130,7 +137,8 @@ class PlainLines:
 
     def _interrupt(self) -> None:
         if not self._busy:
-            self.note("\nCtrl-D leaves.")
+            self.note("\nNothing was changed." if self._editing else "\nCtrl-D leaves.")
+            self._editing = False
             self._ask()
             return
         now = time.monotonic()
