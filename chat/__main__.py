@@ -13,7 +13,7 @@ import traceback
 from typing import TYPE_CHECKING, NoReturn
 
 from chat.lifeline import Lifeline, die_with_parent, write_status
-from chat.options import LaunchOptions, load_config, parse_options, with_config
+from chat.options import LaunchOptions, asked_options, load_config, parse_options, with_config
 from chat.terminal import Streams, open_streams
 from dist.errors import ChatError, RankError
 
@@ -28,9 +28,12 @@ def main() -> None:
     """Run one rank; ends the process."""
     rank = int(os.environ.get("RANK", "0"))
     try:
+        if rank == 0:
+            options = parse_options(sys.argv[1:], stdin_is_terminal=os.isatty(0))
+        else:
+            options = asked_options(sys.argv[1:], io.StringIO())
         # Every rank reads the config file: it may say how the model is spread and in which dtype.
-        stdout = sys.stdout if rank == 0 else io.StringIO()
-        options = with_config(parse_options(sys.argv[1:], stdout=stdout), load_config())
+        options = with_config(options, load_config())
     except ChatError as error:
         if rank == 0:
             print(error, file=sys.stderr)

@@ -1,6 +1,6 @@
 """The console where nothing can be redrawn: read lines, print lines. Knows no cursor, no colour and no keys.
 
-For pipes, TERM=dumb and ACCESSIBLE=1; the same methods as `console.Console`.
+For TERM=dumb and ACCESSIBLE=1; the same methods as `console.Console`.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ INTERRUPT, SUSPEND = b"\x03", b"\x1a"
 
 
 class PlainLines:
-    """A line loop. Replies go to `streams.replies`, everything else to `streams.notices`.
+    """A line loop on a terminal. Replies go to `streams.replies`, everything else to `streams.notices`.
 
-    The owner calls `set_busy(False)` whenever it is ready for the next line.
-    On a terminal it prompts for each line, and in the line mode of `terminal.BaseMode` Ctrl-C is an event as
-    in the console. A last line without a newline counts; the end of input is `Leave`.
+    The owner calls `set_busy(False)` whenever it is ready for the next line. In the line mode of
+    `terminal.BaseMode` Ctrl-C is an event as in the console. A last line without a newline counts; the end of
+    input is `Leave`.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class PlainLines:
         self._streams = streams
         self._mode = mode
         self._on_abort = on_abort
-        self._prompt = prompt if os.isatty(streams.keyboard_fd) else ""
+        self._prompt = prompt
         self._busy = False
         self._editing = False
         self._interrupts: list[float] = []
@@ -77,7 +77,7 @@ class PlainLines:
 
     def set_draft(self, text: str) -> None:
         """A line cannot be prepared here; show it instead, to be copied."""
-        if text and self._prompt:
+        if text:
             self.note(text)
 
     def edit(self, text: str) -> None:
@@ -96,9 +96,8 @@ class PlainLines:
         self._streams.notices.flush()
 
     def _ask(self) -> None:
-        if self._prompt:
-            self._streams.notices.write(self._prompt)
-            self._streams.notices.flush()
+        self._streams.notices.write(self._prompt)
+        self._streams.notices.flush()
 
     def _read(self) -> None:
         try:
@@ -125,8 +124,7 @@ class PlainLines:
             self._submit(text)
 
     def _submit(self, text: str) -> None:
-        # Piped lines are answered one after the other; only a person can mean "now, in mid-reply".
-        if not (self._prompt and self._busy):
+        if not self._busy:
             self._busy = True
             edited, self._editing = self._editing, False
             self.events.put(Submitted(text, edited=edited))

@@ -7,6 +7,8 @@ imported as late as can be, so that the first words stand on the screen at once.
 from __future__ import annotations
 
 import dataclasses
+import io
+import select
 import sys
 import threading
 import time
@@ -26,6 +28,7 @@ from dist.errors import CheckpointError, WeightsLost
 from dist.settings import GenerationSettings
 
 CLOSE_S = 1.0
+WAIT_S = 1.0
 REDRAW_S = 0.1
 
 if TYPE_CHECKING:
@@ -56,10 +59,10 @@ def run(options: LaunchOptions, streams: Streams, lifeline: Lifeline) -> int:
     started = time.monotonic()
     config = load_config()
     options = with_config(options, config)
-    prompts = read_prompts(options, sys.stdin.buffer) if options.has_prompts else ()
+    status = Status(streams)
+    prompts = asked_prompts(options, status)
     checkpoint = open_asked(options)
     settings, origins = resolve_settings(options, config, checkpoint.generation_config)
-    status = Status(streams)
     if options.verify:
         verify(checkpoint, status)
     status.show(f"Loading {checkpoint.path}")
@@ -127,6 +130,14 @@ def run(options: LaunchOptions, streams: Streams, lifeline: Lifeline) -> int:
         raise
     let_go()
     return code
+
+
+def asked_prompts(options: LaunchOptions, status: Status) -> tuple[Prompt, ...]:
+    """The prompts to answer, none for a conversation. Says so if it has to wait for them. Raises UsageError."""
+    stdin = sys.stdin.buffer if sys.stdin else io.BytesIO()  # None where descriptor 0 is closed
+    if options.reads_stdin and sys.stdin and not select.select([stdin], [], [], WAIT_S)[0]:
+        status.say("Reading prompts from standard input, up to its end.")
+    return read_prompts(options, stdin)
 
 
 def load(

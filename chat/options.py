@@ -78,32 +78,55 @@ usage: bash run_chat.sh [COUNT] [CHECKPOINT] [PROMPT] [options]
        torchrun --standalone --nproc_per_node=COUNT -m chat --checkpoint_dir CHECKPOINT [options]
 
 Talk to a verl checkpoint. Without a checkpoint the embedded model answers, without a prompt a
-conversation opens. COUNT is the number of processes, or auto. Text piped in without a prompt
-option is a conversation too, each line a message; --prompts_file - takes each line for a prompt
-of its own, and --prompt - takes the whole of it for one.
+conversation opens. COUNT is the number of processes, or auto. Of text that is piped in, each line
+is a prompt of its own, as with --prompts_file -; with - in the place of PROMPT, or --prompt -, the
+whole of it is one prompt.
 
 Names may be written with _ or with -. The command line comes before the config file
 (dllm-chat/config.toml in the XDG config folder), that before the checkpoint's
 generation_config.json, and that before the defaults given here."""
 
 
-def parse_options(argv: Sequence[str], *, stdout: TextIO | None = None) -> LaunchOptions:
-    """The options that `argv` (without the program's name) asks for.
+def parse_options(
+    argv: Sequence[str], *, stdin_is_terminal: bool = True, stdout: TextIO | None = None
+) -> LaunchOptions:
+    """The options that `argv` (without the program's name) asks for, with what prompts there are settled.
 
     Touches the disk only to look whether the named files can be read and written. `--help` and `--version`
     print to `stdout` and raise SystemExit(0). Raises UsageError for everything else that cannot be.
     """
-    values = _scan(argv)
-    for name, text in (("help", help_text), ("version", version_text)):
-        if values.pop(name, False):
-            print(text(), file=stdout or sys.stdout)
-            raise SystemExit(0)
-    settings = {name: values.pop(name) for name in tuple(values) if name in SETTINGS}
-    options = LaunchOptions(**values, settings=settings, given=frozenset((*values, *settings)))
+    options = asked_options(argv, stdout or sys.stdout)
+    if stdin_is_prompts(options, stdin_is_terminal):
+        options = dataclasses.replace(options, prompts_file=STDIN)
+        if options.resume is not None:
+            raise UsageError(
+                "--resume opens a conversation, which needs a terminal.",
+                "Standard input is not one, so each of its lines is a prompt.",
+                "Start the program on a terminal, or leave --resume out.",
+            )
     _check_together(options)
     _check_prompts_file(options)
     _check_output_file(options)
     return options
+
+
+def asked_options(argv: Sequence[str], stdout: TextIO) -> LaunchOptions:
+    """What `argv` says, taken alone: enough for a follower, whose files and streams are not those of rank 0.
+
+    Raises UsageError and SystemExit as `parse_options` does.
+    """
+    values = _scan(argv)
+    for name, text in (("help", help_text), ("version", version_text)):
+        if values.pop(name, False):
+            print(text(), file=stdout)
+            raise SystemExit(0)
+    settings = {name: values.pop(name) for name in tuple(values) if name in SETTINGS}
+    return LaunchOptions(**values, settings=settings, given=frozenset((*values, *settings)))
+
+
+def stdin_is_prompts(options: LaunchOptions, stdin_is_terminal: bool) -> bool:
+    """Whether the lines of standard input are the prompts without having been named: nobody sits there to talk."""
+    return not stdin_is_terminal and not options.has_prompts
 
 
 def _scan(argv: Sequence[str]) -> dict[str, Any]:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from chat.options import parse_options
@@ -13,7 +14,7 @@ from dist.errors import ChatError
 
 def main(arguments: list[str]) -> int:
     try:
-        options = parse_options(arguments)
+        options = parse_options(arguments, stdin_is_terminal=os.isatty(0))
     except ChatError as error:
         print(error, file=sys.stderr)
         return error.exit_code

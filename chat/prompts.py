@@ -16,6 +16,8 @@ from chat.options import STDIN, LaunchOptions
 from chat.transcript import ASSISTANT, USER, Message, Transcript
 from dist.errors import UsageError
 
+STDIN_NAME = "Standard input"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
@@ -30,22 +32,26 @@ def read_prompts(options: LaunchOptions, stdin: BinaryIO) -> tuple[Prompt, ...]:
 
     `stdin` is read to its end if one of the options is `-`.
     """
+    if options.reads_stdin:
+        data = stdin.read()
+        text = _decode(data, STDIN_NAME)
+        if not text.strip():
+            raise UsageError(
+                "There is no prompt.",
+                "Standard input holds no text.",
+                "Pipe prompts into the program, give --prompt TEXT, or start it on a terminal for a conversation.",
+            )
+        if options.prompts_file == STDIN:
+            return tuple(_lines(data, STDIN_NAME))
+        return (_from_value(text.rstrip("\r\n"), "--prompt"),)
     if options.prompt is not None:
-        text = options.prompt
-        if text == STDIN:
-            text = _decode(stdin.read(), "Standard input").rstrip("\r\n")
-            if not text.strip():
-                raise UsageError("Standard input holds no prompt.", mend="Pipe some text into the program.")
-        return (_from_value(text, "--prompt"),)
+        return (_from_value(options.prompt, "--prompt"),)
     if options.prompts_file is None:
         return ()
-    if options.prompts_file == STDIN:
-        where, prompts = "Standard input", tuple(_lines(stdin.read(), "Standard input"))
-    else:
-        path = expand(options.prompts_file)
-        where, prompts = str(path), tuple(_file(path))
+    path = expand(options.prompts_file)
+    prompts = tuple(_file(path))
     if not prompts:
-        raise UsageError(f"{where} holds no prompts.")
+        raise UsageError(f"{path} holds no prompts.")
     return prompts
 
 

@@ -16,6 +16,7 @@ from chat.config_file import ConfigFile, read_generation_config
 from chat.options import (
     VERSION,
     LaunchOptions,
+    asked_options,
     help_text,
     load_config,
     parse_options,
@@ -103,6 +104,26 @@ def test_resume_takes_a_name_or_none() -> None:
     assert parse_options(["--resume", "poems"]).resume == "poems"
     assert parse_options(["--resume", "--debug"]).resume == ""
     assert parse_options([]).resume is None
+
+
+def test_lines_of_standard_input_are_the_prompts_where_it_is_no_terminal_and_none_are_named() -> None:
+    piped = parse_options(["--json", "--n", "2", "--verbose_trace"], stdin_is_terminal=False)
+    assert (piped.prompts_file, piped.prompt, piped.n) == ("-", None, 2)
+    assert piped.has_prompts and piped.reads_stdin
+    for argv in (["--prompt", "-"], ["--prompt", "x"], ["--prompts_file", "-"]):
+        assert parse_options(argv, stdin_is_terminal=False) == parse_options(argv)
+    with pytest.raises(UsageError) as caught:
+        parse_options(["--resume", "poems"], stdin_is_terminal=False)
+    assert str(caught.value) == (
+        "--resume opens a conversation, which needs a terminal. Standard input is not one, so each of its lines is "
+        "a prompt. Start the program on a terminal, or leave --resume out."
+    )
+
+
+def test_a_follower_looks_at_no_file_and_no_stream(tmp_path: Path) -> None:
+    argv = ["--prompts_file", str(tmp_path / "only on another host"), "--output_file", "/no/such/folder/r.json"]
+    assert asked_options([*argv, "--dtype", "bf16"], io.StringIO()).dtype == "bfloat16"
+    assert asked_options(["--json"], io.StringIO()).json
 
 
 def test_a_prompt_may_begin_with_hyphens_unless_it_is_an_option() -> None:

@@ -6,7 +6,8 @@ import json
 import shutil
 
 import pytest
-from program import run_chat
+from program import READY_S, ROOT, environment, run_chat
+from pty_screen import CTRL_D, PtyScreen
 
 PROMPT = "Solve: 25 * 4 = ?"
 SHORT = ("--max_new_tokens", "24", "--add_eos_length", "7", "--refine_iter", "2", "--dtype", "float32")
@@ -49,14 +50,56 @@ def test_a_file_of_prompts_becomes_a_file_of_results(tmp_path, tiny_checkpoint):
 
 
 @pytest.mark.timeout(600)
-def test_piped_lines_are_a_conversation_with_replies_on_stdout_only(tmp_path, tiny_checkpoint):
-    checkpoint = str(tiny_checkpoint("fsdp1", 2))
-    done = run_chat(tmp_path, "2", checkpoint, *SHORT, stdin="Hello\n/settings\nAnd then?")
+def test_each_piped_line_is_a_prompt_with_replies_on_stdout_only(tmp_path, tiny_checkpoint):
+    asked = ("2", str(tiny_checkpoint("fsdp1", 2)), *SHORT, "--json")
+    done = run_chat(tmp_path, *asked, stdin="Hello\n\n/settings\nAnd then?")
     assert done.returncode == 0, done.stderr
-    assert "refine_iter" in done.stderr
-    assert "tok/s" in done.stderr
-    assert "refine_iter" not in done.stdout
-    assert done.stdout.strip()
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row["prompt"] for row in rows] == ["Hello", "/settings", "And then?"]
+    assert done.stderr.startswith("Starting 2 processes ")
+    assert done.stderr.count("\n") == 1
+    # Prompts of their own: what came before is not in them.
+    (alone,) = run_chat(tmp_path, *asked, "--prompt", "And then?").stdout.splitlines()
+    assert json.loads(alone)["token_ids"] == rows[2]["token_ids"]
+
+
+NO_PROMPT = (
+    "There is no prompt. Standard input holds no text. "
+    "Pipe prompts into the program, give --prompt TEXT, or start it on a terminal for a conversation."
+)
+
+
+@pytest.mark.parametrize("ranks", ["1", "2"])
+def test_without_a_terminal_and_without_a_prompt_nothing_is_loaded(tmp_path, ranks):
+    # No checkpoint lies there: it is not even looked at.
+    done = run_chat(tmp_path, ranks, str(tmp_path / "nothing"), stdin="\n")
+    assert (done.returncode, done.stdout) == (2, "")
+    started, _, said = done.stderr.partition("\n")
+    assert started.startswith("Starting ")
+    assert " ".join(said.split()) == NO_PROMPT
+
+
+def test_a_session_cannot_be_resumed_over_a_pipe(tmp_path):
+    done = run_chat(tmp_path, "1", str(tmp_path / "nothing"), "--resume", stdin="Hello\n")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("--resume opens a conversation, which needs a terminal.")
+
+
+@pytest.mark.timeout(600)
+def test_a_terminal_that_cannot_be_redrawn_gets_a_conversation_of_plain_lines(tmp_path, tiny_checkpoint):
+    command = ["bash", str(ROOT / "run_chat.sh"), "2", str(tiny_checkpoint("fsdp1", 2)), *SHORT]
+    with PtyScreen(command, columns=100, rows=40, env=environment(tmp_path, ACCESSIBLE="1")) as talk:
+        talk.wait_for("/help lists the commands", READY_S)
+        talk.send("Hello\n")
+        talk.wait_for("tok/s", 60)
+        talk.send("/settings\n")
+        talk.wait_for("command line")
+        talk.send("/undo\n")
+        talk.wait_for("Took back 1 exchange")
+        talk.send(CTRL_D)
+        assert talk.wait_end(30) == 0
+        assert b"\x1b" not in talk.raw
+        assert talk.mode == talk.mode_before
 
 
 def broken(folder, source, name, change):

@@ -49,14 +49,21 @@ def test_one_prompt_is_a_message_of_the_person() -> None:
 
 def test_a_hyphen_reads_the_whole_of_standard_input_as_one_prompt() -> None:
     assert given(read("--prompt", "-", stdin="Two\nlines \u00e9\n".encode())) == ["Two\nlines \u00e9"]
-    with pytest.raises(UsageError, match="Standard input holds no prompt"):
-        read("--prompt", "-", stdin=b" \n")
 
 
 def test_lines_of_standard_input_are_prompts() -> None:
     assert given(read("--prompts_file", "-", stdin=b"one\n\ntwo")) == ["one", "two"]
-    with pytest.raises(UsageError, match=r"Standard input holds no prompts\."):
-        read("--prompts_file", "-")
+
+
+@pytest.mark.parametrize("argv", [["--prompt", "-"], ["--prompts_file", "-"]])
+@pytest.mark.parametrize("stdin", ["", " \n\n", "\ufeff\u00a0\n"])
+def test_standard_input_without_text_is_no_prompt(argv: list[str], stdin: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        read(*argv, stdin=stdin.encode())
+    assert str(caught.value) == (
+        "There is no prompt. Standard input holds no text. Pipe prompts into the program, give --prompt TEXT, or "
+        "start it on a terminal for a conversation."
+    )
 
 
 @pytest.mark.parametrize("name", ["p.txt", "p", "p.TXT"])
