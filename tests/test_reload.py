@@ -301,6 +301,21 @@ def test_a_folder_of_another_kind_with_the_same_model_can_be_loaded(run, talk):
     assert repl.talk.transcript.messages[-1].token_ids == right
 
 
+def test_under_verify_all_checksums_are_compared_before_weights_are_overwritten(run, talk):
+    options = LaunchOptions(checkpoint_dir=str(run), settings=SHORT, dtype="float32", verify=True)
+    shutil.copytree(run / "global_step_3", run / "global_step_9")
+    files = sorted((run / "global_step_9" / "actor").glob("model_*.pt"))
+    # What add_step changed in step 7, it changed behind the checksums.
+    repl, console = talk(run / "global_step_3", "/load 9", "/load 7", options=options)
+    seen = [text.partition(":")[0] for text in console.status]
+    assert list(dict.fromkeys(seen)) == ["checking 9", "verifying", "loading", "", "checking 7"]
+    total = sum(path.stat().st_size for path in files) / 1e9
+    assert f"verifying: {total:.2f} of {total:.2f} GB, " in console.status[seen.index("loading") - 1]
+    assert f"File 1 of 3 is damaged: {run}/global_step_7/actor/model_world_size_3_rank_0.pt." in console.shown
+    assert "Its bytes do not match their checksums (Bad CRC-32 for file " in console.shown
+    assert repl.talk.facts["step"] == 9
+
+
 def test_completion_offers_steps_the_newest_first_and_folders(run, talk, tmp_path):
     repl, _ = talk(run / "global_step_3")
     offered = [(text, about) for text, about, _ in complete(repl, "/load ")]
