@@ -149,6 +149,7 @@ def load(
     """Every rank, together: the model, ready to answer. What one rank cannot read, all refuse with its words."""
     from dist.engine import Engine
     from dist.model import load_model
+    from dist.packing import packing_pays
     from dist.reload import Reloader
 
     problem = None
@@ -173,7 +174,14 @@ def load(
         partial(open_folder, options),
         trust_remote_code=options.trust_remote_code,
     )
-    return Engine(loaded.module, group, max_positions=loaded.max_positions, reloader=reloader), reloader
+    engine = Engine(
+        loaded.module,
+        group,
+        max_positions=loaded.max_positions,
+        reloader=reloader,
+        packed=packing_pays(loaded.device, loaded.placement),
+    )
+    return engine, reloader
 
 
 def open_asked(options: LaunchOptions) -> Checkpoint:

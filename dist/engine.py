@@ -18,6 +18,7 @@ from dist.footprint import rows_together
 from dist.forward import CachedForward, Forward, PlainForward
 from dist.memory import free_bytes
 from dist.model_fill import OnProgress
+from dist.packing import pack, unpack
 from dist.probe import probe_causality
 from dist.protocol import (
     Control,
@@ -44,18 +45,27 @@ class Engine:
 
     Rank 0 calls `answer`, `load` and `shutdown`; every other rank calls `follow`.
     `slow_reason` says in words why this model is decoded by the plain rule, or is None. Without a `reloader` the
-    weights stay as they are.
+    weights stay as they are. `packed` holds the weights of the module given as `dist.packing` does.
     """
 
     slow_reason: str | None
 
     def __init__(
-        self, module: Any, group: Group, *, max_positions: int | None, reloader: Reloader | None = None
+        self,
+        module: Any,
+        group: Group,
+        *,
+        max_positions: int | None,
+        reloader: Reloader | None = None,
+        packed: bool = False,
     ) -> None:
         self.max_positions = max_positions
         self._group = group
         self._module = module
         self._reloader = reloader
+        self._packed = packed
+        if packed:
+            pack(module)
         self._plain = PlainForward(module)
         self._chunk = CHUNK_GPU if group.device.type == "cuda" else CHUNK_CPU
         self._begin_anew()
@@ -147,7 +157,12 @@ class Engine:
 
     def _swap(self, folder: str, ready: Ready | None = None, progress: OnProgress | None = None) -> None:
         assert self._reloader is not None
-        self._reloader.swap(folder, ready, progress)
+        unpack(self._module)
+        try:
+            self._reloader.swap(folder, ready, progress)
+        finally:
+            if self._packed:
+                pack(self._module)
         self._begin_anew()
 
     def shutdown(self) -> None:

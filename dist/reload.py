@@ -83,7 +83,7 @@ class Reloader:
         return Ready(
             checkpoint=checkpoint,
             plan=FillPlan(
-                module=module, wanted=wanted_tensors(module), sources=plan.sources, tied=plan.tied, in_place=True
+                module=module, wanted=plan.wanted, sources=plan.sources, tied=plan.tied, in_place=True
             ),
         )
 
@@ -111,7 +111,9 @@ class Reloader:
 
     def _fill(self, ready: Ready, progress: OnProgress | None) -> int:
         assert self.loaded.placement is not None
-        filler = Filler(self._group, ready.plan, progress)
+        # Looked up only now: tensors of the model that `ready` held on to could not be freed meanwhile.
+        plan = dataclasses.replace(ready.plan, wanted=wanted_tensors(self.loaded.module))
+        filler = Filler(self._group, plan, progress)
         filler.fill(self.loaded.placement)
         return filler.bytes_read
 
