@@ -179,6 +179,7 @@ def load(
         group,
         max_positions=loaded.max_positions,
         reloader=reloader,
+        head=loaded.head,
         packed=packing_pays(loaded.device, loaded.placement),
     )
     return engine, reloader

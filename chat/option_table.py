@@ -120,9 +120,10 @@ OPTIONS: dict[str, Option] = {
             name="parallel",
             group=MODEL,
             metavar="WAY",
-            read=_word("auto", "fsdp", "none", "verl"),
+            read=_word("auto", "tp", "fsdp", "none", "verl"),
             in_config=True,
-            help="how the model is spread over the processes: auto, fsdp, none or verl (default auto)",
+            help="how the model is spread over the processes: auto, tp (each layer is cut), fsdp, none or verl "
+            "(default auto)",
         ),
         Option(
             name="dtype",

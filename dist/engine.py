@@ -16,6 +16,7 @@ from dist.decoding import Refinement
 from dist.errors import CheckpointError, PromptError
 from dist.footprint import rows_together
 from dist.forward import CachedForward, Forward, PlainForward
+from dist.head import Head, WholeHead
 from dist.memory import free_bytes
 from dist.model_fill import OnProgress
 from dist.packing import pack, unpack
@@ -45,7 +46,8 @@ class Engine:
 
     Rank 0 calls `answer`, `load` and `shutdown`; every other rank calls `follow`.
     `slow_reason` says in words why this model is decoded by the plain rule, or is None. Without a `reloader` the
-    weights stay as they are. `packed` holds the weights of the module given as `dist.packing` does.
+    weights stay as they are. `head` says which tokens' logits this rank computes, by default all.
+    `packed` holds the weights of the module given as `dist.packing` does.
     """
 
     slow_reason: str | None
@@ -57,6 +59,7 @@ class Engine:
         *,
         max_positions: int | None,
         reloader: Reloader | None = None,
+        head: Head | None = None,
         packed: bool = False,
     ) -> None:
         self.max_positions = max_positions
@@ -66,14 +69,15 @@ class Engine:
         self._packed = packed
         if packed:
             pack(module)
-        self._plain = PlainForward(module)
+        self._head = head or WholeHead()
+        self._plain = PlainForward(module, self._head)
         self._chunk = CHUNK_GPU if group.device.type == "cuda" else CHUNK_CPU
         self._begin_anew()
 
     def _begin_anew(self) -> None:
         """Find out what can be relied on with these weights; nothing is kept of others."""
-        self._cached = CachedForward(self._module)
-        self._causality = probe_causality(self._module)
+        self._cached = CachedForward(self._module, self._head)
+        self._causality = probe_causality(self._module, self._head)
         self.slow_reason = self._causality.problem
         self._together: bool | None = None
 
@@ -175,7 +179,7 @@ class Engine:
             self._is_causal_for(prompt, turn.settings) for prompt in turn.prompts
         )
         if cached and len(rows) > 1 and self._decodes_together():
-            yield from self._replies(turn, rows, RaggedForward(self._module, len(rows)), True, poll)
+            yield from self._replies(turn, rows, RaggedForward(self._module, len(rows), self._head), True, poll)
             return
         forward = self._cached if cached else self._plain
         for row in rows:
@@ -234,7 +238,7 @@ class Engine:
 
     def _decodes_together(self) -> bool:
         if self._together is None:
-            self._together = decodes_together(self._module)
+            self._together = decodes_together(self._module, self._head)
         return self._together
 
     def _is_causal_for(self, prompt: tuple[int, ...], settings: GenerationSettings) -> bool:

@@ -14,9 +14,12 @@ import torch
 
 from dist.cache import SequenceCache
 from dist.decoding import Candidates, Pass
+from dist.head import Head
 from dist.sampling import choose
 
 CANDIDATES = 3
+# What a model's forward raises when it does not take a cache or a mask of ours.
+FORWARD_ERRORS = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,22 +45,24 @@ class Forward(Protocol):
 class PlainForward:
     """Reads the whole input in every pass. Slow, and right for every model: the reference."""
 
-    def __init__(self, module: Any) -> None:
+    def __init__(self, module: Any, head: Head) -> None:
         self._module = module
+        self._head = head
 
     def prefill(self, row: int, step: Pass, chunk: int) -> Iterator[tuple[int, int]]:
         yield from ()
 
     def __call__(self, rows: Sequence[int], steps: Sequence[Pass], *, trace: bool) -> list[Choices]:
         logits = [logits_after(self._module, step.token_ids, step.wanted, use_cache=False) for step in steps]
-        return choices_of(logits, steps, trace)
+        return choices_of(logits, steps, trace, self._head)
 
 
 class CachedForward:
     """Reads only what the cache of its one sequence does not hold."""
 
-    def __init__(self, module: Any) -> None:
+    def __init__(self, module: Any, head: Head) -> None:
         self._module = module
+        self._head = head
         self.cache = SequenceCache()
 
     def prefill(self, row: int, step: Pass, chunk: int) -> Iterator[tuple[int, int]]:
@@ -71,7 +76,7 @@ class CachedForward:
     def __call__(self, rows: Sequence[int], steps: Sequence[Pass], *, trace: bool) -> list[Choices]:
         (step,) = steps
         rest = self.cache.rewind_to_shared(step.token_ids, step.wanted)
-        return choices_of([self._feed(rest, step.wanted)], steps, trace)
+        return choices_of([self._feed(rest, step.wanted)], steps, trace, self._head)
 
     def _feed(self, token_ids: list[int], wanted: int) -> torch.Tensor:
         cache, self.cache = self.cache, SequenceCache()
@@ -84,7 +89,7 @@ class CachedForward:
 
 @torch.inference_mode()
 def logits_after(module: Any, token_ids: list[int], wanted: int, **cache: Any) -> torch.Tensor:
-    """Logits [N, V] after each of the last `wanted` tokens."""
+    """This rank's logits [N, V] after each of the last `wanted` tokens."""
     device = next(module.parameters()).device
     ids_1L = torch.tensor([token_ids], dtype=torch.int64, device=device)
     output = module(input_ids=ids_1L, **cache, **logits_to_keep(module, wanted))
@@ -94,22 +99,26 @@ def logits_after(module: Any, token_ids: list[int], wanted: int, **cache: Any) -
 
 def logits_to_keep(module: Any, wanted: int) -> dict[str, int]:
     """The argument that spares all logits but the last `wanted`, where the model knows it."""
-    known = "logits_to_keep" in inspect.signature(module.forward).parameters
-    return {"logits_to_keep": wanted} if known else {}
+    return {"logits_to_keep": wanted} if knows_logits_to_keep(module) else {}
 
 
-def choices_of(logits: Sequence[torch.Tensor], steps: Sequence[Pass], trace: bool) -> list[Choices]:
+def knows_logits_to_keep(module: Any) -> bool:
+    """Whether the model computes only the logits that it is asked for."""
+    return "logits_to_keep" in inspect.signature(module.forward).parameters
+
+
+def choices_of(logits: Sequence[torch.Tensor], steps: Sequence[Pass], trace: bool, head: Head) -> list[Choices]:
     """Every pass's choices from its logits [N, V]; the host waits for the device once."""
     joined_NV = torch.cat(list(logits)) if len(logits) > 1 else logits[0]
     if all(step.settings == steps[0].settings for step in steps):
         positions = [position for step in steps for position in step.positions]
-        chosen_N = choose(joined_NV, positions, steps[0].settings)
+        chosen_N = choose(joined_NV, positions, steps[0].settings, head)
     else:
         chosen_N = torch.cat(
-            [choose(logits_NV, step.positions, step.settings) for logits_NV, step in zip(logits, steps)]
+            [choose(logits_NV, step.positions, step.settings, head) for logits_NV, step in zip(logits, steps)]
         )
     chosen = chosen_N.tolist()
-    candidates = _most_likely(joined_NV) if trace else None
+    candidates = most_likely(head.whole(joined_NV)) if trace else None
     result: list[Choices] = []
     start = 0
     for step in steps:
@@ -118,7 +127,7 @@ def choices_of(logits: Sequence[torch.Tensor], steps: Sequence[Pass], trace: boo
     return result
 
 
-def _most_likely(logits_NV: torch.Tensor) -> list[Candidates]:
+def most_likely(logits_NV: torch.Tensor) -> list[Candidates]:
     """The top candidates of each row with their probabilities (before temperature and filters)."""
     top = logits_NV.float().softmax(dim=-1).topk(min(CANDIDATES, logits_NV.shape[-1]), dim=-1)
     return [tuple(zip(ids, probabilities)) for ids, probabilities in zip(top.indices.tolist(), top.values.tolist())]

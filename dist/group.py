@@ -2,7 +2,7 @@
 
 The only file with hand-written collectives. Three process groups, because their waits differ:
 
-default   NCCL on GPUs, gloo on CPUs: weights. Ordinary timeout.
+default   NCCL on GPUs, gloo on CPUs: weights, and what tensor parallel layers exchange. Ordinary timeout.
 orders    gloo, a timeout of years: followers wait here for the next turn; an idle NCCL wait would hold the GPU.
 verdicts  gloo, ordinary timeout: one small broadcast per iteration, so that a hang is found.
 """
@@ -25,6 +25,8 @@ LENGTH_BYTES = 8
 ERROR_BYTES = 2048
 YEARS = timedelta(days=3650)
 HANG = timedelta(minutes=10)
+# Its name since torch 2.13, and before.
+_all_gather = getattr(torch_dist, "all_gather_single", torch_dist.all_gather_into_tensor)
 
 
 class SoloGroup:
@@ -53,6 +55,12 @@ class SoloGroup:
 
     def spread_rows(self, tensor: torch.Tensor, bounds: Sequence[int]) -> None:
         pass
+
+    def sum_in_place(self, tensor: torch.Tensor) -> None:
+        pass
+
+    def gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.unsqueeze(0)
 
     def open_counter(self) -> Callable[[int], int]:
         total = 0
@@ -145,6 +153,20 @@ class TorchGroup:
             if rows.numel():
                 # As bytes: gloo does not know every dtype.
                 self._broadcast(rows.reshape(-1).view(torch.uint8), None, source)
+
+    def sum_in_place(self, tensor: torch.Tensor) -> None:
+        try:
+            torch_dist.all_reduce(tensor)
+        except RuntimeError as problem:
+            raise _lost(problem) from problem
+
+    def gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        gathered = tensor.new_empty((self.size, *tensor.shape))
+        try:
+            _all_gather(gathered.view(-1), tensor.view(-1))
+        except RuntimeError as problem:
+            raise _lost(problem) from problem
+        return gathered
 
     def open_counter(self) -> Callable[[int], int]:
         # The store counts, so nobody waits for anybody. Ranks open their counters in the same order.

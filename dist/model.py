@@ -1,28 +1,36 @@
 """The model of a checkpoint on all ranks: built, checked, filled bit-equal, ready for inference. Knows no text.
 
-fsdp, the default on several ranks: each rank reads its share of the rows of every parameter. Where the whole
+fsdp, the default on several CPU ranks: each rank reads its share of the rows of every parameter. Where the whole
 model fits into every rank's memory the shares are exchanged once and kept, since gathering them again for every
 forward took seven times as long on two CPU ranks. Where it does not fit, each layer is gathered when it is used.
+
+tp, the default on several GPUs: each rank holds its part of every layer and computes with that.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from dist.checkpoint import Checkpoint
-from dist.errors import UsageError
+from dist.errors import CheckpointError, UsageError
+from dist.head import Head, WholeHead
 from dist.memory import free_bytes
 from dist.model_build import build_model, choose_dtype, position_limit, tied_names, wanted_tensors
 from dist.model_fill import Filler, FillPlan, OnProgress, Placement, together
 from dist.protocol import Group
 from dist.saved_names import match_names
+from dist.shard_plan import Box
+from dist.tensor_parallel import Cut, finish_cut, plan_cut
 
 HEADROOM_BYTES = 1 << 30
+
+MODES = ("auto", "tp", "fsdp", "none", "verl")
 
 Keep = Literal["auto", "resident", "sharded"]
 
@@ -52,7 +60,8 @@ class LoadedModel:
     """A causal LM ready for inference.
 
     `max_positions`: tokens that its positions reach, None if unknown. `placement`: who keeps what, None if the
-    weights are held in a form that other weights cannot be read into.
+    weights are held in a form that other weights cannot be read into. `boxes`: what this rank holds of the tensors
+    that it does not hold whole, where that is fixed by tensor parallelism. `head`: which logits this rank computes.
     """
 
     module: Any
@@ -60,6 +69,21 @@ class LoadedModel:
     max_positions: int | None
     device: torch.device
     placement: Placement | None = None
+    boxes: Mapping[str, Box] = field(default_factory=dict)
+    head: Head = field(default_factory=WholeHead)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """How the model is spread over the ranks: in words that say why, and who keeps what."""
+
+    words: str
+    placement: Placement
+    cut: Cut | None = None
+
+    @property
+    def boxes(self) -> Mapping[str, Box]:
+        return self.cut.boxes if self.cut else {}
 
 
 def load_model(
@@ -76,30 +100,34 @@ def load_model(
 
     `keep` decides what becomes of fsdp shares: gathered once (resident), gathered in every forward (sharded), or
     resident where every rank has room for it. Raises CheckpointError, the same on every rank, if any rank cannot
-    build or read the model; UsageError for a mode or dtype that does not exist.
+    build or read the model or it cannot be cut for tp; UsageError for a mode or dtype that does not exist.
     """
     started = time.monotonic()
-    mode = _mode(parallel, group)
+    if parallel not in MODES:
+        raise UsageError(f"--parallel cannot be {parallel}.", f"It takes {', '.join(MODES[:-1])} or {MODES[-1]}.")
     torch_dtype = choose_dtype(dtype, checkpoint.dtype, checkpoint.config, group.device)
-    if mode == "verl":
+    if parallel == "verl":
         return _load_by_verl(checkpoint, group, torch_dtype, trust_remote_code)
     plan = together(group, lambda: plan_fill(checkpoint, torch_dtype, trust_remote_code))
-    words, placement = _placement(mode, keep, plan, group)
-    filler = Filler(group, plan, progress)
-    filler.fill(placement)
+    layout = together(group, lambda: _layout(parallel, keep, plan, group))
+    filler = Filler(group, replace(plan, boxes=layout.boxes), progress)
+    filler.fill(layout.placement)
+    head = WholeHead() if layout.cut is None else finish_cut(plan.module, layout.cut, group)
     return LoadedModel(
         module=plan.module,
         facts=model_facts(
             checkpoint,
             plan.module,
             dtype=str(torch_dtype).removeprefix("torch."),
-            parallel=words,
+            parallel=layout.words,
             load_seconds=time.monotonic() - started,
             load_bytes=filler.bytes_read,
         ),
         max_positions=position_limit(plan.module.config),
         device=group.device,
-        placement=placement,
+        placement=layout.placement,
+        boxes=layout.boxes,
+        head=head,
     )
 
 
@@ -146,14 +174,6 @@ def model_facts(
     )
 
 
-def _mode(parallel: str, group: Group) -> str:
-    if parallel == "verl":
-        return parallel
-    if parallel not in ("auto", "fsdp", "none"):
-        raise UsageError(f"--parallel cannot be {parallel}.", "It takes auto, fsdp, none or verl.")
-    return "none" if group.size == 1 or parallel == "none" else "fsdp"
-
-
 def plan_fill(checkpoint: Checkpoint, dtype: torch.dtype, trust_remote_code: bool) -> FillPlan:
     """The checkpoint's model on meta, and which saved tensor feeds which of its tensors; reads no weight.
 
@@ -166,19 +186,37 @@ def plan_fill(checkpoint: Checkpoint, dtype: torch.dtype, trust_remote_code: boo
     return FillPlan(module=module, wanted=wanted, sources=sources, tied=tied)
 
 
-def _placement(mode: str, keep: Keep, plan: FillPlan, group: Group) -> tuple[str, Placement]:
-    """The mode in words, and who keeps what."""
-    if mode == "none":
-        return ("none: one process" if group.size == 1 else "none: every rank reads and keeps all of it"), "whole"
+def _layout(parallel: str, keep: Keep, plan: FillPlan, group: Group) -> Layout:
+    """Who keeps what, and why. Raises CheckpointError if tp is asked for and the model cannot be cut."""
+    if group.size == 1:
+        return Layout(words="none: one process", placement="whole")
+    if parallel == "none":
+        return Layout(words="none: every rank reads and keeps all of it", placement="whole")
+    if parallel == "tp" or (parallel, keep, group.device.type) == ("auto", "auto", "cuda"):
+        try:
+            cut = plan_cut(plan.module, group.rank, group.size)
+        except CheckpointError as refusal:
+            if parallel == "tp":
+                raise
+            without = _fsdp(keep, plan, group)
+            return replace(without, words=f"{without.words}; no tp: {refusal.why}")
+        why = "as asked" if parallel == "tp" else "the fastest on GPUs"
+        return Layout(words=f"tp, each layer cut over {group.size} ranks: {why}", placement="boxes", cut=cut)
+    return _fsdp(keep, plan, group)
+
+
+def _fsdp(keep: Keep, plan: FillPlan, group: Group) -> Layout:
     if keep == "resident":
-        return "fsdp, gathered once and kept: as asked", "exchanged"
+        return Layout(words="fsdp, gathered once and kept: as asked", placement="exchanged")
     if keep == "sharded":
-        return "fsdp, gathered per forward: as asked", "shares"
+        return Layout(words="fsdp, gathered per forward: as asked", placement="shares")
     room = group.smallest(free_bytes(group.device))
     need = plan.bytes + HEADROOM_BYTES
     if need <= room:
-        return f"fsdp, gathered once and kept: it fits ({_gib(need)} of {_gib(room)} free)", "exchanged"
-    return f"fsdp, gathered per forward: no room for all of it ({_gib(need)} of {_gib(room)} free)", "shares"
+        words = f"fsdp, gathered once and kept: it fits ({_gib(need)} of {_gib(room)} free)"
+        return Layout(words=words, placement="exchanged")
+    words = f"fsdp, gathered per forward: no room for all of it ({_gib(need)} of {_gib(room)} free)"
+    return Layout(words=words, placement="shares")
 
 
 def _gib(count: int) -> str:
@@ -186,5 +224,6 @@ def _gib(count: int) -> str:
 
 
 def _held_bytes(module: Any) -> int:
-    """Bytes of this rank's parameters and buffers, each tied group once."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in [*module.parameters(), *module.buffers()])
+    """Bytes of this rank's parameters and buffers; what several of them share counts once."""
+    storages = [tensor.untyped_storage() for tensor in [*module.parameters(), *module.buffers()]]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())

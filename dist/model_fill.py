@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -18,7 +18,7 @@ from dist.errors import ChatError, CheckpointError
 from dist.gathering import Share, gather_when_used, layer_parameters
 from dist.model_build import put_tensor
 from dist.protocol import Group
-from dist.shard_plan import Box, SavedTensor, even_bounds, local_box
+from dist.shard_plan import ITEM_BYTES, Box, SavedTensor, even_bounds, local_box
 
 ROUND_BYTES = 256 << 20
 # How often a rank tells the others how far it is.
@@ -26,8 +26,9 @@ TELL_S = 0.1
 
 OnProgress = Callable[[int, int], None]
 
-# Every rank reads everything; every rank reads its rows and all keep all; every rank keeps its rows of the layers.
-Placement = Literal["whole", "exchanged", "shares"]
+# Every rank reads everything; every rank reads its rows and all keep all; every rank keeps its rows of the layers;
+# every rank keeps its boxes and all of the rest.
+Placement = Literal["whole", "exchanged", "shares", "boxes"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +39,7 @@ class FillPlan:
     sources   the saved tensor of each
     tied      {further name: name} of parameters that are one and the same
     in_place  the module holds weights already, placed as they are to be; they are overwritten where they are
+    boxes     what this rank keeps of the tensors that it does not keep whole, by name; for the placement "boxes"
     """
 
     module: Any
@@ -45,6 +47,7 @@ class FillPlan:
     sources: Mapping[str, SavedTensor]
     tied: Mapping[str, str]
     in_place: bool = False
+    boxes: Mapping[str, Box] = field(default_factory=dict)
 
     @property
     def bytes(self) -> int:
@@ -83,7 +86,14 @@ class Filler:
 
     def fill(self, placement: Placement) -> None:
         """Read everything, all ranks together. Raises CheckpointError, on all ranks, if one of them cannot."""
-        {"whole": self._fill_whole, "exchanged": self._fill_exchanged, "shares": self._fill_shares}[placement]()
+        ways: dict[Placement, Callable[[], None]] = {
+            "whole": self._fill_whole,
+            "exchanged": self._fill_exchanged,
+            "shares": self._fill_shares,
+            "boxes": self._fill_boxes,
+        }
+        ways[placement]()
+        self._place_buffers()
 
     def _fill_whole(self) -> None:
         """Every rank reads everything."""
@@ -94,14 +104,12 @@ class Filler:
                 boxes = {name: Box.whole(self._plan.sources[name].shape) for name in names}
                 self._read(reader, boxes, fresh)
                 self._put(fresh)
-        self._place_buffers()
 
     def _fill_exchanged(self) -> None:
         """Every rank reads its rows of everything; the ranks exchange them, and all keep all."""
         self._total = self._share_of_bytes()
         with TensorReader(self._on_bytes) as reader:
             self._exchange(reader, list(self._plan.sources))
-        self._place_buffers()
 
     def _fill_shares(self) -> None:
         """Every rank keeps its rows of the decoder layers, gathered when used; the rest is exchanged and kept."""
@@ -120,12 +128,25 @@ class Filler:
                     shares[layers[name]].append(Share(owner=module, name=own_name, shape=shape, rows=rows))
         for layer, held in shares.items() if not self._plan.in_place else ():
             gather_when_used(layer, held, self._group)
-        self._place_buffers()
+
+    def _fill_boxes(self) -> None:
+        """Every rank reads its boxes; what is kept whole, or of which all need some of every row, is exchanged."""
+        sources, boxes = self._plan.sources, self._plan.boxes
+        read = [name for name, box in boxes.items() if box.sizes[1:] == sources[name].shape[1:]]
+        exchanged = [name for name in sources if name not in read]
+        self._total = sum(sources[name].bytes for name in exchanged) // self._group.size
+        self._total += sum(boxes[name].elements * ITEM_BYTES[sources[name].dtype] for name in read)
+        with TensorReader(self._on_bytes) as reader:
+            self._exchange(reader, exchanged)
+            for names in self._rounds(read, self._group.size):
+                fresh = {name: self._allocate(name, boxes[name].sizes) for name in names}
+                self._read(reader, boxes, fresh)
+                self._put(fresh)
 
     def _exchange(self, reader: TensorReader, names: list[str]) -> None:
         group = self._group
         for some in self._rounds(names, group.size):
-            fresh = {name: self._allocate(name) for name in some}
+            fresh = {name: self._room_for_all(name) for name in some}
             boxes = {name: self._my_rows(name) for name in some}
             # A tensor without rows (a counter) is rank 0's to read.
             bounds = {name: even_bounds((*fresh[name].shape, 1)[0], group.size) for name in some}
@@ -136,7 +157,24 @@ class Filler:
             self._read(reader, boxes, {name: rows for name, rows in mine.items() if len(rows)})
             for name, whole in fresh.items():
                 group.spread_rows(_as_rows(whole), bounds[name])
-            self._put(fresh)
+            self._put({name: self._kept(name, whole) for name, whole in fresh.items()})
+
+    def _room_for_all(self, name: str) -> torch.Tensor:
+        """Room for the whole tensor: where it is to stay, or for a moment if only a box of it is kept."""
+        if name not in self._plan.boxes:
+            return self._allocate(name)
+        dtype = self._plan.wanted[name].dtype
+        return torch.empty(self._plan.sources[name].shape, dtype=dtype, device=self._group.device)
+
+    def _kept(self, name: str, whole: torch.Tensor) -> torch.Tensor:
+        """What this rank keeps of a whole tensor."""
+        box = self._plan.boxes.get(name)
+        if box is None:
+            return whole
+        part = whole
+        for dim, (offset, size) in enumerate(zip(box.offsets, box.sizes)):
+            part = part.narrow(dim, offset, size)
+        return self._allocate(name, box.sizes).copy_(part)
 
     def _read(self, reader: TensorReader, boxes: Mapping[str, Box], targets: Mapping[str, torch.Tensor]) -> None:
         """Read one round; a failure on any rank is raised on all."""

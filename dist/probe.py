@@ -12,6 +12,8 @@ from typing import Any
 import torch
 
 from dist.cache import SequenceCache
+from dist.forward import FORWARD_ERRORS
+from dist.head import Head
 
 SHORT, LONG, KEPT = 16, 24, 12
 LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
@@ -29,7 +31,7 @@ class Causality:
 
 
 @torch.inference_mode()
-def probe_causality(module: Any) -> Causality:
+def probe_causality(module: Any, head: Head) -> Causality:
     """Probe a causal LM with pseudo-random tokens; the tolerance is relative to the largest logit."""
     limit = _length_dependent_from(module.config)
     parameter = next(module.parameters())
@@ -39,31 +41,36 @@ def probe_causality(module: Any) -> Causality:
 
     changed = ids[:LONG].clone()
     changed[SHORT:] = ids[LONG : 2 * LONG - SHORT]
-    whole, other = module(input_ids=torch.stack([ids[:LONG], changed]), use_cache=False).logits.float()
-    short = module(input_ids=ids[None, :SHORT], use_cache=False).logits[0].float()
+    whole, other = _logits(module, head, torch.stack([ids[:LONG], changed]), use_cache=False)
+    (short,) = _logits(module, head, ids[None, :SHORT], use_cache=False)
     scale = whole.abs().max()
     if _apart(whole[:SHORT], other[:SHORT], scale, tolerance):
         return Causality(problem="its attention looks ahead (it is not causal)", holds_up_to=limit)
     if _apart(whole[:SHORT], short, scale, tolerance):
         return Causality(problem="its logits depend on the length of the input", holds_up_to=limit)
     try:
-        again = _rewound_logits(module, ids)
-    except (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError):
+        again = _rewound_logits(module, head, ids)
+    except FORWARD_ERRORS:
         return Causality(problem="its cache cannot be rewound", holds_up_to=limit)
     if _apart(whole[KEPT:], again, scale, tolerance):
         return Causality(problem="its cache gives other results after being rewound", holds_up_to=limit)
     return Causality(problem=None, holds_up_to=limit)
 
 
-def _rewound_logits(module: Any, ids: torch.Tensor) -> torch.Tensor:
+def _logits(module: Any, head: Head, ids: torch.Tensor, **cache: Any) -> torch.Tensor:
+    """Logits over the whole vocabulary, so that all ranks judge alike."""
+    logits: torch.Tensor = module(input_ids=ids, **cache).logits
+    return head.whole(logits).float()
+
+
+def _rewound_logits(module: Any, head: Head, ids: torch.Tensor) -> torch.Tensor:
     """Logits of tokens KEPT .. LONG, read after other tokens were read there and rewound."""
     cache = SequenceCache()
     for part, keep in ((ids[:KEPT], None), (ids[LONG:], KEPT), (ids[KEPT:LONG], None)):
-        output = module(input_ids=part[None], use_cache=True, past_key_values=cache.layers)
+        logits = _logits(module, head, part[None], use_cache=True, past_key_values=cache.layers)[0]
         cache.note_fed(part.tolist())
         if keep is not None:
             cache.truncate(keep)
-    logits: torch.Tensor = output.logits[0].float()
     return logits
 
 

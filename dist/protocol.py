@@ -196,6 +196,13 @@ class Group(Protocol):
     def spread_rows(self, tensor: torch.Tensor, bounds: Sequence[int]) -> None:
         """In place: rank r brings rows bounds[r] to bounds[r + 1] of `tensor`; afterwards all hold all."""
 
+    def sum_in_place(self, tensor: torch.Tensor) -> None:
+        """In place: the sum of what the ranks bring, contiguous and of one shape. The host does not wait."""
+
+    def gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        """[size, ...]: what every rank brings, contiguous and of one shape. The host does not wait."""
+        ...
+
     def open_counter(self) -> Callable[[int], int]:
         """A number that all ranks add to: `add(count)` gives the sum so far. Ranks open them in the same order."""
         ...

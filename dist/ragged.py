@@ -17,11 +17,11 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from dist.cache import shared_prefix
 from dist.decoding import Pass
-from dist.forward import Choices, choices_of, logits_to_keep
+from dist.forward import FORWARD_ERRORS, Choices, choices_of, logits_to_keep
+from dist.head import Head
 
 FIRST_SLOTS = 256
 PROBE_PROMPTS = ((3, 5, 7, 4, 6), (9, 8))
-MASK_ERRORS = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
 
 
 def storage_slots(used: int) -> int:
@@ -86,8 +86,9 @@ class RaggedLayer(DynamicLayer):  # type: ignore[misc]
 class RaggedForward:
     """Forwards over the rows of one turn. Rows are numbered as they were at the start."""
 
-    def __init__(self, module: Any, rows: int) -> None:
+    def __init__(self, module: Any, rows: int, head: Head) -> None:
         self._module = module
+        self._head = head
         self._device = next(module.parameters()).device
         self._dtype = next(module.parameters()).dtype
         self._stored: dict[int, list[int]] = {row: [] for row in range(rows)}
@@ -117,7 +118,7 @@ class RaggedForward:
             for row, ids, step in zip(rows, inputs, steps)
         )
         logits = self._pass(rows, inputs, fed, max(step.wanted for step in steps))
-        return choices_of([logits[i, -step.wanted :] for i, step in enumerate(steps)], steps, trace)
+        return choices_of([logits[i, -step.wanted :] for i, step in enumerate(steps)], steps, trace, self._head)
 
     @torch.inference_mode()
     def _copy_shared(self, row: int, head: list[int]) -> None:
@@ -140,7 +141,7 @@ class RaggedForward:
 
     @torch.inference_mode()
     def _pass(self, rows: Sequence[int], inputs: Sequence[list[int]], fed: int, wanted: int) -> torch.Tensor:
-        """Feed the last `fed` tokens of each input; logits [R, wanted, V] after the last ones."""
+        """Feed the last `fed` tokens of each input; this rank's logits [R, wanted, V] after the last ones."""
         places = {row: place for place, row in enumerate(self._stored)}
         padded = [[0] * (fed - len(ids)) + ids[-fed:] for ids in inputs]
         ends = torch.tensor([len(ids) for ids in inputs], device=self._device).unsqueeze(-1)
@@ -191,18 +192,20 @@ def _additive(seen: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def decodes_together(module: Any) -> bool:
+def decodes_together(module: Any, head: Head) -> bool:
     """Does this model give the same logits for rows in one pass as for each alone? A few small passes."""
     tolerance = 1e-3 if next(module.parameters()).dtype == torch.float32 else 5e-2
     try:
-        together = RaggedForward(module, len(PROBE_PROMPTS))
+        together = RaggedForward(module, len(PROBE_PROMPTS), head)
         rows = [list(prompt) for prompt in PROBE_PROMPTS]
         together._pass([0, 1], [row[:2] for row in rows], 2, 1)
         logits = together._pass([0, 1], rows, 3, 1)
-    except MASK_ERRORS:
+    except FORWARD_ERRORS:
         return False
+    last = head.whole(logits[:, -1])
     for place, row in enumerate(rows):
-        alone = module(input_ids=torch.tensor([row], device=logits.device), use_cache=False).logits[0, -1]
-        if (alone - logits[place, -1]).abs().max() > tolerance * alone.abs().max():
+        output = module(input_ids=torch.tensor([row], device=logits.device), use_cache=False)
+        alone = head.whole(output.logits[0, -1])
+        if (alone - last[place]).abs().max() > tolerance * alone.abs().max():
             return False
     return True

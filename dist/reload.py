@@ -83,7 +83,12 @@ class Reloader:
         return Ready(
             checkpoint=checkpoint,
             plan=FillPlan(
-                module=module, wanted=plan.wanted, sources=plan.sources, tied=plan.tied, in_place=True
+                module=module,
+                wanted=plan.wanted,
+                sources=plan.sources,
+                tied=plan.tied,
+                in_place=True,
+                boxes=self.loaded.boxes,
             ),
         )
 

@@ -9,26 +9,47 @@ Shape suffixes: N rows, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
 from dist.settings import GenerationSettings
+
+if TYPE_CHECKING:
+    from dist.head import Head
 
 NOT_A_NUMBER = -1
 _MASK_32 = 0xFFFFFFFF
 _MASK_64 = 0xFFFFFFFFFFFFFFFF
 
 
-def choose(logits_NV: torch.Tensor, positions: Sequence[int], settings: GenerationSettings) -> torch.Tensor:
+def choose(
+    logits_NV: torch.Tensor, positions: Sequence[int], settings: GenerationSettings, head: Head
+) -> torch.Tensor:
     """The chosen token of every row, int64 [N], on the logits' device; ties go to the lowest id.
 
-    `positions` are the logical positions of the tokens to choose. A row that holds a NaN gives NOT_A_NUMBER.
+    `logits_NV` are those of `head`'s tokens, `positions` the logical positions of the tokens to choose. A row that
+    holds a NaN gives NOT_A_NUMBER. Only top-k and top-p need the whole vocabulary in one place.
     """
-    scores_NV = logits_NV.float()
-    if settings.samples:
-        scores_NV = keep_likely(scores_NV / settings.temperature, settings.top_k, settings.top_p)
-        assert settings.seed is not None
-        scores_NV = scores_NV + gumbel_noise(settings.seed, positions, scores_NV.shape[-1], device=scores_NV.device)
+    if not settings.samples:
+        return head.greedy(logits_NV)
+    assert settings.seed is not None
+    scores_NV = logits_NV.float() / settings.temperature
+    filtered = settings.top_k > 0 or settings.top_p < 1.0
+    if filtered:
+        scores_NV = keep_likely(head.whole(scores_NV), settings.top_k, settings.top_p)
+    noise_NV = gumbel_noise(
+        settings.seed,
+        positions,
+        scores_NV.shape[-1],
+        first_token=0 if filtered else head.first_token,
+        device=scores_NV.device,
+    )
+    return highest(scores_NV + noise_NV) if filtered else head.greedy(scores_NV + noise_NV)
+
+
+def highest(scores_NV: torch.Tensor) -> torch.Tensor:
+    """The id of each row's highest score, int64 [N]; the lowest of equals, NOT_A_NUMBER for a row with a NaN."""
     chosen_N = scores_NV.argmax(dim=-1)
     # argmax prefers NaN to any number, so a look at the winner is enough.
     winner_N = scores_NV.gather(-1, chosen_N.unsqueeze(-1)).squeeze(-1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from dist.head import WholeHead
 from dist.sampling import choose
 from dist.settings import GenerationSettings
 
@@ -21,7 +22,7 @@ def plain_rule(model, prompt, settings: GenerationSettings, placeholder, stop_id
         for _ in range(rounds):
             logits = model(torch.tensor([prefix + draft[:n]])).logits[0, p - 1 : p + n]
             if settings.samples:
-                draft = choose(logits, range(p, p + n + 1), settings).tolist()
+                draft = choose(logits, range(p, p + n + 1), settings, WholeHead()).tolist()
             else:
                 draft = logits.argmax(dim=-1).tolist()
         prefix += draft

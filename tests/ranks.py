@@ -1,12 +1,16 @@
-"""Start real ranks for a test: torchrun, gloo, one thread each."""
+"""Start real ranks for a test: torchrun or forks of this process, gloo, one thread each."""
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
+
+from checkpoints import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -39,3 +43,44 @@ def results_of_ranks(size: int, script: str, *arguments: str, timeout: float = 1
     )
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def results_of_forks(sizes, work) -> dict:
+    """{size: what `work(group)` gives on rank 0}, each time on so many forks of this process.
+
+    For scripts whose imports take far longer than the work: they are made once, before the ranks are forked.
+    """
+    import torch
+    import transformers.models.auto.modeling_auto  # noqa: F401
+
+    torch.set_num_threads(1)
+    context = multiprocessing.get_context("fork")
+    results = {}
+    for size in sizes:
+        port, answers = free_port(), context.SimpleQueue()
+        ranks = [context.Process(target=_fork, args=(rank, size, port, answers, work)) for rank in range(size)]
+        for process in ranks:
+            process.start()
+        while answers.empty() and not any(process.exitcode for process in ranks):
+            time.sleep(0.01)
+        if answers.empty():
+            for process in ranks:
+                process.kill()
+            raise RuntimeError(f"a rank of {size} has failed")
+        results[size] = answers.get()
+        for process in ranks:
+            process.join()
+        assert not any(process.exitcode for process in ranks)
+    return results
+
+
+def _fork(rank: int, size: int, port: int, answers, work) -> None:
+    from dist.group import open_group
+
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(size))
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    group = open_group()
+    result = work(group)
+    if group.rank == 0:
+        answers.put(result)
+    group.close()

@@ -2,57 +2,33 @@
 
 Arguments: comma-separated rank counts, comma-separated ways (resident, sharded, verl, torn), then run roots. Prints
 {count: {run root: {way: {...}}}} as JSON.
-The imports take far longer than the work, so they happen once, and the ranks of each count are forked.
 """
 
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
 import sys
 import time
 from dataclasses import replace
 
 import torch
-import transformers.models.auto.modeling_auto  # noqa: F401  # before the ranks are forked
-from checkpoints import free_port
+from ranks import results_of_forks
 from safetensors.torch import load_file
 
 from dist.checkpoint import Checkpoint, open_checkpoint
 from dist.errors import ChatError
-from dist.group import open_group
 from dist.model import load_model
 from dist.shard_plan import SavedTensor
 
 
 def main() -> None:
-    torch.set_num_threads(1)
     if "verl" in sys.argv[2]:
         import verl.utils.checkpoint.fsdp_checkpoint_manager  # noqa: F401
-    context = multiprocessing.get_context("fork")
-    results = {}
-    for size in map(int, sys.argv[1].split(",")):
-        port, answers = free_port(), context.SimpleQueue()
-        ranks = [context.Process(target=one_rank, args=(rank, size, port, answers)) for rank in range(size)]
-        for process in ranks:
-            process.start()
-        results[size] = answers.get()
-        for process in ranks:
-            process.join()
-        assert not any(process.exitcode for process in ranks)
-    print(json.dumps(results))
+    print(json.dumps(results_of_forks(map(int, sys.argv[1].split(",")), load_all)))
 
 
-def one_rank(rank: int, size: int, port: int, answers) -> None:
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(size))
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    group = open_group()
-    ways = sys.argv[2].split(",")
-    results = {root: {way: load(root, way, group) for way in ways} for root in sys.argv[3:]}
-    if group.rank == 0:
-        answers.put(results)
-    group.close()
+def load_all(group) -> dict:
+    return {root: {way: load(root, way, group) for way in sys.argv[2].split(",")} for root in sys.argv[3:]}
 
 
 def load(root: str, way: str, group) -> dict:

@@ -1,29 +1,24 @@
 """Run by test_reload.py: on real gloo ranks, swap weights in every way, and have it fail in every way.
 
 Arguments: a comma-separated list of rank counts, and a run with the steps 3 and 7. Prints {count: {way: {...}}} as
-JSON. The imports take far longer than the work, so they happen once, and the ranks of each count are forked.
+JSON.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
-import os
 import shutil
 import sys
 import time
 from pathlib import Path
 
-import torch
-import transformers.models.auto.modeling_auto  # noqa: F401  # before the ranks are forked
-from checkpoints import free_port
+from ranks import results_of_forks
 from steps import cut_in_half
 
 from dist.checkpoint import open_checkpoint
 from dist.engine import Engine
 from dist.errors import CheckpointError, WeightsLost
-from dist.group import open_group
 from dist.model import load_model
 from dist.protocol import Control, Reply, Turn
 from dist.reload import Reloader
@@ -34,37 +29,20 @@ PROMPT = tuple(range(5, 45))
 
 
 def main() -> None:
-    torch.set_num_threads(1)
-    context = multiprocessing.get_context("fork")
-    results = {}
-    for size in map(int, sys.argv[1].split(",")):
-        port, answers = free_port(), context.SimpleQueue()
-        ranks = [context.Process(target=one_rank, args=(rank, size, port, answers)) for rank in range(size)]
-        for process in ranks:
-            process.start()
-        results[size] = answers.get()
-        for process in ranks:
-            process.join()
-        assert not any(process.exitcode for process in ranks)
-    print(json.dumps(results))
+    print(json.dumps(results_of_forks(map(int, sys.argv[1].split(",")), swap_in_every_way)))
 
 
-def one_rank(rank: int, size: int, port: int, answers) -> None:
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(size))
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    group = open_group()
+def swap_in_every_way(group) -> dict:
     run = Path(sys.argv[2])
     results = {}
-    for keep in ("resident", "sharded")[:size]:
+    for keep in ("resident", "sharded", "tp")[: 1 if group.size == 1 else None]:
         for fault in (fresh, swap, refuse_on_last_rank, tear_on_last_rank, tear_both_on_last_rank):
-            copy = run.with_name(f"{run.name}-{size}-{keep}-{fault.__name__}")
-            if rank == 0:
+            copy = run.with_name(f"{run.name}-{group.size}-{keep}-{fault.__name__}")
+            if group.rank == 0:
                 shutil.copytree(run, copy)
             group.gather_errors(None)
             results[f"{keep} {fault.__name__}"] = fault(group, copy, keep)
-    if rank == 0:
-        answers.put(results)
-    group.close()
+    return results
 
 
 class Rank:
@@ -75,9 +53,12 @@ class Rank:
         self.run = run
         self.spoil = lambda folder: None
         self.digests = []
-        loaded = load_model(open_checkpoint(self.step(step)), group, keep=keep, dtype="float32")
+        way = {"parallel": "tp"} if keep == "tp" else {"keep": keep}
+        loaded = load_model(open_checkpoint(self.step(step)), group, dtype="float32", **way)
         self.reloader = Reloader(loaded, group, self.open)
-        self.engine = Engine(loaded.module, group, max_positions=loaded.max_positions, reloader=self.reloader)
+        self.engine = Engine(
+            loaded.module, group, max_positions=loaded.max_positions, reloader=self.reloader, head=loaded.head
+        )
 
     def step(self, number: int) -> Path:
         return self.run / f"global_step_{number}"

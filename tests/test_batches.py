@@ -14,6 +14,7 @@ from tiny_models import FAMILIES, VOCABULARY, tiny_model
 
 from dist.engine import Engine
 from dist.group import SoloGroup
+from dist.head import WholeHead
 from dist.protocol import BlockUpdate, Control, Reply, Turn
 from dist.ragged import decodes_together
 from dist.settings import GenerationSettings
@@ -56,7 +57,7 @@ def test_rows_get_the_tokens_of_the_plain_rule(engines, family, prompts, n, roun
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_is_decoded_together(family):
-    assert decodes_together(tiny_model(family))
+    assert decodes_together(tiny_model(family), WholeHead())
 
 
 def test_sampled_rows_are_those_of_each_prompt_alone(engines):

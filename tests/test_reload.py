@@ -65,7 +65,7 @@ def on_ranks(tiny_checkpoint, tmp_path_factory) -> dict:
     return {(int(count), way): result for count, ways in results.items() for way, result in ways.items()}
 
 
-WAYS = [(1, "resident"), (2, "resident"), (2, "sharded")]
+WAYS = [(1, "resident"), (2, "resident"), (2, "sharded"), (2, "tp")]
 
 
 @pytest.mark.parametrize(("ranks", "keep"), WAYS)

@@ -12,6 +12,7 @@ from tiny_models import tiny_model
 
 from dist.engine import Engine
 from dist.group import SoloGroup
+from dist.head import WholeHead
 from dist.protocol import Control, Reply, Turn
 from dist.sampling import NOT_A_NUMBER, choose, gumbel_noise, keep_likely
 from dist.settings import GenerationSettings
@@ -31,12 +32,12 @@ def reply(engine, prompt, wish, stop_ids=(2,)) -> Reply:
 
 def test_ties_go_to_the_lowest_id():
     logits = torch.tensor([[1.0, 3.0, 3.0, 0.0], [2.0, 2.0, 2.0, 2.0]])
-    assert choose(logits, [5, 6], GenerationSettings()).tolist() == [1, 0]
+    assert choose(logits, [5, 6], GenerationSettings(), WholeHead()).tolist() == [1, 0]
 
 
 def test_a_row_with_nan_chooses_no_token():
     logits = torch.tensor([[1.0, float("nan"), 3.0], [1.0, 2.0, 3.0]])
-    assert choose(logits, [1, 2], GenerationSettings()).tolist() == [NOT_A_NUMBER, 2]
+    assert choose(logits, [1, 2], GenerationSettings(), WholeHead()).tolist() == [NOT_A_NUMBER, 2]
 
 
 def test_noise_depends_on_seed_position_and_token_alone():
@@ -73,7 +74,7 @@ def test_sampled_tokens_follow_the_exact_distribution(top_k, top_p):
     wish = GenerationSettings(temperature=0.8, top_k=top_k, top_p=top_p, seed=11)
     exact = keep_likely(logits / 0.8, top_k, top_p).softmax(-1)[0].double()
     draws = 20_000
-    chosen = choose(logits.expand(draws, -1), range(draws), wish)
+    chosen = choose(logits.expand(draws, -1), range(draws), wish, WholeHead())
     counts = torch.bincount(chosen, minlength=24).double()
     likely = exact * draws >= 5
     assert counts[exact == 0].sum() == 0
