@@ -8,24 +8,30 @@ from __future__ import annotations
 import dataclasses
 import secrets
 from functools import partial
+from typing import Literal
 
 from chat.page import Page
 from chat.screen import ReplyView
 from chat.talk import Talk
+from chat.trace import Trace
 from chat.transcript import FittedPrompt, Transcript
 from chat.work import Work
 from dist.errors import ChatError
 from dist.protocol import BlockUpdate, Reply, Turn
 from dist.settings import MAX_SEED, GenerationSettings
 
+# Whether every pass is written into the scrollback; "top" with the candidates of what it changed.
+TraceMode = Literal["off", "on", "top"]
+
 
 class Answering:
-    """Answers messages of one conversation, one at a time."""
+    """Answers messages of one conversation, one at a time. `trace` may change in the middle of a reply."""
 
     def __init__(self, talk: Talk, work: Work, page: Page) -> None:
         self._talk = talk
         self._work = work
         self._page = page
+        self.trace: TraceMode = "off"
 
     def answer(self, transcript: Transcript) -> None:
         """Answer the last message of `transcript`, which becomes the conversation. Raises ChatError."""
@@ -43,11 +49,12 @@ class Answering:
             settings=settings(),
             placeholder=talk.tokenizer.eos_id,
             stop_ids=talk.tokenizer.stop_ids,
+            trace=self.trace == "top",
         )
         talk.journal(lambda session: session.turn(transcript, turn.settings.as_dict()))
-        view = self._page.reply_view(talk.reply_text)
+        view, trace = self._page.reply_view(talk.reply_text), self._page.trace(talk.reply_text)
         try:
-            reply = self._work.reply(turn, settings, partial(self._show, view))
+            reply = self._work.reply(turn, settings, partial(self._show, view, trace))
             self._finish(reply, view, fitted)
         except ChatError:
             talk.transcript = transcript.mark_unanswered()
@@ -55,8 +62,11 @@ class Answering:
         finally:
             self._work.rest()
 
-    def _show(self, view: ReplyView, update: BlockUpdate) -> None:
+    def _show(self, view: ReplyView, trace: Trace, update: BlockUpdate) -> None:
         """One pass, on the screen; a finished block, in the journal too."""
+        if self.trace != "off":
+            trace.take(update)
+            self._page.traced(trace, top=self.trace == "top")
         view.resize(self._page.console.width, self._page.console.height)
         self._page.show(view.update(update))
         if update.done:

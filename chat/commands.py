@@ -48,6 +48,7 @@ COMMANDS: dict[str, Command] = {
         settings.set_,
         *settings.SHORTHANDS,
         settings.settings,
+        settings.trace,
         talk.system,
         talk.clear,
         talk.undo,

@@ -11,6 +11,7 @@ from dist.errors import UsageError
 from dist.settings import SETTINGS, Setting
 
 if TYPE_CHECKING:
+    from chat.answering import TraceMode
     from chat.repl import Repl
 
 
@@ -74,6 +75,33 @@ def _shorthand(row: Setting) -> Command:
 
 
 SHORTHANDS = tuple(map(_shorthand, SETTINGS.values()))
+
+
+TRACE_MODES: dict[str, tuple[TraceMode, str]] = {
+    "off": ("off", "Passes are not written down."),
+    "on": ("on", "Every pass is written down: what is exact, what changed."),
+    "top": ("top", "Every pass is written down, with the likeliest tokens where it changed something."),
+}
+
+
+def _trace_modes(repl: Repl, word: str) -> Iterable[Value]:
+    return ((name, about) for name, (_, about) in TRACE_MODES.items())
+
+
+@command(
+    "trace",
+    "/trace on|off|top",
+    "write down every pass over a block; top: with the candidates where it changed something",
+    live=True,
+    values=first_word(_trace_modes),
+)
+def trace(repl: Repl, argument: str) -> None:
+    if argument and argument not in TRACE_MODES:
+        raise UsageError(f"/trace cannot be {argument!r}.", "It takes on, off or top.")
+    mode, about = TRACE_MODES[argument or repl.answering.trace]
+    late = " Candidates come from the next reply on." if mode == "top" and repl.work.busy else ""
+    repl.answering.trace = mode
+    repl.note(f"Trace is {mode}. {about}{late}")
 
 
 @command("settings", "/settings", "every setting: value, default, where it came from", live=True)

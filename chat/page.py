@@ -9,6 +9,8 @@ from typing import Protocol
 from chat import screen
 from chat.console_events import ConsoleEvent, Line
 from chat.running_text import Decode
+from chat.screen_trace import new_trace, pass_lines
+from chat.trace import Trace
 from dist.errors import ChatError
 from dist.protocol import Reply
 
@@ -66,10 +68,18 @@ class Page:
         """The drawing of a reply that is about to be made."""
         return screen.ReplyView(decode, self.console.width, self.console.height, self.palette)
 
+    def trace(self, decode: Decode) -> Trace:
+        """What collects the passes of a reply that is about to be made."""
+        return new_trace(decode, self.palette)
+
     def show(self, frame: screen.Frame) -> None:
         """One frame of a reply in the making."""
         self.console.commit(frame.commit)
         self.console.show_live(frame.draw)
+
+    def traced(self, trace: Trace, *, top: bool) -> None:
+        """The last pass of a trace; with `top` the candidates of what it changed too."""
+        self.console.note(pass_lines(trace, self.palette, self.console.width, top=top))
 
     def status(self, text: str) -> None:
         """What goes on now; "" for nothing."""

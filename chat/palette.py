@@ -23,6 +23,7 @@ COLOR_STYLES = {
     "quiet": "bright_black",
     "error": "bold red",
     "user": "bold",
+    "changed": "magenta",
 }
 MONO_STYLES = {
     "accent": "bold",
@@ -35,6 +36,7 @@ MONO_STYLES = {
     "quiet": "dim",
     "error": "bold",
     "user": "bold",
+    "changed": "underline",
 }
 
 

@@ -64,7 +64,7 @@ class Repl:
         self._engine = engine
         self._inbox = Inbox(console.events, self._run_live)
         self.work = Work(engine, self._inbox, self.page)
-        self._answering = Answering(self.talk, self.work, self.page)
+        self.answering = Answering(self.talk, self.work, self.page)
         self._before_edit: Transcript | None = None
 
     # The loop.
@@ -111,7 +111,7 @@ class Repl:
 
     def answer(self, transcript: Transcript) -> None:
         """Answer the last message of `transcript`, which becomes the conversation. Raises ChatError."""
-        self._answering.answer(transcript)
+        self.answering.answer(transcript)
 
     def edit(self, n: int) -> None:
         """Put the n-th last message of the person's into the input line; sending it goes on from there."""

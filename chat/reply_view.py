@@ -140,14 +140,12 @@ class ReplyView:
         if not ages:
             return [("placeholder", cell * len(update.token_ids))], 0
         fragments: list[tuple[str, str]] = []
-        at, settled = 0, 0
-        while at < len(update.token_ids):
-            text, size = self._texts.at(update.token_ids, at, before)
+        settled = 0
+        for at, size, text in self._texts.pieces(update.token_ids, before):
             age = min(ages[at : at + size])
             style = "changed" if age == 0 else "recent" if age == 1 and at >= update.exact else ""
             fragments.append((style, visible(text)) if text else ("placeholder", cell * size))
-            at += size
-            settled = len(fragments) if at <= update.exact else settled
+            settled = len(fragments) if at + size <= update.exact else settled
         return fragments, settled
 
 

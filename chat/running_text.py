@@ -6,7 +6,7 @@ at the seams are right and no piece costs more because the reply is long.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 Decode = Callable[[Sequence[int]], str]
 
@@ -60,6 +60,14 @@ class TokenTexts:
     def __init__(self, decode: Decode) -> None:
         self._decode = decode
         self._pairs: dict[tuple[int | None, int], str] = {}
+
+    def pieces(self, ids: Sequence[int], before: int | None) -> Iterator[tuple[int, int, str]]:
+        """All of `ids` as (where a piece begins, of how many tokens it is, its text), as `at` gives them."""
+        at = 0
+        while at < len(ids):
+            text, size = self.at(ids, at, before)
+            yield at, size, text
+            at += size
 
     def at(self, ids: Sequence[int], at: int, before: int | None) -> tuple[str, int]:
         """Text of token `at`, with what follows if it holds part of a character only, and of how many tokens.

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from chat.inbox import Inbox
 from chat.page import Page
-from dist.engine import Engine
 from dist.protocol import BlockUpdate, Control, PrefillUpdate, Reply, Turn
 from dist.settings import GenerationSettings
+
+if TYPE_CHECKING:
+    from dist.engine import Engine
 
 QUIET_S = 5.0
 

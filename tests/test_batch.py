@@ -783,8 +783,9 @@ def test_without_a_record_the_trace_is_told_on_stderr(run: Run) -> None:
     ran = run("--prompt", "Hello", "--verbose_trace")
     assert ran.out == "You said Hello, None.\n"
     lines = ran.err.splitlines()
-    assert lines[0] == 'prompt 1, block 0, pass 1 (0 changed, 0 of 4 exact): ""'
-    assert lines[1].startswith('prompt 1, block 0, pass 2 (4 changed, 4 of 4 exact): "')
+    assert lines[0] == "prompt 1, block 1, pass 1, 0 of 4 exact: ░░░░"
+    assert lines[1].startswith("prompt 1, block 1, pass 2, 4 of 4 exact: [")
+    assert lines[1].endswith("]")
     assert len(lines) == ran.engine.passes
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from program import Chat
@@ -29,6 +30,35 @@ def replies(chat: Chat, count: int) -> None:
     """Wait until so many replies have been made in all."""
     chat.wait_for(lambda screen: "\n".join(screen.scrollback).count("tok/s") == count)
     chat.wait_for("Alt-Enter new line")
+
+
+@pytest.mark.timeout(600)
+def test_a_trace_is_switched_on_in_mid_reply_and_reads_well_on_80_columns(tmp_path, checkpoint):
+    with Chat(tmp_path, "2", checkpoint, "--max_new_tokens", "1800", "--add_eos_length", "3") as chat:
+        chat.resize(80, 24)
+        chat.say("Hello")
+        chat.wait_for("pass 2")
+        chat.say("/trace on")
+        chat.wait_for(lambda screen: screen.text.count(" of 4 exact:") > 8)
+        chat.send(CTRL_C)
+        chat.wait_for("[stopped]")
+        chat.wait_for("Alt-Enter new line")
+        chat.say("/trace top")
+        chat.wait_for("Trace is top.")
+        chat.say("/max_new_tokens 4")
+        chat.say("Once more")
+        chat.wait_for("(the limit)")
+        lines = [line.rstrip() for line in chat.scrollback]
+        last = next(at for at, line in enumerate(lines) if line.startswith("block 1, pass 1, 1 of 4 exact:"))
+        rows = [
+            re.fullmatch(r'    (\d) +".+" \d\.\d\d +".+" \d\.\d\d +".+" \d\.\d\d', line)
+            for line in lines[last + 1 :]
+        ]
+        assert [row[1] for row in rows[:4] if row] == ["1", "2", "3", "4"]
+        assert not [line for line in lines[last:] if len(line) > 79]
+        assert any(line.startswith("block 1, pass 2, 4 of 4 exact:") for line in lines[last:])
+        chat.say("/quit")
+        assert chat.wait_end() == 0
 
 
 @pytest.mark.timeout(600)

@@ -129,6 +129,7 @@ def test_ctrl_c_before_the_first_block_leaves_the_message_unanswered_for_retry(t
         ("/retry", "There is nothing to answer again."),
         ("/edit", "There is nothing to edit."),
         ("/edit 0", "/edit cannot take '0'."),
+        ("/trace all", "/trace cannot be 'all'.\nIt takes on, off or top."),
         ("/export", "/export needs a file name."),
         ("/export x.docx", "Cannot tell the format of 'x.docx' from its extension."),
         ("/export /nowhere/x.md", "/nowhere/x.md cannot be written."),
@@ -211,6 +212,35 @@ def test_help_names_every_command_and_completion_offers_names_and_values(talk):
     assert {text for text, _, _ in complete(repl, "/set top_")} == {"top_k", "top_p"}
     assert "cached" in {text for text, _, _ in complete(repl, "/set decoder c")}
     assert not list(complete(repl, "hello /ref"))
+
+
+def asks_for_candidates(engine, monkeypatch):
+    """A list that grows by what each turn says of tracing."""
+    asked = []
+    answer = engine.answer
+    monkeypatch.setattr(engine, "answer", lambda turn, poll: (asked.append(turn.trace), answer(turn, poll))[1])
+    return asked
+
+
+def test_a_trace_has_a_line_for_every_pass_and_asks_for_candidates_only_at_top(tiny, talk, monkeypatch):
+    asked = asks_for_candidates(tiny[1], monkeypatch)
+    _, console = talk("Hello", "/trace on", "And?", "/trace top", "More?", "/trace off", "Last?")
+    assert asked == [False, False, True, False]
+    parts = re.split(r"Trace is \w+\..*\n", console.shown)
+    passes = [re.findall(r"^block (\d+), pass (\d+), (\d+) of 4 exact: .", part, re.M) for part in parts]
+    assert [len(found) for found in passes] == [0, 12, 12, 0]
+    assert [(block, number) for block, number, _ in passes[1][:3]] == [("1", "1"), ("1", "2"), ("2", "1")]
+    row = re.compile(r'^    [1-4] {2,}".+" [01]\.\d\d {2,}".+" 0\.\d\d {2,}".+" 0\.\d\d$', re.M)
+    candidates = [len(row.findall(part)) for part in parts]
+    assert candidates[:2] + candidates[3:] == [0, 0, 0]
+    assert candidates[2] >= 6 * 4
+
+
+def test_a_trace_can_begin_and_end_in_mid_reply(talk):
+    live = [(at, Submitted(f"/trace {word}", live=True)) for at, word in ((3, "top"), (8, "off"))]
+    _, console = talk("Hello", *live)
+    assert "Candidates come from the next reply on." in console.shown
+    assert len(re.findall(r"^block \d+, pass \d", console.shown, re.M)) == 5
 
 
 def test_an_edited_message_goes_on_from_there_on_screen_and_on_disk(tiny, talk, tmp_path):
