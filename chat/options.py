@@ -140,7 +140,7 @@ def _scan(argv: Sequence[str]) -> dict[str, Any]:
         word = SHORT.get(word, word)
         if not word.startswith("--") or word == "--":
             raise UsageError(
-                f"Unexpected argument: {word}",
+                f"Unexpected argument: {word}.",
                 "Options begin with --.",
                 "Put a prompt of several words in quotes: --prompt 'several words'.",
             )
@@ -178,7 +178,7 @@ def _find(spelled: str) -> tuple[Option, bool]:
     longer = [known for known in _spellings() if known.startswith(name)]
     near = longer or difflib.get_close_matches(name, _spellings(), n=1)
     raise UsageError(
-        f"Unknown option: --{spelled}",
+        f"Unknown option: --{spelled}.",
         f"Did you mean --{near[0]}?" if near else "",
         "" if near else "--help lists the options.",
     )
@@ -216,10 +216,10 @@ def _check_prompts_file(options: LaunchOptions) -> None:
     path = expand(options.prompts_file or "")
     _check_suffix("prompts", path, PROMPT_SUFFIXES)
     if not path.exists():
-        raise UsageError(f"No such prompts file: {path}", mend="Check the path given to --prompts_file.")
+        raise UsageError(f"No such prompts file: {path}.", mend="Check the path given to --prompts_file.")
     if path.is_dir() or not os.access(path, os.R_OK):
         why = "It is a folder." if path.is_dir() else "Permission denied."
-        raise UsageError(f"The prompts file cannot be read: {path}", why)
+        raise UsageError(f"The prompts file cannot be read: {path}.", why)
 
 
 def _check_output_file(options: LaunchOptions) -> None:
@@ -229,12 +229,12 @@ def _check_output_file(options: LaunchOptions) -> None:
     _check_suffix("output", path, OUTPUT_SUFFIXES)
     if not path.parent.is_dir():
         raise UsageError(
-            f"No such folder for the output file: {path.parent}", mend=f"Make it first: mkdir -p {path.parent}"
+            f"No such folder for the output file: {path.parent}.", mend=f"Make it first: mkdir -p {path.parent}"
         )
     target = path if path.exists() else path.parent
     if path.is_dir() or not os.access(target, os.W_OK):
         why = "It is a folder." if path.is_dir() else f"Permission denied for {target}."
-        raise UsageError(f"The output file cannot be written: {path}", why)
+        raise UsageError(f"The output file cannot be written: {path}.", why)
     if options.prompts_file not in (None, STDIN) and _same_file(path, expand(options.prompts_file or "")):
         raise UsageError("--output_file and --prompts_file are the same file.", mend="Choose another output file.")
 
@@ -246,7 +246,7 @@ def _same_file(one: Path, other: Path) -> bool:
 def _check_suffix(what: str, path: Path, known: tuple[str, ...]) -> None:
     if path.suffix.lower() not in known:
         raise UsageError(
-            f"The {what} file {path} has an unknown extension: {path.suffix or 'none'}",
+            f"The {what} file {path} has an unknown extension: {path.suffix or 'none'}.",
             f"It takes {', '.join(known[:-1]).lstrip(', ')} or {known[-1]}.",
         )
 

@@ -62,7 +62,7 @@ def _file(path: Path) -> Iterable[Prompt]:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise UsageError(f"The prompts file cannot be read: {path}", f"{error.strerror}.") from None
+        raise UsageError(f"The prompts file cannot be read: {path}.", f"{error.strerror}.") from None
     return read(data, str(path))
 
 

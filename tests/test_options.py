@@ -142,11 +142,11 @@ def test_the_last_of_two_equal_options_counts() -> None:
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--refine_itr", "2"], "Unknown option: --refine_itr Did you mean --refine_iter?"),
-        (["--no-use-chat-templat"], "Unknown option: --no-use-chat-templat Did you mean --no_use_chat_template?"),
-        (["--temp", "1"], "Unknown option: --temp Did you mean --temperature?"),
-        (["--zzz"], "Unknown option: --zzz --help lists the options."),
-        (["--no-json"], "Unknown option: --no-json"),
+        (["--refine_itr", "2"], "Unknown option: --refine_itr. Did you mean --refine_iter?"),
+        (["--no-use-chat-templat"], "Unknown option: --no-use-chat-templat. Did you mean --no_use_chat_template?"),
+        (["--temp", "1"], "Unknown option: --temp. Did you mean --temperature?"),
+        (["--zzz"], "Unknown option: --zzz. --help lists the options."),
+        (["--no-json"], "Unknown option: --no-json."),
         (["--refine_iter"], "--refine_iter needs a value (VALUE)."),
         (["--json=yes"], "--json takes no value, but was given 'yes'."),
         (
@@ -160,9 +160,9 @@ def test_the_last_of_two_equal_options_counts() -> None:
         (["--prompt", "caf\udce9"], "--prompt cannot be 'caf\\udce9'. It takes text in UTF-8."),
         (
             ["--parallel", "fdsp"],
-            "--parallel cannot be 'fdsp'. It takes auto, fsdp, none or verl. Did you mean fsdp?",
+            "--parallel cannot be 'fdsp'. It takes auto, tp, fsdp, none or verl. Did you mean fsdp?",
         ),
-        (["hello"], "Unexpected argument: hello Options begin with --."),
+        (["hello"], "Unexpected argument: hello. Options begin with --."),
         (["--prompt", "a", "--prompts_file", "b"], "--prompt and --prompts_file cannot be given together."),
         (["--prompt", "a", "--resume"], "--resume opens a conversation"),
         (["--json"], "--json is for prompts given at the start, and there are none."),
@@ -174,11 +174,13 @@ def test_what_cannot_be_is_refused_with_the_reason(argv: list[str], message: str
 
 
 def test_a_missing_or_unreadable_prompts_file_is_refused(tmp_path: Path) -> None:
-    assert f"No such prompts file: {tmp_path / 'none.txt'}" in refusal("--prompts_file", str(tmp_path / "none.txt"))
+    assert f"No such prompts file: {tmp_path / 'none.txt'}." in refusal(
+        "--prompts_file", str(tmp_path / "none.txt")
+    )
     (tmp_path / "folder.txt").mkdir()
     assert "It is a folder." in refusal("--prompts_file", str(tmp_path / "folder.txt"))
     (tmp_path / "p.csv").touch()
-    assert "unknown extension: .csv It takes .txt, .jsonl or .parquet." in refusal(
+    assert "unknown extension: .csv. It takes .txt, .jsonl or .parquet." in refusal(
         "--prompts_file", str(tmp_path / "p.csv")
     )
 
@@ -187,8 +189,8 @@ def test_an_output_file_that_cannot_be_written_is_refused(tmp_path: Path) -> Non
     def output(path: Path) -> str:
         return refusal("--prompt", "a", "--output_file", str(path))
 
-    assert "unknown extension: .csv It takes .json or .jsonl." in output(tmp_path / "r.csv")
-    assert "unknown extension: none" in output(tmp_path / "r")
+    assert "unknown extension: .csv. It takes .json or .jsonl." in output(tmp_path / "r.csv")
+    assert "unknown extension: none." in output(tmp_path / "r")
     assert f"mkdir -p {tmp_path / 'no'}" in output(tmp_path / "no" / "r.json")
     (tmp_path / "r.json").mkdir()
     assert "It is a folder." in output(tmp_path / "r.json")
