@@ -15,7 +15,7 @@ from dist.clock import Clock
 from dist.decoding import Refinement
 from dist.errors import CheckpointError, PromptError
 from dist.footprint import rows_together
-from dist.forward import CachedForward, Forward, PlainForward
+from dist.forward import Forward, PlainForward
 from dist.head import Head, WholeHead
 from dist.memory import free_bytes
 from dist.model_fill import OnProgress
@@ -33,12 +33,14 @@ from dist.protocol import (
 from dist.ragged import RaggedForward, decodes_together
 from dist.reload import Ready, Reloader
 from dist.sampling import NOT_A_NUMBER
+from dist.sequence import SequenceForward
 from dist.settings import GenerationSettings
 from dist.verdict import Poll, Verdict
 
 CHUNK_CPU = 256
 CHUNK_GPU = 2048
 NO_LIMIT = 1 << 30
+WARM_UP_TOKENS = 64
 
 
 class Engine:
@@ -76,15 +78,20 @@ class Engine:
 
     def _begin_anew(self) -> None:
         """Find out what can be relied on with these weights; nothing is kept of others."""
-        self._cached = CachedForward(self._module, self._head)
+        self._sequence = SequenceForward(self._module, self._head, self._group, self.max_positions)
         self._causality = probe_causality(self._module, self._head)
         self.slow_reason = self._causality.problem
         self._together: bool | None = None
 
     @property
+    def notice(self) -> str | None:
+        """Why a GPU's passes take longer than they might, in words, or None."""
+        return self._sequence.notice
+
+    @property
     def cached_tokens(self) -> int:
         """Tokens whose keys and values are kept from the last turn."""
-        return len(self._cached.cache.token_ids)
+        return len(self._sequence.token_ids)
 
     def answer(self, turn: Turn, poll: Poll) -> Iterator[Event]:
         """Rank 0: answer a turn on all ranks; `poll` is asked once per pass for what the person wants.
@@ -169,6 +176,17 @@ class Engine:
                 pack(self._module)
         self._begin_anew()
 
+    def warm_up(self, settings: GenerationSettings) -> None:
+        """Rank 0, on GPUs: answer a turn of no meaning, so that the first real one finds all kernels ready."""
+        if self._group.device.type != "cuda":
+            return
+        short = settings.with_value("max_new_tokens", 2 * (settings.add_eos_length + 1))
+        prompt = (1,) * min(WARM_UP_TOKENS, max(1, short.max_length // 2))
+        turn = Turn(prompts=(prompt,), settings=short, placeholder=1, stop_ids=())
+        for _ in self.answer(turn, lambda: Control(settings=short)):
+            pass
+        self._sequence.forget()
+
     def shutdown(self) -> None:
         """Rank 0: let the followers go."""
         self._group.publish(Shutdown())
@@ -181,7 +199,7 @@ class Engine:
         if cached and len(rows) > 1 and self._decodes_together():
             yield from self._replies(turn, rows, RaggedForward(self._module, len(rows), self._head), True, poll)
             return
-        forward = self._cached if cached else self._plain
+        forward = self._sequence.for_turn(turn.settings) if cached else self._plain
         for row in rows:
             yield from self._replies(turn, [row], forward, cached, poll)
 

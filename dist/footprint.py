@@ -28,11 +28,8 @@ def rows_together(config: Any, element_size: int, tokens: int, block: int, free:
 def row_bytes(config: Any, element_size: int, tokens: int, block: int) -> int:
     """What one row of a batch takes at most, in bytes."""
     config = config.get_text_config()
-    heads = config.num_attention_heads
-    kv_heads = getattr(config, "num_key_value_heads", None) or heads
-    head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    heads, kv_heads, head_size = _heads(config)
     slots = storage_slots(tokens + 1)
-    kept = 2 * config.num_hidden_layers * kv_heads * head_size * slots
     # One layer at a time is copied when it grows, and repeated for every query head when it is read.
     passing = 2 * (kv_heads + heads) * head_size * slots
     # A pass reads up to two blocks: their masks, and what goes through a layer.
@@ -40,4 +37,18 @@ def row_bytes(config: Any, element_size: int, tokens: int, block: int) -> int:
     passing += 2 * block * (2 * slots + width)
     # The logits as they come, side by side, and in float32 with what makes the choice of them.
     logits = block * config.vocab_size * (2 * element_size + 8)
-    return int((kept + passing) * element_size + logits)
+    return int(storage_bytes(config, element_size, slots) + passing * element_size + logits)
+
+
+def storage_bytes(config: Any, element_size: int, tokens: int) -> int:
+    """What the keys and values of so many tokens take, in bytes, where a rank holds all heads."""
+    config = config.get_text_config()
+    _, kv_heads, head_size = _heads(config)
+    return int(2 * config.num_hidden_layers * kv_heads * head_size * tokens * element_size)
+
+
+def _heads(config: Any) -> tuple[int, int, int]:
+    """How many query heads, how many key-value heads, and their size."""
+    heads = config.num_attention_heads
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    return heads, kv_heads, getattr(config, "head_dim", None) or config.hidden_size // heads

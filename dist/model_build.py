@@ -67,6 +67,9 @@ def build_model(config_dir: Path, raw: Mapping[str, Any], dtype: torch.dtype, *,
             f"Its model_type is {raw.get('model_type')}: {said}",
             f"Install a transformers that knows it; {raw.get('transformers_version', 'another')} wrote the config.",
         ) from problem
+    if getattr(config.get_text_config(), "attn_logit_softcapping", None):
+        # transformers' sdpa attention leaves the cap out without a word.
+        model.set_attn_implementation("eager")
     return model.requires_grad_(False).eval()
 
 

@@ -1,19 +1,23 @@
-"""What decoding costs on the CPU: `PYTHONPATH=. python tests/bench_cpu.py [CHECKPOINT] [--rounds N] [--threads N]
-[--batches]`.
+"""What decoding costs on the CPU: `PYTHONPATH=. python tests/bench_cpu.py [CHECKPOINT] [--rounds N] [--only PARTS]`
 
-Both sides of every comparison are interleaved in this one run, and the ratio of the medians is printed with the
-spread of the single rounds' ratios. Without CHECKPOINT the embedded model is measured. Tokens are forced (nothing
-stops a reply), so that both sides make the same number.
+Both sides of every comparison are interleaved in this one run. Each row of the table has the medians of the rounds,
+their ratio, and the range of the single rounds' ratios. Without CHECKPOINT the embedded model is measured. Nothing
+stops a reply, so that both sides make the same number of tokens. Threads wait asleep, as run_chat.sh has them.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import time
 from collections.abc import Callable
 
+# Before torch reads it; `bench_ranks` starts children that differ.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import torch
+from bench_ranks import compare_defaults, measure_verdicts
 
 from chat.demo import DEFAULT_SYSTEM, demo_folder
 from chat.tokenizer import load_tokenizer
@@ -22,24 +26,29 @@ from dist.checkpoint import open_checkpoint
 from dist.engine import Engine
 from dist.group import SoloGroup
 from dist.model import load_model
-from dist.protocol import Control, Reply, Turn
+from dist.packing import pack, packing_pays, unpack
+from dist.protocol import Control, Group, Reply, Turn
 from dist.settings import GenerationSettings
 
 PROMPT_TOKENS, NEW_TOKENS = 200, 128
+FIXED = GenerationSettings(add_eos_length=7, refine_iter=2, max_new_tokens=NEW_TOKENS)
+ONE_TOKEN = GenerationSettings(add_eos_length=0, refine_iter=1, max_new_tokens=1)
 TALK = (
     "Tell me about the sea, the wind and the people who live by fishing, and name three towns on the coast. ",
     "What should I cook for six guests on a cold evening? Think of soup, bread, cheese and something sweet. ",
 )
+SECOND_MESSAGE = "<|im_end|>\n<|im_start|>user\nAnd why is that?<|im_end|>\n<|im_start|>assistant\n"
 
 
 class Bench:
-    def __init__(self, folder: str) -> None:
+    """The model, opened as the program opens it."""
+
+    def __init__(self, folder: str, group: Group, dtype: str) -> None:
         checkpoint = open_checkpoint(folder)
-        self.loaded = load_model(checkpoint, SoloGroup(torch.device("cpu")), dtype="float32")
+        self.loaded = load_model(checkpoint, group, dtype=dtype)
+        self.packs = packing_pays(self.loaded.device, self.loaded.placement)
         self.tokenizer = load_tokenizer(checkpoint.tokenizer_dir, checkpoint.generation_config)
-        self.engine = Engine(
-            self.loaded.module, SoloGroup(torch.device("cpu")), max_positions=self.loaded.max_positions
-        )
+        self.engine = Engine(self.loaded.module, group, max_positions=self.loaded.max_positions, packed=self.packs)
 
     def conversation(self, seed: int = 0) -> tuple[int, ...]:
         """PROMPT_TOKENS ids of a conversation, another one for every seed."""
@@ -53,7 +62,13 @@ class Bench:
         return [event for event in events if isinstance(event, Reply)]
 
     def drop_cache(self) -> None:
-        self.engine._cached.cache.truncate(0)
+        """Have another conversation, so that nothing kept is of use."""
+        self.answer(((self.tokenizer.eos_id,),), ONE_TOKEN)
+
+    def fresh(self, prompt: tuple[int, ...], settings: GenerationSettings) -> float:
+        """Seconds of a reply without anything kept."""
+        self.drop_cache()
+        return timed(lambda: self.answer((prompt,), settings))
 
 
 def timed(run: Callable[[], object]) -> float:
@@ -62,109 +77,97 @@ def timed(run: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def compare(name: str, rounds: int, ours: Callable[[], object], theirs: Callable[[], object]) -> None:
-    """Time both sides in turn; a row of the medians."""
-    ours(), theirs()
-    a, b = [], []
-    for _ in range(rounds):
-        a.append(timed(ours))
-        b.append(timed(theirs))
-    row(name, statistics.median(a), statistics.median(b), sorted(y / x for x, y in zip(a, b)))
+def compare(name: str, rounds: int, ours: Callable[[], float], theirs: Callable[[], float]) -> None:
+    """Let both sides time themselves in turn; a row of the medians."""
+    pairs = [(ours(), theirs()) for _ in range(rounds)]
+    a, b = (statistics.median(side) for side in zip(*pairs))
+    row(name, a, b, [other / one for one, other in pairs])
 
 
 def row(name: str, ours: float, theirs: float, ratios: list[float]) -> None:
     """Print one row: seconds of both sides, ratio theirs / ours, range of the rounds' ratios."""
-    print(
-        f"{name:70}{ours:9.3f}{theirs:9.3f}{theirs / ours:8.2f}   {ratios[0]:.2f} to {ratios[-1]:.2f}",
-        flush=True,
-    )
+    spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
+    print(f"| {name} | {ours:.3f} | {theirs:.3f} | {theirs / ours:.2f} | {spread} |", flush=True)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("checkpoint", nargs="?", default=str(demo_folder()))
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--prompts", type=int, default=64, help="how many, in the rows of many prompts")
-    parser.add_argument("--batches", action="store_true", help="only the rows of many prompts")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    bench = Bench(options.checkpoint)
-    print(f"{bench.loaded.facts}\n{options.threads} threads, {options.rounds} rounds, torch {torch.__version__}\n")
-    print(f"{'(seconds: medians, or sums)':70}{'ours':>9}{'other':>9}{'ratio':>8}   range")
-    if options.batches:
-        together(bench, options.prompts)
+def cached_against_plain(bench: Bench, rounds: int) -> None:
+    prompt, plain = bench.conversation(), FIXED.with_value("decoder", "plain")
+    for settings in (FIXED, plain):
+        bench.fresh(prompt, settings.with_value("max_new_tokens", 8))
+    name = f"{NEW_TOKENS} tokens after {PROMPT_TOKENS}, N = 7, R = 2: cached / plain rule"
+    compare(name, rounds, lambda: bench.fresh(prompt, FIXED), lambda: bench.fresh(prompt, plain))
+
+
+def packed_against_plain_weights(bench: Bench, rounds: int) -> None:
+    """What packing saves a cached reply; leaves the model as it was."""
+    if not bench.packs:
+        print("Weights are not packed on this CPU.")
         return
-    prompt = bench.conversation()
-    fixed = GenerationSettings(add_eos_length=7, refine_iter=2, max_new_tokens=NEW_TOKENS)
+    prompt, settings = bench.conversation(), FIXED.with_value("max_new_tokens", 32)
 
-    def cached(settings: GenerationSettings = fixed) -> list[Reply]:
-        bench.drop_cache()
-        return bench.answer((prompt,), settings)
+    def unpacked() -> float:
+        unpack(bench.loaded.module)
+        try:
+            return bench.fresh(prompt, settings)
+        finally:
+            pack(bench.loaded.module)
 
-    plain = fixed.with_value("decoder", "plain")
-    compare("128 tokens, N = 7, R = 2: cached / plain rule", options.rounds, cached, lambda: cached(plain))
-    second_turns(bench, options.rounds)
-    against_generate(bench, options.rounds, prompt)
-    together(bench, options.prompts)
+    compare("32 tokens, cached: weights packed / plain", rounds, lambda: bench.fresh(prompt, settings), unpacked)
 
 
 def second_turns(bench: Bench, rounds: int) -> None:
     """Time to the first block of a second turn, with the first turn's keys and values kept and dropped."""
     first = bench.conversation()
-    block = GenerationSettings(add_eos_length=7, refine_iter=2, max_new_tokens=8)
-    reply = bench.answer((first,), GenerationSettings(add_eos_length=7, refine_iter=2, max_new_tokens=64))[0]
-    more = bench.tokenizer.encode(
-        "<|im_end|>\n<|im_start|>user\nAnd why is that?<|im_end|>\n<|im_start|>assistant\n"
-    )
-    second = (*first, *reply.token_ids, *more)
+    reply = bench.answer((first,), FIXED)[0]
+    second = (*first, *reply.token_ids, *bench.tokenizer.encode(SECOND_MESSAGE))
+    block = FIXED.with_value("max_new_tokens", FIXED.add_eos_length + 1)
 
-    def kept() -> None:
-        bench.engine._cached.cache.truncate(len(first) + len(reply.token_ids))
-        bench.answer((second,), block)
+    def kept() -> float:
+        bench.fresh(first, FIXED)
+        return timed(lambda: bench.answer((second,), block))
 
-    def dropped() -> None:
+    bench.fresh(second, block)
+    name = f"second turn of {len(second)} tokens, first block: keys and values kept / dropped"
+    compare(name, rounds, kept, lambda: bench.fresh(second, block))
+
+
+def against_generate(bench: Bench, rounds: int) -> None:
+    """`refine_iter auto` against transformers' generate (greedy, cache on) with the very same module."""
+    prompt = bench.conversation()
+    settings = GenerationSettings(add_eos_length=7, refine_iter="auto", max_new_tokens=NEW_TOKENS)
+    replies: list[Reply] = []
+    generated: list[int] = []
+
+    def ours() -> float:
         bench.drop_cache()
-        bench.answer((second,), block)
+        return timed(lambda: replies.extend(bench.answer((prompt,), settings)))
 
-    compare(f"second turn of {len(second)} tokens, first block: kept / dropped", rounds, kept, dropped)
+    def theirs() -> float:
+        return timed(lambda: generated.extend(generate(bench, prompt)))
+
+    compare(f"{NEW_TOKENS} tokens, `auto`, N = 7 / transformers `generate`", rounds, ours, theirs)
+    same = sum(a == b for a, b in zip(replies[0].token_ids, generated))
+    rate = replies[0].stats.tokens_per_forward
+    print(f"| ... {rate:.2f} tokens a forward; {same} of {NEW_TOKENS} tokens the same | | | | |", flush=True)
 
 
-def against_generate(bench: Bench, rounds: int, prompt: tuple[int, ...]) -> None:
-    """`refine_iter auto` and token by token, against transformers' generate (greedy, same dtype, cache on)."""
-    module = bench.loaded.module
+def generate(bench: Bench, prompt: tuple[int, ...]) -> list[int]:
     ids = torch.tensor([prompt])
-    ours: list[Reply] = []
-    theirs: list[int] = []
-
-    def generate() -> None:
-        with torch.inference_mode():
-            output = module.generate(
-                ids,
-                attention_mask=torch.ones_like(ids),
-                max_new_tokens=NEW_TOKENS,
-                min_new_tokens=NEW_TOKENS,
-                do_sample=False,
-                pad_token_id=bench.tokenizer.eos_id,
-                eos_token_id=-1,
-            )
-        theirs[:] = output[0, len(prompt) :].tolist()
-
-    for name, n, rounds_of_block in (("auto, N = 7", 7, "auto"), ("auto, N = 3", 3, "auto"), ("N = 0", 0, 1)):
-        settings = GenerationSettings(add_eos_length=n, refine_iter=rounds_of_block, max_new_tokens=NEW_TOKENS)
-
-        def decode(settings: GenerationSettings = settings) -> None:
-            bench.drop_cache()
-            ours[:] = bench.answer((prompt,), settings)
-
-        compare(f"128 tokens: {name} / generate", rounds, decode, generate)
-        same = sum(a == b for a, b in zip(ours[0].token_ids, theirs))
-        print(
-            f"    {ours[0].stats.tokens_per_forward:.2f} tokens per forward; {same} of {NEW_TOKENS} tokens the same"
+    with torch.inference_mode():
+        output = bench.loaded.module.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=NEW_TOKENS,
+            do_sample=False,
+            pad_token_id=bench.tokenizer.eos_id,
+            # One past the vocabulary: nothing stops it.
+            eos_token_id=bench.loaded.module.get_input_embeddings().num_embeddings,
         )
+    tokens: list[int] = output[0, len(prompt) :].tolist()
+    return tokens
 
 
-def together(bench: Bench, count: int) -> None:
+def batches(bench: Bench, count: int) -> None:
     """Prompts of 40 to 70 tokens decoded in batches and one by one, a batch of them at a time."""
     settings = GenerationSettings(add_eos_length=7, refine_iter="auto", max_new_tokens=24)
     prompts = tuple(bench.conversation(seed)[: 40 + seed % 31] for seed in range(count))
@@ -180,10 +183,37 @@ def together(bench: Bench, count: int) -> None:
         ours.append(between - began)
         theirs.append(time.perf_counter() - between)
         same += sum(one.token_ids == other.token_ids for one, other in zip(batch, single))
-    name = f"{count} prompts, 24 tokens each: batches of {chosen} (the default) / one by one"
-    row(name, sum(ours), sum(theirs), sorted(other / one for one, other in zip(ours, theirs)))
+    name = f"{count} prompts, 24 tokens each, `auto`, N = 7: batches of {chosen} (the default) / one by one"
+    row(name, sum(ours), sum(theirs), [other / one for one, other in zip(ours, theirs)])
     rates = f"{count / sum(ours):.2f} against {count / sum(theirs):.2f} prompts a second"
-    print(f"    {rates}; {same} of {count} replies the same", flush=True)
+    print(f"| ... {rates}; {same} of {count} replies the same | | | | |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("checkpoint", nargs="?", default=str(demo_folder()))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--prompts", type=int, default=16, help="how many, in the row of many prompts")
+    parser.add_argument(
+        "--only", default="plain,packed,second,generate,batches,verdicts,defaults", help="parts, comma-separated"
+    )
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    bench = Bench(options.checkpoint, SoloGroup(torch.device("cpu")), "float32")
+    parts = {
+        "plain": lambda: cached_against_plain(bench, options.rounds),
+        "packed": lambda: packed_against_plain_weights(bench, options.rounds),
+        "second": lambda: second_turns(bench, options.rounds),
+        "generate": lambda: against_generate(bench, options.rounds),
+        "batches": lambda: batches(bench, options.prompts),
+        "verdicts": measure_verdicts,
+        "defaults": lambda: compare_defaults(options.checkpoint, options.rounds, options.threads),
+    }
+    print(f"{bench.loaded.facts}\n{options.threads} threads, {options.rounds} rounds, torch {torch.__version__}\n")
+    print("| | ours, s | other, s | ratio | range |\n|---|---|---|---|---|", flush=True)
+    for part in options.only.split(","):
+        parts[part]()
 
 
 if __name__ == "__main__":

@@ -26,7 +26,11 @@ FAMILIES = {
     "llama": ("LlamaConfig", {}),
     "qwen3": ("Qwen3Config", {"head_dim": 8}),
     "mistral with a sliding window": ("MistralConfig", {"sliding_window": 9}),
-    "gemma2": ("Gemma2Config", {"head_dim": 8, "sliding_window": 9, "query_pre_attn_scalar": 8}),
+    # transformers' sdpa attention leaves the cap on the scores out.
+    "gemma2": (
+        "Gemma2Config",
+        {"head_dim": 8, "sliding_window": 9, "query_pre_attn_scalar": 8, "attn_implementation": "eager"},
+    ),
     "qwen3 mixture of experts": (
         "Qwen3MoeConfig",
         {

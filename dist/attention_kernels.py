@@ -1,0 +1,196 @@
+"""Split-KV attention in Triton: one launch for any number of keys, the cost follows how many are in use.
+
+The keys in use are cut into parts that are worked on side by side (few query rows alone would leave most of a GPU
+idle), and a second kernel merges the parts' softmaxes. The query heads that share a key head are folded into the
+rows of one matrix product. How many keys are in use is read on the device, so that one captured CUDA graph serves
+every length. The idea is FlashDecoding's (Dao, Haziza, Massa, Sizov, 2023). Knows no model and no cache.
+
+Shape suffixes: H query heads, K key heads, L query rows, C stored slots, D head size, S parts.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton  # comes with torch where there are GPUs
+import triton.language as tl
+
+PROGRAMS = 256  # about two for each multiprocessor of a large GPU
+MOST_PARTS = 64
+KEYS_AT_ONCE = 64
+
+
+def split_kv_attention(
+    query_HLD: torch.Tensor,
+    key_KCD: torch.Tensor,
+    value_KCD: torch.Tensor,
+    start: torch.Tensor,
+    *,
+    scale: float,
+    window: int = 0,
+    softcap: float = 0.0,
+) -> torch.Tensor:
+    """Row l sees slots 0 to start + l (with a `window` only the last so many of them); returns [L, H, D].
+
+    `start` is a whole number on the device. Slots from start + L on may hold anything. The last dimension of all
+    tensors is contiguous, keys and values have equal strides.
+    """
+    heads, rows, size = query_HLD.shape
+    key_heads = key_KCD.shape[0]
+    group = heads // key_heads
+    block_rows = min(64, max(16, triton.next_power_of_2(group * rows)))
+    tiles = triton.cdiv(group * rows, block_rows)
+    parts = min(MOST_PARTS, triton.next_power_of_2(max(1, PROGRAMS // (key_heads * tiles))))
+    device = query_HLD.device
+    sums_SHLD = torch.empty((parts, heads, rows, size), dtype=torch.float32, device=device)
+    peaks_SHL = torch.empty((parts, heads, rows), dtype=torch.float32, device=device)
+    weights_SHL = torch.empty_like(peaks_SHL)
+    result_LHD = torch.empty((rows, heads, size), dtype=query_HLD.dtype, device=device)
+    padded = max(16, triton.next_power_of_2(size))
+    is_float32 = query_HLD.dtype == torch.float32
+    _attend_to_part[(key_heads, tiles, parts)](
+        query_HLD,
+        key_KCD,
+        value_KCD,
+        start,
+        sums_SHLD,
+        peaks_SHL,
+        weights_SHL,
+        scale,
+        rows,
+        group,
+        query_HLD.stride(0),
+        query_HLD.stride(1),
+        key_KCD.stride(0),
+        key_KCD.stride(1),
+        WINDOW=window,
+        SOFTCAP=softcap,
+        SIZE=size,
+        PADDED=padded,
+        ROWS=block_rows,
+        KEYS=KEYS_AT_ONCE // 2 if is_float32 or padded > 128 else KEYS_AT_ONCE,
+        PARTS=parts,
+        PRECISION="ieee" if is_float32 else "tf32",
+    )
+    _merge_parts[(rows, heads)](
+        sums_SHLD,
+        peaks_SHL,
+        weights_SHL,
+        result_LHD,
+        rows,
+        heads,
+        SIZE=size,
+        PADDED=padded,
+        PARTS=parts,
+        num_warps=2,
+    )
+    return result_LHD
+
+
+@triton.jit(do_not_specialize=["rows"])
+def _attend_to_part(
+    query,
+    key,
+    value,
+    start_at,
+    sums,
+    peaks,
+    weights,
+    scale,
+    rows,
+    group,
+    query_head_stride,
+    query_row_stride,
+    key_head_stride,
+    key_slot_stride,
+    WINDOW: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    SIZE: tl.constexpr,
+    PADDED: tl.constexpr,
+    ROWS: tl.constexpr,
+    KEYS: tl.constexpr,
+    PARTS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """One tile of folded rows against one part of the keys: unnormalised sums, their peak score and weight."""
+    key_head, tile, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    start = tl.load(start_at).to(tl.int32)
+    used = start + rows
+    folded = tile * ROWS + tl.arange(0, ROWS)
+    is_row = folded < rows * group
+    head = key_head * group + folded // rows
+    row = folded % rows
+    own = start + row
+    column = tl.arange(0, PADDED)
+    is_column = column < SIZE
+
+    length = tl.cdiv(tl.cdiv(used, PARTS), KEYS) * KEYS
+    low = part * length
+    high = tl.minimum(low + length, used)
+    if WINDOW > 0:
+        low = tl.maximum(low, (start - WINDOW + 1) // KEYS * KEYS)
+        low = tl.maximum(low, 0)
+
+    q = tl.load(
+        query + head[:, None] * query_head_stride + row[:, None] * query_row_stride + column[None, :],
+        mask=is_row[:, None] & is_column[None, :],
+        other=0.0,
+    )
+    peak = tl.full((ROWS,), float("-inf"), tl.float32)
+    weight = tl.zeros((ROWS,), tl.float32)
+    total = tl.zeros((ROWS, PADDED), tl.float32)
+    for first in range(low, high, KEYS):
+        slot = first + tl.arange(0, KEYS)
+        place = key_head * key_head_stride + slot.to(tl.int64)[:, None] * key_slot_stride + column[None, :]
+        in_use = (slot < used)[:, None] & is_column[None, :]
+        k = tl.load(key + place, mask=in_use, other=0.0)
+        v = tl.load(value + place, mask=in_use, other=0.0)
+        score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
+        if SOFTCAP > 0:
+            score = SOFTCAP * (2 * tl.sigmoid(2 * score / SOFTCAP) - 1)
+        seen = slot[None, :] <= own[:, None]
+        if WINDOW > 0:
+            seen = seen & (slot[None, :] > own[:, None] - WINDOW)
+        score = tl.where(seen, score, float("-inf"))
+        higher = tl.maximum(peak, tl.max(score, 1))
+        # A row that has seen no key yet: keep -inf out of the differences.
+        base = tl.where(higher == float("-inf"), 0.0, higher)
+        share = tl.exp(score - base[:, None])
+        fade = tl.exp(peak - base)
+        weight = weight * fade + tl.sum(share, 1)
+        total = total * fade[:, None] + tl.dot(share.to(v.dtype), v, input_precision=PRECISION)
+        peak = higher
+
+    place = (part * (tl.num_programs(0) * group) + head) * rows + row
+    tl.store(peaks + place, peak, mask=is_row)
+    tl.store(weights + place, weight, mask=is_row)
+    if low < high:
+        tl.store(sums + place[:, None] * SIZE + column[None, :], total, mask=is_row[:, None] & is_column[None, :])
+
+
+@triton.jit(do_not_specialize=["rows"])
+def _merge_parts(
+    sums,
+    peaks,
+    weights,
+    result,
+    rows,
+    heads,
+    SIZE: tl.constexpr,
+    PADDED: tl.constexpr,
+    PARTS: tl.constexpr,
+):
+    """One row of one head: the softmax over all parts from those of each."""
+    row, head = tl.program_id(0), tl.program_id(1)
+    part, column = tl.arange(0, PARTS), tl.arange(0, PADDED)
+    place = (part * heads + head) * rows + row
+    peak = tl.load(peaks + place)
+    factor = tl.exp(peak - tl.max(peak, 0))
+    weight = tl.sum(factor * tl.load(weights + place), 0)
+    # Parts without keys have not written their sums.
+    total = tl.load(
+        sums + place.to(tl.int64)[:, None] * SIZE + column[None, :],
+        mask=(peak > float("-inf"))[:, None] & (column < SIZE)[None, :],
+        other=0.0,
+    )
+    mean = tl.sum(total * factor[:, None], 0) / weight
+    tl.store(result + (row * heads + head) * SIZE + column, mean.to(result.dtype.element_ty), mask=column < SIZE)

@@ -1,0 +1,192 @@
+"""The passes over a block at a few fixed widths, each captured once as a CUDA graph and replayed. Knows no rule.
+
+Launching a model's kernels one by one takes a host several times as long as a GPU needs to run them; a replay is
+one launch. Two widths serve all passes: N tokens for a block's later passes, 2N + 1 for its first one, which also
+reads what the last block left unread. Fewer tokens are filled up with junk *behind* them, which causality hides and
+which is overwritten before it is read. What is longer (prefill) runs uncaptured over the same storage.
+
+Shape suffixes: W tokens fed (the width), K logits kept, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from dist.attention import fixed_storage_attention
+from dist.decoding import Pass
+from dist.fixed_storage import FixedCache
+from dist.forward import FORWARD_ERRORS, Choices, choices_of, knows_logits_to_keep, logits_after, most_likely
+from dist.head import Head
+
+WARM_UPS = 2
+PROBE_TOKENS, PROBE_START = 12, 7
+
+
+class CapturedForward:
+    """Forwards over one sequence of at most `capacity` tokens; the causality of the model is taken for granted.
+
+    `capture` False runs the same passes uncaptured, which is what a CPU can do.
+    """
+
+    def __init__(self, module: Any, head: Head, capacity: int, *, capture: bool) -> None:
+        self._module = module
+        self._head = head
+        self._capture = capture
+        self.cache = FixedCache(module.config.get_text_config().num_hidden_layers, capacity)
+        self._widths: dict[tuple[int, int], FixedWidth] = {}
+
+    def prefill(self, row: int, step: Pass, chunk: int) -> Iterator[tuple[int, int]]:
+        """Leaves to the first pass what fits into its width."""
+        rest = self.cache.rewind_to_shared(step.token_ids, step.wanted)
+        while len(rest) > 2 * step.wanted - 1:
+            part = rest[: min(chunk, len(rest) - step.wanted)]
+            self._feed(part, 1)
+            rest = rest[len(part) :]
+            yield len(self.cache.token_ids), len(step.token_ids)
+
+    def __call__(self, rows: Sequence[int], steps: Sequence[Pass], *, trace: bool) -> list[Choices]:
+        (step,) = steps
+        rest = self.cache.rewind_to_shared(step.token_ids, step.wanted)
+        start, n = len(self.cache.token_ids), step.settings.add_eos_length
+        width, kept = (max(n, 1), max(n, 1)) if len(rest) <= max(n, 1) else (2 * n + 1, n + 1)
+        if len(rest) > width or step.wanted > kept or start + width > self.cache.capacity:
+            # Only after a live change of the block's size, or at the very end of the storage.
+            return choices_of([self._feed(rest, step.wanted)], steps, trace, self._head)
+        passed = self._width(width, kept)
+        first = passed.run(rest, start, step.wanted)
+        self.cache.note_fed(rest)
+        logits_NV = passed.logits[first : first + step.wanted]
+        if step.settings.samples:
+            return choices_of([logits_NV], steps, trace, self._head)
+        chosen = passed.chosen[first : first + step.wanted].tolist()
+        return [Choices(token_ids=chosen, candidates=most_likely(self._head.whole(logits_NV)) if trace else None)]
+
+    def problem(self) -> str | None:
+        """Why this model can't be run like this, or None: its logits against those of its own attention."""
+        vocabulary = self._module.get_input_embeddings().weight.shape[0]
+        ids = [token % vocabulary for token in range(17, 17 + 7919 * PROBE_TOKENS, 7919)]
+        try:
+            expected = logits_after(self._module, ids, PROBE_TOKENS - PROBE_START, use_cache=False).float()
+            self._feed(ids[:PROBE_START], 1)
+            passed = self._width(PROBE_TOKENS, PROBE_TOKENS - PROBE_START)
+            first = passed.run(ids[PROBE_START:], PROBE_START, PROBE_TOKENS - PROBE_START)
+            logits = passed.logits[first : first + PROBE_TOKENS - PROBE_START].float()
+        except torch.OutOfMemoryError:
+            raise
+        except FORWARD_ERRORS as error:
+            return f"{type(error).__name__}: {(str(error) or 'no words').splitlines()[0]}"
+        finally:
+            self.cache.truncate(0)
+            self._widths.clear()
+        tolerance = 1e-3 if next(self._module.parameters()).dtype == torch.float32 else 5e-2
+        if (logits - expected).abs().max() > tolerance * expected.abs().max():
+            return "it gives other logits with its keys and values in fixed storage"
+        return None
+
+    def _width(self, width: int, kept: int) -> FixedWidth:
+        if (width, kept) not in self._widths:
+            made = FixedWidth(self._module, self._head, self.cache, width, kept)
+            if self._capture:
+                made.capture(len(self.cache.token_ids))
+            self._widths[width, kept] = made
+        return self._widths[width, kept]
+
+    @torch.inference_mode()
+    def _feed(self, token_ids: list[int], wanted: int) -> torch.Tensor:
+        """An uncaptured pass; logits [wanted, V]."""
+        device = next(self._module.parameters()).device
+        start = len(self.cache.token_ids)
+        slots_W = torch.arange(start, start + len(token_ids), device=device)
+        keep_K = torch.arange(len(token_ids) - wanted, len(token_ids), device=device)
+        ids_W = torch.tensor(token_ids, device=device)
+        with fixed_storage_attention(self._module):
+            logits = _pass(self._module, self.cache, ids_W, slots_W, keep_K)
+        self.cache.note_fed(token_ids)
+        return logits
+
+
+class FixedWidth:
+    """Passes of exactly `width` tokens with logits after `kept` neighbours among them, captured or not.
+
+    `logits` [K, V] (this rank's part) and `chosen` [K], greedily, are those of the last `run`.
+    """
+
+    logits: torch.Tensor
+    chosen: torch.Tensor
+
+    def __init__(self, module: Any, head: Head, cache: FixedCache, width: int, kept: int) -> None:
+        self._module = module
+        self._head = head
+        self._cache = cache
+        self._width = width
+        self._kept = kept
+        self._graph: torch.cuda.CUDAGraph | None = None
+        device = next(module.parameters()).device
+        # The tokens, where the first of them belongs, and which is the first to keep logits of.
+        self._order = torch.zeros(width + 2, dtype=torch.int64, pin_memory=device.type == "cuda")
+        self._input = self._order.to(device)
+
+    @torch.inference_mode()
+    def run(self, token_ids: list[int], start: int, wanted: int) -> int:
+        """Read the tokens from position `start` on; returns at which of `kept` the wanted last ones begin."""
+        last = len(token_ids) - wanted
+        first = min(last, self._width - self._kept)
+        filling = [token_ids[-1]] * (self._width - len(token_ids))
+        self._order.copy_(torch.tensor([*token_ids, *filling, start, first]))
+        self._input.copy_(self._order, non_blocking=True)
+        if self._graph is not None:
+            self._graph.replay()
+        else:
+            with fixed_storage_attention(self._module):
+                self._body()
+        return last - first
+
+    @torch.inference_mode()
+    def capture(self, start: int) -> None:
+        """Capture the pass; junk is written to the slots from `start` on."""
+        self._input.zero_()
+        self._input[self._width] = start
+        stream: torch.cuda.Stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with fixed_storage_attention(self._module):
+            # Once outside: kernels are compiled and libraries make their workspaces in their first call.
+            with torch.cuda.stream(stream):
+                for _ in range(WARM_UPS):
+                    self._body()
+            torch.cuda.current_stream().wait_stream(stream)
+            graph = torch.cuda.CUDAGraph()
+            # Other threads (NCCL's watchdog) may ask the device meanwhile.
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                self._body()
+        self._graph = graph
+
+    def _body(self) -> None:
+        start, first = self._input[self._width], self._input[self._width + 1]
+        slots_W = start + torch.arange(self._width, device=self._input.device)
+        keep_K = first + torch.arange(self._kept, device=self._input.device)
+        self.logits = _pass(self._module, self._cache, self._input[: self._width], slots_W, keep_K)
+        self.chosen = self._head.greedy(self.logits)
+
+
+def _pass(
+    module: Any, cache: FixedCache, ids_W: torch.Tensor, slots_W: torch.Tensor, keep_K: torch.Tensor
+) -> torch.Tensor:
+    """One forward over fixed storage; logits [K, V]."""
+    cache.write_at(slots_W)
+    known = knows_logits_to_keep(module)
+    limit = getattr(module.config.get_text_config(), "max_position_embeddings", None)
+    # Only junk ever stands past the model's positions.
+    positions_W = slots_W if limit is None else slots_W.clamp_max(limit - 1)
+    output = module(
+        input_ids=ids_W.unsqueeze(0),
+        position_ids=positions_W.unsqueeze(0),
+        past_key_values=cache.layers,
+        use_cache=True,
+        block_start=slots_W[0],
+        **({"logits_to_keep": keep_K} if known else {}),
+    )
+    logits: torch.Tensor = output.logits[0]
+    return logits if known else logits.index_select(0, keep_K)

@@ -1,0 +1,358 @@
+"""What decoding costs on GPUs: `python tests/bench_gpu.py [FOLDER] [--ranks N]`. Needs N GPUs.
+
+Writes a checkpoint of the Qwen2.5-7B shape with random bf16 weights in FOLDER unless it is there (FSDP2,
+four ranks, by the calls verl makes), loads it as the program does and compares, in turn within one run:
+
+A  the published loop under FSDP FULL_SHARD over the ranks (two or more)
+B  the published loop with resident weights: no kept keys and values, logits of every position
+C  this project's engine at a fixed N and R
+D  this project's engine token by token (N = 0)
+E  transformers' generate: greedy, static cache, compiled
+
+Tokens are forced (nothing stops a reply). The slow arms make fewer tokens; their rates are of those they made.
+Prints Markdown tables. Under torchrun (`--rank`) it is one of the ranks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as torch_dist
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+WRITERS = 4
+SHAPE = {
+    "vocab_size": 152064,
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 32768,
+    "rope_theta": 1e6,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "tie_word_embeddings": False,
+}
+NEW_TOKENS, SLOW_TOKENS = 512, 64
+PLACEHOLDER = 2
+COLUMNS = ("tok/s", "fwd/s", "peak GiB", "compile s")
+
+
+def write(folder: Path, layers: int) -> None:
+    """One rank's part of writing the checkpoint: sharded by FSDP2 on the host, filled on the GPU."""
+    from checkpoints import save_as_verl_does, save_tokenizer
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    from transformers import AutoModelForCausalLM, Qwen2Config
+
+    torch_dist.init_process_group("gloo")
+    torch.cuda.set_device(torch_dist.get_rank() % torch.cuda.device_count())
+    mesh = init_device_mesh("cpu", (WRITERS,), mesh_dim_names=("fsdp",))
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(Qwen2Config(**{**SHAPE, "num_hidden_layers": layers}))
+    model = model.to(torch.bfloat16)
+    for layer in model.model.layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    model.to_empty(device="cpu")
+    torch.cuda.manual_seed(torch_dist.get_rank())
+    for name, parameter in model.named_parameters():
+        local = parameter.detach().to_local()
+        spread = 0.0 if name.endswith("norm.weight") else 0.02
+        local.copy_(torch.randn(local.shape, device="cuda", dtype=torch.bfloat16) * spread + (spread == 0))
+    save_as_verl_does(model, save_tokenizer(folder / f"tokenizer-{torch_dist.get_rank()}"), folder / "actor", 2)
+    torch_dist.barrier()
+    torch_dist.destroy_process_group()
+
+
+def raw_read_seconds(folder: Path, ranks: int, rank: int) -> float:
+    """Reading this rank's part of the same files, and nothing else."""
+    buffer = bytearray(16 << 20)
+    started = time.perf_counter()
+    for path in sorted((folder / "actor").glob("model_*.pt")):
+        size = path.stat().st_size
+        with path.open("rb", buffering=0) as file:
+            file.seek(rank * size // ranks)
+            left = (rank + 1) * size // ranks - rank * size // ranks
+            while left > 0:
+                left -= file.readinto(memoryview(buffer)[: min(left, len(buffer))]) or left
+    return time.perf_counter() - started
+
+
+def copy_bandwidth() -> float:
+    """Bytes a second, read and written, of a copy within the GPU's memory."""
+    source = torch.empty(2 << 30, dtype=torch.uint8, device="cuda").random_()
+    target = torch.empty_like(source)
+    return 2 * source.numel() / event_seconds(lambda: target.copy_(source), 10)
+
+
+def event_seconds(run: Callable[[], object], times: int) -> float:
+    """Median seconds of one run, by the GPU's own clock."""
+    run()
+    spans = []
+    for _ in range(times):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        run()
+        end.record()
+        end.synchronize()
+        spans.append(start.elapsed_time(end) / 1e3)
+    return statistics.median(spans)
+
+
+class Bench:
+    """One rank of the measurement."""
+
+    def __init__(self, folder: Path, options: argparse.Namespace) -> None:
+        from dist.checkpoint import open_checkpoint
+        from dist.engine import Engine
+        from dist.group import open_group
+        from dist.model import load_model
+
+        self.options = options
+        self.group = open_group()
+        # The driver's and the libraries' first call is not part of loading.
+        torch.zeros(1, device=self.group.device)
+        self.raw_s = raw_read_seconds(folder, self.group.size, self.group.rank)
+        self.checkpoint = open_checkpoint(folder)
+        self.loaded = load_model(self.checkpoint, self.group, parallel=options.parallel)
+        self.raw_s = min(self.raw_s, raw_read_seconds(folder, self.group.size, self.group.rank))
+        self.engine = Engine(
+            self.loaded.module, self.group, max_positions=self.loaded.max_positions, head=self.loaded.head
+        )
+        self.rows: list[dict[str, Any]] = []
+
+    def say(self, text: str) -> None:
+        if self.group.rank == 0:
+            print(text, flush=True)
+
+    def prompt(self, context: int) -> tuple[int, ...]:
+        """Ids that leave room for the new tokens in a context of so many."""
+        generator = torch.Generator().manual_seed(context)
+        return tuple(torch.randint(1000, 150000, (context - NEW_TOKENS,), generator=generator).tolist())
+
+    def answer(self, prompt: tuple[int, ...], n: int, rounds: int | str, new: int) -> Any:
+        """One reply by the engine, on all ranks; the Reply on rank 0."""
+        from dist.protocol import Control, Reply, Turn
+        from dist.settings import GenerationSettings
+
+        settings = GenerationSettings(
+            add_eos_length=n, refine_iter=rounds, max_new_tokens=new, max_length=len(prompt) + NEW_TOKENS
+        )
+        turn = Turn(prompts=(prompt,), settings=settings, placeholder=PLACEHOLDER, stop_ids=())
+        if self.group.rank:
+            for _ in self.engine._run(turn, None):
+                pass
+            return None
+        events = list(self.engine._run(turn, lambda: Control(settings=settings)))
+        return next(event for event in events if isinstance(event, Reply))
+
+    def replay_seconds(self, width: int, kept: int, start: int) -> float:
+        """One captured pass of so many tokens after `start` others, without the host's part."""
+        forward = self.engine._sequence._present
+        passed = forward._width(width, kept)
+        passed.run([5] * width, start, kept)
+        return event_seconds(passed._graph.replay, 20)
+
+    def arm_ours(self, context: int, n: int, rounds: int) -> dict[str, Any]:
+        prompt = self.prompt(context)
+        self.answer(prompt, n, rounds, 3 * (n + 1))  # captures
+        torch.cuda.reset_peak_memory_stats()
+        reply = self.answer(prompt, n, rounds, NEW_TOKENS)
+        again = self.answer(prompt, n, rounds, NEW_TOKENS)
+        if self.group.rank:
+            return {}
+        best = min((reply, again), key=lambda one: one.stats.decode_s)
+        return {
+            "arm": "D" if n == 0 else "C",
+            "tok/s": best.stats.tokens / best.stats.decode_s,
+            "fwd/s": best.stats.forwards / best.stats.decode_s,
+            "peak GiB": torch.cuda.max_memory_allocated() / 2**30,
+        }
+
+
+@torch.inference_mode()
+def published_loop(model: Any, prompt: tuple[int, ...], n: int, rounds: int, new: int) -> int:
+    """The published loop: recompute everything, logits of every position; returns the tokens made."""
+    ids = torch.tensor([prompt], device="cuda")
+    made = 0
+    while made < new:
+        draft = torch.full((1, n), PLACEHOLDER, device="cuda")
+        length = ids.shape[1]
+        for _ in range(rounds):
+            logits = model(input_ids=torch.cat([ids, draft], dim=1), use_cache=False).logits
+            block = logits[:, length - 1 :].argmax(dim=-1)
+            draft = block[:, :n]
+            block.tolist()
+        ids = torch.cat([ids, block], dim=1)
+        made += n + 1
+    return made
+
+
+def arm_published(model: Any, arm: str, prompt: tuple[int, ...], n: int, rounds: int) -> dict[str, Any]:
+    new = max(SLOW_TOKENS, n + 1)
+    published_loop(model, prompt, n, 1, n + 1)
+    torch.cuda.synchronize()
+    started = time.perf_counter()
+    made = published_loop(model, prompt, n, rounds, new)
+    seconds = time.perf_counter() - started
+    return {"arm": arm, "tok/s": made / seconds, "fwd/s": rounds * made / (n + 1) / seconds}
+
+
+@torch.inference_mode()
+def arm_generate(model: Any, prompt: tuple[int, ...]) -> dict[str, Any]:
+    ids = torch.tensor([prompt], device="cuda")
+    arguments = {
+        "attention_mask": torch.ones_like(ids),
+        "do_sample": False,
+        "cache_implementation": "static",
+        "pad_token_id": PLACEHOLDER,
+        "eos_token_id": None,
+    }
+    spans = []
+    for new in (NEW_TOKENS, NEW_TOKENS, NEW_TOKENS // 2, NEW_TOKENS // 2):
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        model.generate(ids, max_new_tokens=new, min_new_tokens=new, **arguments)
+        torch.cuda.synchronize()
+        spans.append(time.perf_counter() - started)
+    # The difference leaves the prompt's part out.
+    rate = NEW_TOKENS / 2 / (spans[1] - spans[3])
+    return {"arm": "E", "tok/s": rate, "fwd/s": rate, "compile s": spans[0] - spans[1]}
+
+
+def fsdp_model(layers: int) -> Any:
+    """Arm A's model: the same shape under FSDP FULL_SHARD, with weights of its own, of the same speed."""
+    import functools
+
+    from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecision
+    from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
+    from transformers import AutoModelForCausalLM, Qwen2Config
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(Qwen2Config(**{**SHAPE, "num_hidden_layers": layers}))
+    model = model.to(torch.bfloat16)
+    policy = functools.partial(transformer_auto_wrap_policy, transformer_layer_cls={type(model.model.layers[0])})
+
+    def materialise(module: torch.nn.Module) -> None:
+        module.to_empty(device="cuda", recurse=False)
+        with torch.no_grad():
+            for parameter in module.parameters(recurse=False):
+                parameter.normal_(0.0, 0.02)
+            for buffer in module.buffers(recurse=False):
+                buffer.normal_()
+
+    return FullyShardedDataParallel(
+        model,
+        auto_wrap_policy=policy,
+        device_id=torch.cuda.current_device(),
+        mixed_precision=MixedPrecision(param_dtype=torch.bfloat16),
+        param_init_fn=materialise,
+    ).eval()
+
+
+def measure(bench: Bench) -> None:
+    """All arms of one rank; rank 0 prints."""
+    options, group = bench.options, bench.group
+    bandwidth = copy_bandwidth()
+    facts = bench.loaded.facts
+    floor = facts.bytes_per_rank / bandwidth
+    read = facts.load_bytes
+    bench.say(
+        f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {group.size} rank(s): {facts.parallel}\n"
+        f"copy {bandwidth / 1e12:.2f} TB/s; {facts.bytes_per_rank / 1e9:.2f} GB of weights a rank: "
+        f"{floor * 1e3:.2f} ms a forward at least\n"
+        f"load {facts.load_seconds:.1f} s, {read / 1e9:.1f} GB by this rank; reading alone "
+        f"{bench.raw_s:.1f} s: {bench.raw_s / facts.load_seconds:.0%} of the raw read speed\n"
+    )
+    started = time.perf_counter()
+    bench.answer(bench.prompt(1024), 7, 2, 24)
+    bench.say(f"first reply with captures: {time.perf_counter() - started:.1f} s; notice: {bench.engine.notice}")
+    if bench.engine.notice is None:
+        bench.say("\n| rows | keys | ms a forward | forwards/s | share of the floor |\n|---|---|---|---|---|")
+        for context in (1024, 8192):
+            bench.answer(bench.prompt(context), 0, 1, 2)
+            for width, kept in ((1, 1), (7, 7), (8, 8), (15, 8), (32, 32), (127, 127), (128, 128), (255, 128)):
+                seconds = bench.replay_seconds(width, kept, context - width)
+                bench.say(
+                    f"| {width} | {context} | {seconds * 1e3:.2f} | {1 / seconds:.0f} | {floor / seconds:.0%} |"
+                )
+    arms: list[Any] = []
+    plain = None
+    if "A" in options.arms and group.size > 1:
+        plain = fsdp_model(options.layers)
+    bench.say(f"\n| context | N | R | arm | {' | '.join(COLUMNS)} |\n|---|---|---|---|---|---|---|---|")
+    for context in options.contexts:
+        prompt = bench.prompt(context)
+        cells = [(n, r) for n in options.n for r in options.r]
+        for n, rounds in [(0, 1), *cells]:
+            rows = [bench.arm_ours(context, n, rounds)] if "C" in options.arms else []
+            if n and (n, rounds) in options.slow:
+                if plain is not None:
+                    rows.append(arm_published(plain, "A", prompt, n, rounds))
+                if "B" in options.arms and group.size == 1:
+                    rows.append(arm_published(bench.loaded.module, "B", prompt, n, rounds))
+            if n == 0 and "E" in options.arms and group.size == 1:
+                rows.append(arm_generate(bench.loaded.module, prompt))
+            for row in rows if group.rank == 0 else ():
+                arms.append({"context": context, "N": n, "R": rounds, **row})
+                numbers = [f"{row[name]:.1f}" if name in row else "" for name in COLUMNS]
+                bench.say(f"| {context} | {n} | {rounds} | {row['arm']} | {' | '.join(numbers)} |")
+    if group.rank == 0 and options.json:
+        Path(options.json).write_text(json.dumps(arms, indent=1))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", nargs="?", default=None)
+    parser.add_argument("--ranks", type=int, default=1)
+    parser.add_argument("--layers", type=int, default=SHAPE["num_hidden_layers"])
+    parser.add_argument("--parallel", default="auto")
+    parser.add_argument("--arms", default="ABCDE")
+    parser.add_argument("--contexts", type=int, nargs="*", default=[1024, 8192])
+    parser.add_argument("--n", type=int, nargs="*", default=[7, 31, 127])
+    parser.add_argument("--r", type=int, nargs="*", default=[1, 2, 4])
+    parser.add_argument("--json", default="")
+    parser.add_argument("--write", action="store_true", help="one rank's part of writing the checkpoint")
+    parser.add_argument("--rank", action="store_true", help="one rank's part of the measurement")
+    options = parser.parse_args()
+    options.slow = [(n, 2) for n in options.n]
+    folder = Path(options.folder or tempfile.mkdtemp())
+    if options.write:
+        write(folder, options.layers)
+    elif options.rank:
+        measure(Bench(folder, options))
+    else:
+        run_all(folder, options)
+
+
+def run_all(folder: Path, options: argparse.Namespace) -> None:
+    """Write the checkpoint, then start the ranks."""
+    from ranks import torchrun
+
+    environment = {**os.environ, "OMP_NUM_THREADS": "4", "HF_HUB_OFFLINE": "1"}
+    if not (folder / "actor").exists():
+        started = time.perf_counter()
+        command = torchrun(WRITERS, __file__, str(folder), "--write", "--layers", str(options.layers))
+        subprocess.run(command, env=environment, check=True)
+        print(f"checkpoint written in {time.perf_counter() - started:.1f} s", flush=True)
+    passed = [argument for argument in sys.argv[1:] if argument != str(options.folder)]
+    subprocess.run(torchrun(options.ranks, __file__, str(folder), "--rank", *passed), env=environment, check=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""What no CPU can check: `python tests/gpu_check.py`. Needs a GPU; ends with 1 if a check fails.
+
+The attention kernels against float64, and captured passes against the plain rule, token for token in float32, for
+every family of tests/tiny_models.py; storage behind what is in use is poisoned.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from plain_rule import plain_rule  # noqa: E402
+from tiny_models import FAMILIES, VOCABULARY, tiny_model  # noqa: E402
+
+from dist.attention import reference_attention  # noqa: E402
+from dist.attention_kernels import split_kv_attention  # noqa: E402
+from dist.engine import Engine  # noqa: E402
+from dist.group import SoloGroup  # noqa: E402
+from dist.protocol import Control, Reply, Turn  # noqa: E402
+from dist.settings import GenerationSettings  # noqa: E402
+
+HEADS = ((28, 4, 128), (9, 3, 64), (4, 2, 80))
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
+
+
+def kernels() -> bool:
+    """Relative errors over head counts, rows, lengths, windows and caps."""
+    worst = dict.fromkeys(TOLERANCE, 0.0)
+    for dtype, (heads, key_heads, size) in itertools.product(TOLERANCE, HEADS):
+        for rows, start, (window, cap) in itertools.product((1, 8, 128), (0, 77, 3000), ((0, 0.0), (50, 5.0))):
+            slots = start + rows + 100
+            q = torch.randn(rows, heads, size, device="cuda", dtype=dtype).transpose(0, 1)
+            k, v = (torch.randn(key_heads, slots, size, device="cuda", dtype=dtype) for _ in range(2))
+            k[:, start + rows :], v[:, start + rows :] = torch.nan, torch.nan
+            where = torch.tensor(start, device="cuda")
+            more = {"scale": size**-0.5, "window": window, "softcap": cap}
+            ours = split_kv_attention(q, k, v, where, **more).double()
+            exact = reference_attention(q.double(), k.double(), v.double(), where, **more)
+            worst[dtype] = max(worst[dtype], float((ours - exact).norm() / exact.norm()))
+    print(f"attention kernels, worst relative error: {worst}", flush=True)
+    return all(worst[dtype] < limit for dtype, limit in TOLERANCE.items())
+
+
+def family(name: str) -> bool:
+    """Replies of captured passes against the plain rule, two turns each."""
+    model = tiny_model(name).cuda()
+    engine = Engine(model, SoloGroup(torch.device("cuda")), max_positions=512)
+    draw = random.Random(0)
+    same = count = 0
+    started = time.monotonic()
+    for n, rounds in ((0, 1), (3, 2), (7, 3), (7, "auto"), (31, 2)):
+        prompt = tuple(draw.randrange(3, VOCABULARY) for _ in range(draw.randrange(1, 150)))
+        for _ in range(2):
+            settings = GenerationSettings(
+                add_eos_length=n, refine_iter=rounds, max_new_tokens=draw.randrange(1, 40), max_length=500
+            )
+            with torch.device("cuda"):
+                expected = plain_rule(model, prompt, settings, 2, (2, 7), 512)
+            turn = Turn(prompts=(prompt,), settings=settings, placeholder=2, stop_ids=(2, 7))
+            events = list(engine.answer(turn, lambda wish=settings: Control(settings=wish)))
+            reply = next(event for event in events if isinstance(event, Reply))
+            same += reply.token_ids == expected
+            count += 1
+            prompt = (*prompt, *reply.token_ids, *(draw.randrange(3, VOCABULARY) for _ in range(9)))
+    forward = type(engine._sequence._present).__name__
+    print(
+        f"{name}: {same} of {count} replies the same, {forward}, {time.monotonic() - started:.1f} s; "
+        f"{engine.slow_reason or engine.notice or 'captured'}",
+        flush=True,
+    )
+    return same == count
+
+
+if __name__ == "__main__":
+    torch.backends.cuda.matmul.allow_tf32 = False
+    fine = [kernels(), *(family(name) for name in FAMILIES)]
+    sys.exit(0 if all(fine) else 1)

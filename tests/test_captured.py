@@ -1,0 +1,137 @@
+"""Passes at fixed widths over fixed storage, uncaptured as a CPU runs them, against the plain rule in float32."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import transformers
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from plain_rule import plain_rule
+from tiny_models import FAMILIES, VOCABULARY, tiny_model
+
+from dist.attention import reference_attention
+from dist.captured import CapturedForward
+from dist.engine import Engine
+from dist.forward import CachedForward
+from dist.group import SoloGroup
+from dist.head import WholeHead
+from dist.protocol import BlockUpdate, Control, Reply, Turn
+from dist.sequence import SequenceForward
+from dist.settings import GenerationSettings
+
+PLACEHOLDER, LIMIT = 2, 512
+PROMPTS = st.lists(st.integers(3, VOCABULARY - 1), min_size=1, max_size=200).map(tuple)
+many = settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+
+
+class Fixed(SequenceForward):
+    """What a GPU does, but for the capture itself."""
+
+    def __init__(self, module):
+        super().__init__(module, WholeHead(), SoloGroup(torch.device("cpu")), LIMIT)
+        self._present = CapturedForward(module, WholeHead(), LIMIT, capture=False)
+
+
+def engine_of(family="qwen2", seed=0) -> Engine:
+    engine = Engine(tiny_model(family, seed), SoloGroup(torch.device("cpu")), max_positions=LIMIT)
+    engine._sequence = Fixed(tiny_model(family, seed))
+    return engine
+
+
+def events(engine, prompt, wish, stop_ids=(2,), trace=False, poll=None):
+    turn = Turn(prompts=(tuple(prompt),), settings=wish, placeholder=PLACEHOLDER, stop_ids=stop_ids, trace=trace)
+    return list(engine.answer(turn, poll or (lambda: Control(settings=wish))))
+
+
+def reply(engine, prompt, wish, stop_ids=(2,)) -> Reply:
+    return events(engine, prompt, wish, stop_ids)[-1]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@many
+@given(data=st.data())
+def test_fixed_widths_give_the_tokens_of_the_plain_rule_also_in_later_turns(family, data):
+    engine = engine_of(family)
+    prompt = data.draw(PROMPTS)
+    for _ in range(2):
+        wish = GenerationSettings(
+            add_eos_length=data.draw(st.sampled_from([0, 1, 3, 7, 31])),
+            refine_iter=data.draw(st.sampled_from([1, 2, 3, 5, "auto"])),
+            max_new_tokens=data.draw(st.integers(1, 40)),
+            max_length=min(LIMIT, len(prompt) + data.draw(st.integers(1, 60))),
+        )
+        expected = plain_rule(tiny_model(family), prompt, wish, PLACEHOLDER, (2, 7), LIMIT)
+        done = reply(engine, prompt, wish, (2, 7))
+        assert done.token_ids == expected
+        prompt = (*prompt, *done.token_ids, *data.draw(PROMPTS))[:450]
+
+
+@many
+@given(prompt=PROMPTS, temperature=st.sampled_from([0.0, 0.7]))
+def test_sampling_and_candidates_are_those_of_the_cached_decoder(prompt, temperature):
+    wish = GenerationSettings(add_eos_length=7, refine_iter=3, max_new_tokens=20, temperature=temperature, seed=5)
+    plain = Engine(tiny_model(), SoloGroup(torch.device("cpu")), max_positions=LIMIT)
+    ours, theirs = (
+        [event for event in events(engine, prompt, wish, trace=True) if isinstance(event, BlockUpdate)]
+        for engine in (engine_of(), plain)
+    )
+    assert [update.token_ids for update in ours] == [update.token_ids for update in theirs]
+    for one, other in zip(ours, theirs):
+        assert [[i for i, _ in row] for row in one.candidates] == [[i for i, _ in row] for row in other.candidates]
+
+
+def test_a_block_size_changed_in_mid_reply_is_served():
+    prompt = tuple(range(3, 40))
+    wish = GenerationSettings(add_eos_length=31, refine_iter=2, max_new_tokens=120)
+    smaller = wish.with_value("add_eos_length", 3)
+
+    def run(engine):
+        polls = iter(range(1000))
+        return events(
+            engine, prompt, wish, (), poll=lambda: Control(settings=wish if next(polls) < 3 else smaller)
+        )[-1].token_ids
+
+    plain = Engine(tiny_model(), SoloGroup(torch.device("cpu")), max_positions=LIMIT)
+    assert run(engine_of()) == run(plain)
+
+
+def test_at_the_end_of_the_storage_nothing_is_written_past_it():
+    prompt = tuple(token % 50 + 3 for token in range(LIMIT - 5))
+    wish = GenerationSettings(add_eos_length=31, refine_iter=2, max_new_tokens=40)
+    expected = plain_rule(tiny_model(), prompt, wish, PLACEHOLDER, (), LIMIT)
+    assert reply(engine_of(), prompt, wish, ()).token_ids == expected
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_check_passes_for_a_family_of_causal_models(family):
+    assert CapturedForward(tiny_model(family), WholeHead(), 64, capture=False).problem() is None
+
+
+def test_the_check_finds_storage_that_gives_other_logits():
+    forward = CapturedForward(tiny_model(), WholeHead(), 64, capture=False)
+    layer = forward.cache.layers.layers[0]
+    write = layer.update
+    layer.update = lambda keys, values, *more, **named: write(keys * 1.5, values, *more, **named)
+    assert forward.problem() == "it gives other logits with its keys and values in fixed storage"
+
+
+def test_a_model_whose_attention_is_its_own_is_named_as_the_problem():
+    config = transformers.GPTJConfig(
+        vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, rotary_dim=8, bos_token_id=1, eos_token_id=2
+    )
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    assert "block_start" in CapturedForward(model, WholeHead(), 64, capture=False).problem()
+
+
+def test_on_a_cpu_a_sequence_is_decoded_as_it_comes():
+    sequence = SequenceForward(tiny_model(), WholeHead(), SoloGroup(torch.device("cpu")), LIMIT)
+    assert isinstance(sequence.for_turn(GenerationSettings()), CachedForward)
+    assert sequence.notice is None
+
+
+def test_a_window_hides_all_but_the_last_slots():
+    q, k, v = torch.randn(2, 3, 8), torch.randn(1, 12, 8), torch.randn(1, 12, 8)
+    near = reference_attention(q, k, v, torch.tensor(5), scale=1.0, window=2, softcap=0.0)
+    k[:, :3], v[:, :3] = 9.0, 9.0
+    assert torch.equal(near, reference_attention(q, k, v, torch.tensor(5), scale=1.0, window=2, softcap=0.0))
