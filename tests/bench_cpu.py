@@ -1,8 +1,10 @@
-"""What decoding costs on the CPU: `PYTHONPATH=. python tests/bench_cpu.py [CHECKPOINT] [--rounds N] [--only PARTS]`
+"""What decoding costs on the CPU, both sides of every comparison interleaved in one run.
 
-Both sides of every comparison are interleaved in this one run. Each row of the table has the medians of the rounds,
-their ratio, and the range of the single rounds' ratios. Without CHECKPOINT the embedded model is measured. Nothing
-stops a reply, so that both sides make the same number of tokens. Threads wait asleep, as run_chat.sh has them.
+    PYTHONPATH=. python tests/bench_cpu.py [CHECKPOINT] [--rounds N] [--only PARTS]       prints tables in Markdown
+
+Each row has the medians of the rounds, their ratio, and the range of the single rounds' ratios. Without CHECKPOINT the
+embedded model is measured. Nothing stops a reply, so that both sides make the same number of tokens. Threads wait
+asleep, as run_chat.sh has them.
 """
 
 from __future__ import annotations
@@ -48,7 +50,13 @@ class Bench:
         self.loaded = load_model(checkpoint, group, dtype=dtype)
         self.packs = packing_pays(self.loaded.device, self.loaded.placement)
         self.tokenizer = load_tokenizer(checkpoint.tokenizer_dir, checkpoint.generation_config)
-        self.engine = Engine(self.loaded.module, group, max_positions=self.loaded.max_positions, packed=self.packs)
+        self.engine = Engine(
+            self.loaded.module,
+            group,
+            max_positions=self.loaded.max_positions,
+            head=self.loaded.head,
+            packed=self.packs,
+        )
 
     def conversation(self, seed: int = 0) -> tuple[int, ...]:
         """PROMPT_TOKENS ids of a conversation, another one for every seed."""

@@ -1,0 +1,129 @@
+"""What the choice of ranks, threads and dtype costs on the CPU, and what rank 0's verdict costs after a pass.
+
+Called by bench_cpu.py, which prints all tables. Every way of running is a process (or torchrun) of its own with the
+model loaded; they answer in turn, so that what else the machine does falls on all alike.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from typing import Any
+
+from ranks import ROOT, rank_environment, results_of_ranks, torchrun
+
+SCRIPT = str(ROOT / "tests" / "bench_ranks.py")
+VERDICTS, VERDICT_TOKENS = 500, 8
+# Processes, threads of each, dtype, what OMP_WAIT_POLICY is ("": not set); the first is what run_chat.sh does.
+WAYS = [(1, 2, "float32", "PASSIVE"), (1, 2, "bfloat16", "PASSIVE"), (1, 1, "float32", "PASSIVE")]
+WAYS += [(1, 2, "float32", ""), (2, 1, "float32", "PASSIVE")]
+
+
+def measure_verdicts() -> None:
+    """Rows of microseconds for one verdict: packed, broadcast and unpacked, on real gloo ranks of this host."""
+    print("\n| ranks (gloo) | bytes of a verdict | microseconds, median | 95 of 100 below |\n|---|---|---|---|")
+    for size in (2, 4):
+        got = results_of_ranks(size, "bench_ranks.py", "--verdicts")
+        print(f"| {size} | {got['bytes']} | {got['median']:.0f} | {got['p95']:.0f} |", flush=True)
+
+
+def verdicts_on_this_rank() -> None:
+    """Rank 0 prints the figures of the rank that waited longest."""
+    import torch
+
+    from dist.group import open_group
+    from dist.settings import GenerationSettings
+    from dist.verdict import Verdict
+
+    torch.set_num_threads(1)
+    group = open_group()
+    mine = Verdict.of(None, GenerationSettings(), list(range(VERDICT_TOKENS)))
+    times = []
+    for _ in range(VERDICTS):
+        # All begin together, as they do after a pass.
+        group.smallest(0)
+        began = time.perf_counter()
+        Verdict.unpacked(group.agree(mine.packed()), VERDICT_TOKENS)
+        times.append(time.perf_counter() - began)
+    times = sorted(times[VERDICTS // 10 :])
+    median, p95 = (-group.smallest(-int(1e9 * times[int(len(times) * share)])) / 1e3 for share in (0.5, 0.95))
+    if group.rank == 0:
+        packed = mine.packed()
+        print(json.dumps({"bytes": packed.numel() * packed.element_size(), "median": median, "p95": p95}))
+    group.close()
+
+
+def compare_defaults(checkpoint: str, rounds: int, threads: int) -> None:
+    """Rows of the ways to run: seconds of a reply of 32 tokens, and against the first way."""
+    ways = [(size, min(count, threads), dtype, wait) for size, count, dtype, wait in WAYS]
+    children = [start(checkpoint, *way) for way in ways]
+    try:
+        seconds = [[ask(child) for child in children] for _ in range(rounds + 1)][1:]
+    finally:
+        for child in children:
+            child.stdin.close()
+            child.wait()
+    print("\n| processes x threads | dtype | OMP_WAIT_POLICY | s | against the first | range |")
+    print("|---|---|---|---|---|---|")
+    first = statistics.median(times[0] for times in seconds)
+    for place, (size, count, dtype, wait) in enumerate(ways):
+        median = statistics.median(times[place] for times in seconds)
+        ratios = [times[place] / times[0] for times in seconds]
+        print(
+            f"| {size} x {count} | {dtype} | {wait or 'not set'} | {median:.2f} | {median / first:.2f} "
+            f"| {min(ratios):.2f} to {max(ratios):.2f} |",
+            flush=True,
+        )
+
+
+def start(checkpoint: str, size: int, threads: int, dtype: str, wait: str) -> subprocess.Popen[str]:
+    """A process (or torchrun) that has loaded the model and answers when asked."""
+    arguments = ("--answers", checkpoint, dtype)
+    command = [sys.executable, SCRIPT, *arguments] if size == 1 else torchrun(size, SCRIPT, *arguments)
+    environment = rank_environment(OMP_NUM_THREADS=str(threads))
+    environment.pop("OMP_WAIT_POLICY", None)
+    if wait:
+        environment["OMP_WAIT_POLICY"] = wait
+    child = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    assert child.stdout.readline() == "ready\n"
+    return child
+
+
+def ask(child: Any) -> float:
+    child.stdin.write("go\n")
+    child.stdin.flush()
+    return float(child.stdout.readline())
+
+
+def answers_on_this_rank(checkpoint: str, dtype: str) -> None:
+    """Rank 0: for every line of standard input answer once and print the seconds; the others follow."""
+    import torch
+    from bench_cpu import FIXED, Bench
+
+    from dist.group import open_group
+
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    group = open_group()
+    bench = Bench(checkpoint, group, dtype)
+    if group.rank:
+        bench.engine.follow()
+    else:
+        settings = FIXED.with_value("max_new_tokens", 32)
+        print("ready", flush=True)
+        for _ in sys.stdin:
+            print(bench.fresh(bench.conversation(), settings), flush=True)
+        bench.engine.shutdown()
+    if group.size > 1:
+        group.close()
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "--verdicts":
+        verdicts_on_this_rank()
+    else:
+        answers_on_this_rank(*sys.argv[2:])
