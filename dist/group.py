@@ -161,7 +161,9 @@ class TorchGroup:
             raise _lost(problem) from problem
 
     def gather(self, tensor: torch.Tensor) -> torch.Tensor:
-        gathered = tensor.new_empty((self.size, *tensor.shape))
+        with torch.inference_mode(False):
+            # An ordinary tensor: gloo's own threads, which know no inference mode, write into it.
+            gathered = torch.empty((self.size, *tensor.shape), dtype=tensor.dtype, device=tensor.device)
         try:
             _all_gather(gathered.view(-1), tensor.view(-1))
         except RuntimeError as problem:

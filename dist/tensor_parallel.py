@@ -189,8 +189,8 @@ def _attention_parts(
         fit = [n for n in range(2, queries + 1) if not queries % n and (not keys % n or not n % keys)]
         raise _refusal(
             size,
-            f"Its {queries} query heads and {keys} key-value heads cannot be shared out evenly to {size}.",
-            f", or {' or '.join(map(str, fit))} processes" if fit else "",
+            f"Its {queries} query and {keys} key-value heads cannot be shared out evenly to {size}.",
+            f", or {_listed(fit)} processes" if fit else "",
         )
     queries_here, keys_here = queries // size, max(1, keys // size)
     first_key = rank * keys // size
@@ -235,6 +235,11 @@ def _check_rest(name: str, owner: Any, children: Mapping[str, str], shape: tuple
         cut = own_name.rpartition(".")[0] in children
         if not cut and parameter.shape != shape and parameter.numel() != 1:
             raise _refusal(size, f"{name}.{own_name} of shape {list(parameter.shape)} would have to be cut too.")
+
+
+def _listed(counts: list[int]) -> str:
+    """1, 2 or 3."""
+    return " or ".join(filter(None, [", ".join(map(str, counts[:-1])), str(counts[-1])]))
 
 
 def _refusal(size: int, why: str, instead: str = "") -> CheckpointError:

@@ -1,6 +1,7 @@
 """Run by test_tensor_parallel.py: on real gloo ranks, cut models, compare the parts and let them answer.
 
-Arguments: comma-separated rank counts, then folders of models. Prints {count: {folder: {...}}} as JSON.
+Arguments: comma-separated rank counts, then folders of models; "FOLDER, later" beside one has other weights of it.
+Prints {count: {folder: {...}, "head": {...}}} as JSON.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from pathlib import Path
 
 import torch
 from ranks import results_of_forks
@@ -16,9 +18,12 @@ from safetensors.torch import load_file
 from dist.checkpoint import open_checkpoint
 from dist.engine import Engine
 from dist.errors import ChatError
+from dist.head import VocabularyHead, WholeHead
 from dist.model import load_model
 from dist.protocol import BlockUpdate, Control, Reply, Turn
+from dist.reload import Reloader
 from dist.settings import GenerationSettings
+from dist.shard_plan import even_bounds
 
 PROMPTS = (tuple(3 + i * 7 % 200 for i in range(25)), (5, 9), tuple(range(40, 71)))
 GREEDY = GenerationSettings(add_eos_length=3, refine_iter=2, max_new_tokens=12)
@@ -36,7 +41,7 @@ def main() -> None:
 
 
 def load_all(group) -> dict:
-    return {folder: load(folder, group) for folder in sys.argv[2:]}
+    return {folder: load(folder, group) for folder in sys.argv[2:]} | {"head": heads_apart(group)}
 
 
 def load(folder: str, group) -> dict:
@@ -45,7 +50,8 @@ def load(folder: str, group) -> dict:
     except ChatError as error:
         return {"error": str(error)}
     differing = group.gather_errors(", ".join(differing_parts(folder, loaded, group)) or None)
-    engine = Engine(loaded.module, group, max_positions=loaded.max_positions, head=loaded.head)
+    reloader = Reloader(loaded, group, open_checkpoint)
+    engine = Engine(loaded.module, group, max_positions=loaded.max_positions, head=loaded.head, reloader=reloader)
     reads = [0] * group.size
     reads[group.rank] = loaded.facts.load_bytes
     read = torch.tensor(reads)
@@ -57,6 +63,7 @@ def load(folder: str, group) -> dict:
         "read": read.tolist(),
         "slow": engine.slow_reason,
     }
+    later = f"{folder}, later"
     if group.rank:
         engine.follow()
     else:
@@ -64,8 +71,36 @@ def load(folder: str, group) -> dict:
         result["batch"] = replies(engine, PROMPTS, GREEDY)
         result["together"] = engine._decodes_together()
         result["trace"] = traced(engine)
+        if Path(later).exists():
+            engine.load(reloader.check(later))
+            result["later"] = replies(engine, PROMPTS[:1], GREEDY)[0]
         engine.shutdown()
+    if Path(later).exists():
+        result["differing later"] = group.gather_errors(", ".join(differing_parts(later, loaded, group)) or None)
     return result
+
+
+def heads_apart(group) -> dict:
+    """{vocabulary: which of the rows a head over all ranks chooses or gathers otherwise than a whole one}."""
+    nan, low = float("nan"), float("-inf")
+    told = {}
+    for vocabulary in (331, 9, 2):
+        torch.manual_seed(vocabulary)
+        # Few values, so that most rows have ties within and between shares.
+        logits = torch.randint(-3, 3, (200, vocabulary)).float()
+        logits[:4] = torch.tensor([[low], [0.0], [nan], [float("inf")]])
+        logits[torch.arange(4, 50), torch.arange(4, 50) % vocabulary] = nan
+        for dtype in (torch.float32, torch.bfloat16):
+            whole = logits.to(dtype)
+            bounds = even_bounds(vocabulary, group.size)
+            mine = whole[:, bounds[group.rank] : bounds[group.rank + 1]]
+            head = VocabularyHead(group, vocabulary)
+            other = head.greedy(mine) != WholeHead().greedy(whole)
+            joined = head.whole(mine[:, None])[:, 0]
+            other |= ~torch.isclose(joined, whole, rtol=0, atol=0, equal_nan=True).all(-1)
+            wrong = other.nonzero().flatten().tolist()
+            told[f"{vocabulary} {dtype}"] = group.gather_errors(str(wrong) if wrong else None)
+    return told
 
 
 def replies(engine, prompts, wish) -> list:
@@ -84,14 +119,14 @@ def traced(engine) -> list:
 
 def differing_parts(folder: str, loaded, group) -> list[str]:
     """Names of parameters that are not bit-equal to this rank's part of what was saved."""
-    saved = load_file(f"{folder}/model.safetensors")
+    saved = load_file(next(Path(folder).glob("**/model.safetensors")))
     if "lm_head.weight" not in saved:
         saved["lm_head.weight"] = saved["model.embed_tokens.weight"]
     state = loaded.module.state_dict()
     wrong = [
         name
         for name in saved.keys() | state.keys()
-        if not torch.equal(state[name], part(name, saved[name], loaded.module.config, group))
+        if not torch.equal(state[name].float(), part(name, saved[name], loaded.module.config, group).float())
     ]
     head, table = loaded.module.lm_head.weight, loaded.module.model.embed_tokens.weight
     if loaded.module.config.tie_word_embeddings:

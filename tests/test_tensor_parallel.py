@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,15 @@ from checkpoints import VOCABULARY, save_tokenizer
 from plain_rule import plain_rule
 from ranks import rank_environment
 from ranks_tp import GREEDY, PROMPTS, WISHES
-from tiny_models import COMMON
+from tiny_models import COMMON, tiny_model
+
+import dist.model
+from dist.errors import CheckpointError
+from dist.group import SoloGroup
+from dist.model_build import wanted_tensors
+from dist.model_fill import FillPlan
+from dist.shard_plan import first_gap
+from dist.tensor_parallel import plan_cut
 
 # Neither the intermediate size nor the vocabulary (331, a prime) divides by 3 or 4.
 SHAPE = {"vocab_size": VOCABULARY, "hidden_size": 48, "intermediate_size": 50, "num_attention_heads": 12}
@@ -33,9 +42,9 @@ REFUSED = {("qwen2", 3), ("qwen3", 4), ("mistral with a sliding window", 3), ("g
 CASES = [(model, size) for model in MODELS for size in (2, 3, 4) if (model, size) not in REFUSED]
 
 
-def small_model(kind: str, more: dict):
+def small_model(kind: str, more: dict, seed: int = 0):
     config = getattr(transformers, kind)(**COMMON | SHAPE | more)
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     model = transformers.AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -50,21 +59,27 @@ def models() -> dict:
 
 
 @pytest.fixture(scope="module")
-def on_ranks(models, tmp_path_factory) -> dict:
+def later() -> dict:
+    """Other weights of some of the models."""
+    return {name: small_model(*MODELS[name], seed=1) for name in ("qwen2 tied", "llama with biases")}
+
+
+@pytest.fixture(scope="module")
+def on_ranks(models, later, tmp_path_factory) -> dict:
     """{(model, count of ranks): what came of it}."""
     base = tmp_path_factory.mktemp("models")
-    for name, model in models.items():
+    for name, model in [*models.items(), *((f"{name}, later", model) for name, model in later.items())]:
         model.save_pretrained(base / name)
         save_tokenizer(base / name)
-    return by_model(base, "2,3,4", MODELS)
+    return results_of("2,3,4", *(base / name for name in MODELS))
 
 
-def by_model(base: Path, sizes: str, names) -> dict:
-    command = [sys.executable, str(Path(__file__).with_name("ranks_tp.py")), sizes, *(str(base / n) for n in names)]
-    done = subprocess.run(command, env=rank_environment(), capture_output=True, text=True, timeout=400)
+def results_of(sizes: str, *folders: Path) -> dict:
+    command = [sys.executable, str(Path(__file__).with_name("ranks_tp.py")), sizes, *map(str, folders)]
+    done = subprocess.run(command, env=rank_environment(), capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr[-4000:]
     results = json.loads(done.stdout.splitlines()[-1])
-    return {(Path(f).name, int(size)): got for size, by in results.items() for f, got in by.items()}
+    return {(Path(name).name, int(size)): got for size, by in results.items() for name, got in by.items()}
 
 
 @pytest.mark.parametrize(("model", "size"), CASES)
@@ -110,3 +125,124 @@ def test_a_rank_reads_and_holds_its_share_only(on_ranks, models, model, size):
     assert max(got["read"]) < 1.1 * sum(got["read"]) / size
     # The embeddings are held whole, and so are norms.
     assert got["held"] < table + 1.1 * (weights - table + keys * (rate - 1)) / size + 6000
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+@pytest.mark.parametrize("model", ["qwen2 tied", "llama with biases"])
+def test_other_weights_are_read_in_place_also_where_embeddings_are_tied(on_ranks, later, model, size):
+    got = on_ranks[model, size]
+    assert got["differing later"] == {}
+    assert got["later"] == list(plain_rule(later[model], PROMPTS[0], GREEDY, 2, (2,))) != got["cached"]
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_a_head_over_all_ranks_chooses_and_gathers_as_a_whole_one(on_ranks, size):
+    told = on_ranks["head", size]
+    assert len(told) == 6
+    assert not any(told.values()), told
+
+
+@pytest.mark.parametrize(
+    ("layout", "saved_by"), [("fsdp1", 3), ("fsdp2", 3), ("fsdp1_nomesh", 2), ("fsdp2_tied", 3)]
+)
+def test_shards_of_any_number_of_ranks_are_cut_anew(tiny_checkpoint, layout, saved_by):
+    root = tiny_checkpoint(layout, saved_by)
+    got = results_of("2", root)[root.name, 2]
+    assert got.get("differing") == {}, got
+    saved = sum(path.stat().st_size for path in root.glob("**/model_world_size_*.pt"))
+    assert max(got["read"]) < 0.52 * saved
+
+
+# Which models can be cut, without ranks.
+
+
+def refusal(model, size: int) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        plan_cut(model, 0, size)
+    return str(caught.value)
+
+
+def test_heads_that_do_not_divide_are_refused_with_what_would(on_ranks, models):
+    said = (
+        "--parallel tp cannot spread this model over 4 processes. Its 12 query and 6 key-value heads cannot be "
+        "shared out evenly to 4. Use --parallel fsdp, or 2, 3, 6 or 12 processes."
+    )
+    assert refusal(models["qwen3"], 4) == said
+    assert [list(on_ranks[case]) for case in REFUSED] == [["error"]] * len(REFUSED)
+    assert on_ranks["qwen3", 4]["error"] == said
+    assert refusal(models["qwen2 tied"], 5) == (
+        "--parallel tp cannot spread this model over 5 processes. Its 12 query and 1 key-value heads cannot be "
+        "shared out evenly to 5. Use --parallel fsdp, or 2, 3, 4, 6 or 12 processes."
+    )
+
+
+def test_experts_are_refused():
+    said = refusal(tiny_model("qwen3 mixture of experts"), 2)
+    assert said.startswith(
+        "--parallel tp cannot spread this model over 2 processes. transformers cuts model.layers.0.mlp.experts"
+    )
+    assert said.endswith(", which is not supported here. Use --parallel fsdp.")
+
+
+def test_a_model_without_a_plan_is_refused():
+    config = transformers.GPT2Config(n_embd=32, n_layer=1, n_head=4, vocab_size=61, n_positions=64)
+    assert refusal(transformers.AutoModelForCausalLM.from_config(config), 2) == (
+        "--parallel tp cannot spread this model over 2 processes. transformers has no plan to cut a "
+        "GPT2LMHeadModel. Use --parallel fsdp."
+    )
+
+
+def test_query_key_and_value_in_one_linear_are_refused():
+    model = small_model("Phi3Config", {"num_key_value_heads": 12, "pad_token_id": 0})
+    assert "transformers cuts model.layers.0." in refusal(model, 2)
+
+
+def test_a_norm_over_all_heads_is_refused():
+    model = small_model("Qwen3Config", {"num_key_value_heads": 6, "head_dim": 8})
+    model.model.layers[1].self_attn.q_norm = torch.nn.RMSNorm(96)
+    assert refusal(model, 2) == (
+        "--parallel tp cannot spread this model over 2 processes. model.layers.1.self_attn.q_norm.weight of shape "
+        "[96] would have to be cut too. Use --parallel fsdp."
+    )
+
+
+def test_every_weight_is_held_once_or_by_all():
+    """Over all ranks the boxes of a tensor cover it, and only key-value heads are held more than once."""
+    model = small_model("Qwen2Config", {"num_key_value_heads": 2, "tie_word_embeddings": False})
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    cuts = [plan_cut(model, rank, 4) for rank in range(4)]
+    assert {name.split(".")[-2] for name in cuts[0].boxes} == {
+        *("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head")
+    }
+    for name in cuts[0].boxes:
+        boxes = [cut.boxes[name] for cut in cuts]
+        assert first_gap(shapes[name], boxes) is None
+        copies = 2 if "k_proj" in name or "v_proj" in name else 1
+        assert sum(box.elements for box in boxes) == copies * math.prod(shapes[name])
+
+
+class Ranks(SoloGroup):
+    """One rank of several GPUs, as far as the choice of a layout asks it."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(torch.device("cuda"))
+        self.size = size
+
+
+def test_on_gpus_a_model_that_can_be_cut_is_cut_else_it_is_told_why(monkeypatch):
+    monkeypatch.setattr(dist.model, "free_bytes", lambda device: 8 << 30)
+    model = tiny_model()
+    plan = FillPlan(module=model, wanted=wanted_tensors(model), sources={}, tied={})
+
+    def words(parallel: str, size: int) -> str:
+        return dist.model._layout(parallel, "auto", plan, Ranks(size)).words
+
+    assert words("auto", 2) == "tp, each layer cut over 2 ranks: the fastest on GPUs"
+    assert words("auto", 3) == (
+        "fsdp, gathered once and kept: it fits (1.0 GiB of 8.0 GiB free); no tp: Its 4 query and 2 key-value "
+        "heads cannot be shared out evenly to 3."
+    )
+    assert words("fsdp", 2) == "fsdp, gathered once and kept: it fits (1.0 GiB of 8.0 GiB free)"
+    assert words("tp", 1) == "none: one process"
+    with pytest.raises(CheckpointError, match="cannot be shared out evenly to 3"):
+        words("tp", 3)
