@@ -25,13 +25,17 @@ TraceMode = Literal["off", "on", "top"]
 
 
 class Answering:
-    """Answers messages of one conversation, one at a time. `trace` may change in the middle of a reply."""
+    """Answers messages of one conversation, one at a time. `trace` may change in the middle of a reply.
+
+    `busy`: a reply is being made, and changed settings count from its next block on.
+    """
 
     def __init__(self, talk: Talk, work: Work, page: Page) -> None:
         self._talk = talk
         self._work = work
         self._page = page
         self.trace: TraceMode = "off"
+        self.busy = False
 
     def answer(self, transcript: Transcript) -> None:
         """Answer the last message of `transcript`, which becomes the conversation. Raises ChatError."""
@@ -53,6 +57,7 @@ class Answering:
         )
         talk.journal(lambda session: session.turn(transcript, turn.settings.as_dict()))
         view, trace = self._page.reply_view(talk.reply_text), self._page.trace(talk.reply_text)
+        self.busy = True
         try:
             reply = self._work.reply(turn, settings, partial(self._show, view, trace))
             self._finish(reply, view, fitted)
@@ -60,6 +65,7 @@ class Answering:
             talk.transcript = transcript.mark_unanswered()
             raise
         finally:
+            self.busy = False
             self._work.rest()
 
     def _show(self, view: ReplyView, trace: Trace, update: BlockUpdate) -> None:

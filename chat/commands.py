@@ -54,6 +54,7 @@ COMMANDS: dict[str, Command] = {
         talk.undo,
         talk.retry,
         talk.edit,
+        talk.compare,
         talk.context,
         talk.stats,
         files.model,

@@ -56,7 +56,7 @@ def _change(repl: Repl, name: str, value: str) -> None:
         repl.note(f"{name} is {now}; it takes {SETTINGS[name].allowed}.")
         return
     repl.talk.change_setting(name, value)
-    when = " from the next block on" if repl.work.busy else ""
+    when = " from the next block on" if repl.answering.busy else ""
     repl.note(f"{name} is {shown(getattr(repl.talk.settings, name))}{when}.")
 
 
@@ -99,7 +99,7 @@ def trace(repl: Repl, argument: str) -> None:
     if argument and argument not in TRACE_MODES:
         raise UsageError(f"/trace cannot be {argument!r}.", "It takes on, off or top.")
     mode, about = TRACE_MODES[argument or repl.answering.trace]
-    late = " Candidates come from the next reply on." if mode == "top" and repl.work.busy else ""
+    late = " Candidates come from the next reply on." if mode == "top" and repl.answering.busy else ""
     repl.answering.trace = mode
     repl.note(f"Trace is {mode}. {about}{late}")
 

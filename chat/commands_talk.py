@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from chat.command_row import Value, command, exchanges, first_word, whole_number
+from chat.commands_settings import known_setting, setting_names, setting_values
 from dist.errors import UsageError
 
 if TYPE_CHECKING:
@@ -71,8 +72,35 @@ def edit(repl: Repl, argument: str) -> None:
         raise UsageError("There is nothing to edit.")
     if n > there:
         raise UsageError(f"/edit cannot take {n}.", f"Your messages are {there} so far.")
-    repl.note(f"Message {there - n + 1} of {there}: sent anew, it drops all after it. Ctrl-C leaves all as it was.")
+    repl.note(
+        f"Message {there - n + 1} of {there}: Enter sends it anew and drops what came after it; "
+        "Ctrl-C leaves all as it was."
+    )
     repl.edit(n)
+
+
+def _compared(repl: Repl, words: tuple[str, ...], word: str) -> Iterable[Value]:
+    """A setting, then values of it that are not there yet."""
+    if not words:
+        return setting_names()
+    return (value for value in setting_values(words[0]) if value[0] not in words)
+
+
+@command(
+    "compare",
+    "/compare NAME VALUE VALUE...",
+    "answer the last message once for each value of a setting, and compare",
+    values=_compared,
+)
+def compare(repl: Repl, argument: str) -> None:
+    name, *values = argument.split() or [""]
+    if name:
+        known_setting(name)
+    if len(set(values)) < 2:
+        raise UsageError(
+            "/compare needs a setting and two values or more.", "", "For example: /compare refine_iter 1 2 auto"
+        )
+    repl.comparing.compare(name, values)
 
 
 @command("context", "/context", "how many tokens the conversation holds, of how many")

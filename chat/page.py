@@ -7,8 +7,10 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from chat import screen
+from chat.agreement import Compared
 from chat.console_events import ConsoleEvent, Line
 from chat.running_text import Decode
+from chat.screen_compare import compared
 from chat.screen_trace import new_trace, pass_lines
 from chat.trace import Trace
 from dist.errors import ChatError
@@ -80,6 +82,10 @@ class Page:
     def traced(self, trace: Trace, *, top: bool) -> None:
         """The last pass of a trace; with `top` the candidates of what it changed too."""
         self.console.note(pass_lines(trace, self.palette, self.console.width, top=top))
+
+    def compared(self, replies: Sequence[Compared]) -> None:
+        """Replies to one prompt, in figures and in words."""
+        self.console.note(compared(replies, self.palette, self.console.width))
 
     def status(self, text: str) -> None:
         """What goes on now; "" for nothing."""

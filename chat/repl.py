@@ -11,6 +11,7 @@ from typing import Any
 
 from chat.answering import Answering
 from chat.commands import dispatch
+from chat.comparing import Comparing
 from chat.console_events import Failed, Leave, Submitted
 from chat.inbox import Inbox
 from chat.page import Console, Page
@@ -26,7 +27,7 @@ from dist.settings import GenerationSettings
 
 
 class Repl:
-    """One conversation: what it holds (`talk`), what it says (`page`), who works for it (`work`).
+    """One conversation: what it holds (`talk`), what it says (`page`), how its messages are answered (`answering`).
 
     `origins` says where each setting came from, `facts` what is known of the checkpoint (facts are only shown).
     """
@@ -63,8 +64,9 @@ class Repl:
         )
         self._engine = engine
         self._inbox = Inbox(console.events, self._run_live)
-        self.work = Work(engine, self._inbox, self.page)
-        self.answering = Answering(self.talk, self.work, self.page)
+        self._work = work = Work(engine, self._inbox, self.page)
+        self.answering = Answering(self.talk, work, self.page)
+        self.comparing = Comparing(self.talk, work, self.page)
         self._before_edit: Transcript | None = None
 
     # The loop.
@@ -137,4 +139,4 @@ class Repl:
 
     def watch_quiet(self) -> None:
         """Say so if no pass has ended for some seconds. May be called from any thread."""
-        self.work.watch_quiet()
+        self._work.watch_quiet()

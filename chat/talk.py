@@ -167,6 +167,11 @@ class Talk:
         conversation = Conversation(transcript=self.transcript, settings=self.settings, facts=self.facts)
         return export(target, conversation, force=force)
 
+    @property
+    def session_name(self) -> str:
+        """What the journal is called."""
+        return self._session.name
+
     def rename_session(self, name: str) -> None:
         """Name the journal; raises ChatError."""
         self._session.rename(name)
@@ -183,7 +188,7 @@ class Talk:
 
     def show_resumed(self) -> None:
         """Say which session goes on, and with what."""
-        self._page.note(f"Going on with session {self._session.name}: {len(self.transcript.exchanges)} exchanges.")
+        self._page.note(f"Going on with session {self.session_name}: {len(self.transcript.exchanges)} exchanges.")
         for message in self.transcript.messages[-1:]:
             self._page.markdown(message.content)
 

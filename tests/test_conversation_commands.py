@@ -62,6 +62,37 @@ def test_a_trace_is_switched_on_in_mid_reply_and_reads_well_on_80_columns(tmp_pa
 
 
 @pytest.mark.timeout(600)
+def test_values_of_a_setting_are_compared_and_ctrl_c_stops_that(tmp_path, checkpoint):
+    with Chat(tmp_path, "2", checkpoint, *SHORT) as chat:
+        chat.resize(80, 30)
+        chat.say("Hello")
+        replies(chat, 1)
+        chat.say("/compare refine_iter 1 2 auto")
+        chat.wait_for("as greedy")
+        chat.wait_for("Alt-Enter new line")
+        rows = {line.split("  ")[1]: line for line in chat.scrollback if re.match(r"  (refine_iter|greedy)", line)}
+        assert list(rows) == ["refine_iter 1", "refine_iter 2", "refine_iter auto", "greedy, N = 0"]
+        assert rows["refine_iter auto"].endswith("100.0 %, 12 of 12")
+        assert rows["greedy, N = 0"].split()[4:6] == ["12", "12"]
+
+        # Stopped in the middle, it leaves a conversation that goes on.
+        chat.say("/max_new_tokens 1800")
+        chat.wait_for("max_new_tokens is 1800.")
+        chat.say("/compare add_eos_length 3 5")
+        chat.wait_for("add_eos_length 3 (1 of 3): block 2")
+        chat.send(CTRL_C)
+        chat.wait_for("Stopped: 0 of 3 replies were made.")
+        chat.say("/max_new_tokens 8")
+        chat.say("More")
+        replies(chat, 2)
+        assert exported(chat) == ["Hello", "More"]
+        chat.say("/quit")
+        assert chat.wait_end() == 0
+    (journal,) = chat.sessions()
+    assert [json.loads(line)["kind"] for line in journal.splitlines()].count("turn") == 2
+
+
+@pytest.mark.timeout(600)
 def test_an_earlier_message_is_edited_in_the_input_line(tmp_path, checkpoint):
     with Chat(tmp_path, "1", checkpoint, *SHORT) as chat:
         for count, line in enumerate(("One", "Two", "Three"), 1):

@@ -129,6 +129,10 @@ def test_ctrl_c_before_the_first_block_leaves_the_message_unanswered_for_retry(t
         ("/retry", "There is nothing to answer again."),
         ("/edit", "There is nothing to edit."),
         ("/edit 0", "/edit cannot take '0'."),
+        ("/compare refine_iter 1 2", "There is nothing to compare yet."),
+        ("/compare", "/compare needs a setting and two values or more."),
+        ("/compare refine_iter 2 2", "/compare needs a setting and two values or more."),
+        ("/compare refine 1 2", "There is no setting refine.\nDid you mean refine_iter?"),
         ("/trace all", "/trace cannot be 'all'.\nIt takes on, off or top."),
         ("/export", "/export needs a file name."),
         ("/export x.docx", "Cannot tell the format of 'x.docx' from its extension."),
@@ -243,12 +247,78 @@ def test_a_trace_can_begin_and_end_in_mid_reply(talk):
     assert len(re.findall(r"^block \d+, pass \d", console.shown, re.M)) == 5
 
 
+def figures(shown):
+    """The rows of a comparison by label: tokens, forwards, tokens a forward, seconds, agreement."""
+    return {
+        cells[0]: cells[1:] for line in shown.splitlines() if len(cells := re.split(" {2,}", line.strip())) == 6
+    }
+
+
+def test_a_comparison_answers_the_same_prompt_under_every_value_and_changes_nothing(tiny, talk, tmp_path):
+    model, _, tokenizer = tiny
+    repl, console = talk("First", "Second", "/compare refine_iter 1 2 4 auto")
+    alone, _ = talk("First", "Second")
+    assert repl.talk.transcript == alone.talk.transcript
+    assert repl.talk.settings == START
+    assert repl.talk.last_reply.settings == START
+    journal = next(path for path in (tmp_path / "sessions").iterdir() if path.stem == repl.talk.session_name)
+    kinds = [json.loads(line)["kind"] for line in journal.read_text().splitlines()]
+    assert (kinds.count("turn"), kinds.count("reply")) == (2, 2)
+
+    asked = prompt_ids(Transcript(repl.talk.transcript.messages[:-1]), tokenizer, True)
+    settings = {f"refine_iter {r}": START.with_value("refine_iter", r) for r in ("1", "2", "4", "auto")}
+    settings["greedy, N = 0"] = START.with_value("refine_iter", 1).with_value("add_eos_length", 0)
+    right = {
+        label: plain_rule(model, asked, one, tokenizer.eos_id, tokenizer.stop_ids)
+        for label, one in settings.items()
+    }
+    greedy = right["greedy, N = 0"]
+    rows = figures(console.shown)
+    for label, ids in right.items():
+        assert rows[label][0] == str(len(ids))
+        equal = sum(a == b for a, b in zip(ids, greedy))
+        assert rows[label][4].endswith(f"%, {equal} of {max(len(ids), len(greedy))}")
+    assert rows["refine_iter 4"][4] == rows["refine_iter auto"][4] == "100.0 %, 24 of 24"
+    assert not rows["refine_iter 1"][4].startswith("100")
+    assert "refine_iter 4 / refine_iter auto / greedy, N = 0\n" in console.shown
+    assert any(re.match(r"refine_iter 4 \(3 of 5\): block 1, pass 1", status) for status in console.status)
+    assert console.status[-1] == ""
+
+
+def test_ctrl_c_stops_a_comparison_and_shows_what_is_finished(talk):
+    # "Hello" takes 12 passes, refine_iter 1 takes 6, so this is in the middle of refine_iter 2.
+    repl, console = talk("Hello", "/compare refine_iter 1 2 4", (9, Interrupt()), "More")
+    assert set(figures(console.shown)) == {"refine_iter 1"}
+    assert figures(console.shown)["refine_iter 1"][4] == "-"
+    assert "Stopped: 1 of 4 replies were made." in console.shown
+    assert repl.talk.transcript.questions == ("More", "Hello")
+    assert all(message.token_ids for message in repl.talk.transcript.messages if message.role == "assistant")
+
+
+def test_a_comparison_of_limits_judges_what_is_there_and_one_of_sampling_draws_one_seed(talk):
+    _, console = talk("Hello", "/refine_iter auto", "/compare max_new_tokens 5 30")
+    rows = figures(console.shown)
+    assert [rows[f"max_new_tokens {n}"][4] for n in (5, 30)] == ["100.0 %, 5 of 5", "100.0 %, 30 of 30"]
+    _, console = talk("Hello", "/refine_iter auto", "/temperature 1", "/compare add_eos_length 0 3 7")
+    assert "add_eos_length 0 / add_eos_length 3 / add_eos_length 7 " in console.shown
+
+
+def test_what_a_comparison_cannot_use_is_refused_before_anything_is_made(talk):
+    _, console = talk("Hello", "/compare max_length 8192 20", "/compare top_p 0.5 2")
+    assert "The prompt is too long." in console.shown
+    assert "top_p cannot be '2'." in console.shown
+    assert not figures(console.shown)
+    repl, _ = talk()
+    assert {text for text, _, _ in complete(repl, "/compare ref")} == {"refine_iter"}
+    assert {text for text, _, _ in complete(repl, "/compare decoder plain ")} == {"cached"}
+
+
 def test_an_edited_message_goes_on_from_there_on_screen_and_on_disk(tiny, talk, tmp_path):
     model, _, tokenizer = tiny
     edited = Submitted("Second, changed", edited=True)
     repl, console = talk("First", "Second", "Third", "/edit 2", edited, f"/export {tmp_path}/a.json")
     assert console.draft == "Second"
-    assert "Message 2 of 3: sent anew" in console.shown
+    assert "Message 2 of 3: Enter sends it anew" in console.shown
     messages = repl.talk.transcript.messages
     assert [message.content for message in messages if message.role == "user"] == ["First", "Second, changed"]
     asked = prompt_ids(Transcript(messages[:-1]), tokenizer, True)

@@ -1,0 +1,92 @@
+"""Comparisons: what counts as agreement, and how figures and texts stand on the screen."""
+
+from __future__ import annotations
+
+import pytest
+
+from chat.agreement import GREEDY, Compared, agreement, judged
+from chat.palette import Palette
+from chat.screen_compare import compared
+from dist.protocol import Reply, ReplyStats
+from dist.settings import GenerationSettings
+
+PLAIN = Palette(ink="none", ascii=True)
+
+
+def a_reply(ids, finish="stop"):
+    stats = ReplyStats(
+        forwards=4,
+        prefill_forwards=0,
+        iterations=(2, 2),
+        converged=(True, False),
+        ttft_s=0.1,
+        decode_s=1.25,
+        tokens=len(ids),
+    )
+    return Reply(prompt_len=5, token_ids=tuple(ids), finish=finish, settings=GenerationSettings(), stats=stats)
+
+
+@pytest.mark.parametrize(
+    ("ids", "finish", "expected"),
+    [
+        ([1, 2, 3, 0], "stop", (4, 4)),
+        ([1, 9, 3, 0], "stop", (3, 4)),
+        ([1, 2, 0], "stop", (2, 4)),
+        ([1, 2, 3, 4, 5, 0], "stop", (3, 6)),
+        ([1, 2], "length", (2, 2)),
+        ([2, 1], "length", (0, 2)),
+        ([1, 2, 3, 4, 5], "length", (3, 5)),
+    ],
+)
+def test_agreement_counts_equal_places_and_what_was_cut_off_not_at_all(ids, finish, expected):
+    assert agreement(a_reply(ids, finish), a_reply([1, 2, 3, 0])) == expected
+
+
+def test_without_the_greedy_reply_nothing_is_judged():
+    (one,) = judged({"a 1": a_reply([1])}, str)
+    assert (one.agreeing, one.judged) == (None, 0)
+    first, last = judged({"a 1": a_reply([1, 2]), GREEDY: a_reply([1, 3])}, str)
+    assert (first.agreeing, last.agreeing) == (1, 2)
+
+
+def replies(*texts):
+    return [
+        Compared(label=f"refine_iter {at}", reply=a_reply([1] * 3), text=text, agreeing=2, judged=3)
+        for at, text in enumerate(texts, 1)
+    ]
+
+
+def test_figures_stand_in_a_table_and_equal_texts_below_are_shown_once():
+    shown = compared(replies("One\ntwo", "Three", "One\ntwo"), PLAIN, 80)
+    assert shown == (
+        "                 tokens  forwards  a forward  seconds  as greedy\n"
+        "  refine_iter 1  3       4         0.8        1.25     66.6 %, 2 of 3\n"
+        "  refine_iter 2  3       4         0.8        1.25     66.6 %, 2 of 3\n"
+        "  refine_iter 3  3       4         0.8        1.25     66.6 %, 2 of 3\n"
+        "\n"
+        "refine_iter 1 / refine_iter 3\n"
+        "One\n"
+        "two\n"
+        "\n"
+        "refine_iter 2\n"
+        "Three\n"
+        "\n"
+    )
+
+
+def test_on_a_wide_terminal_texts_stand_side_by_side_within_its_width():
+    shown = compared(replies("word " * 30, "\u26f5" * 40, "Short"), PLAIN, 120)
+    lines = shown.splitlines()[5:]
+    assert lines[0].split() == ["refine_iter", "1", "refine_iter", "2", "refine_iter", "3"]
+    assert lines[1].split()[-1] == "Short"
+    assert lines[1].startswith("word word")
+    assert "".join(lines).count("\u26f5") == 40
+    assert "".join(lines).count("word") == 30
+    assert all(len(line) + line.count("\u26f5") < 120 for line in lines)
+    narrow = compared(replies("word " * 30, "Other", "Short"), PLAIN, 119)
+    assert "\nrefine_iter 2\nOther\n" in narrow
+
+
+def test_control_characters_of_a_reply_are_never_sent():
+    for width in (80, 200):
+        assert "\x1b]" not in compared(replies("a\x1b]0;b", "c"), PLAIN, width)
