@@ -2,9 +2,9 @@
 
     PYTHONPATH=. python tests/bench_cpu.py [CHECKPOINT] [--rounds N] [--only PARTS]       prints tables in Markdown
 
-Each row has the medians of the rounds, their ratio, and the range of the single rounds' ratios. Without CHECKPOINT the
-embedded model is measured. Nothing stops a reply, so that both sides make the same number of tokens. Threads wait
-asleep, as run_chat.sh has them.
+Each row has the medians of the rounds, their ratio, and the range of the single rounds' ratios. Without CHECKPOINT
+the embedded model is measured. Nothing stops a reply, so that both sides make the same number of tokens. Threads
+wait asleep, as run_chat.sh has them.
 """
 
 from __future__ import annotations
