@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+import torch
 from plain_rule import plain_rule
 from ranks import results_of_ranks
 from ranks_engine import GREEDY, PROMPT, SAMPLED
@@ -65,3 +66,6 @@ def test_a_single_process_needs_no_collectives():
     group = SoloGroup()
     assert group.gather_errors("x") == {0: "x"}
     assert (group.rank, group.size, group.smallest(5)) == (0, 1, 5)
+    numbers = torch.arange(6).reshape(2, 3)
+    group.sum_in_place(numbers)
+    assert group.gather(numbers).tolist() == [[[0, 1, 2], [3, 4, 5]]]
