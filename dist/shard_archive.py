@@ -85,7 +85,7 @@ class TorchArchive:
     def __init__(self, archive: zipfile.ZipFile, file: BinaryIO, path: Path, origin: int = 0) -> None:
         self._archive = archive
         self._file = file
-        self._path = path
+        self._name = str(path)
         self._origin = origin
         self._entries = {entry.filename: entry for entry in archive.infolist()}
         pickles = [name for name in self._entries if name.count("/") == 1 and name.endswith("/data.pkl")]
@@ -110,19 +110,18 @@ class TorchArchive:
             return ()
         if len(stored.strides) != len(stored.sizes):
             raise PickleProblem(f"{name} has {len(stored.sizes)} sizes and {len(stored.strides)} strides")
-        item = ITEM_BYTES[stored.dtype]
-        strides = tuple(
-            step if size == 1 else stride
-            for size, stride, step in zip(stored.sizes, stored.strides, row_major(stored.sizes))
-        )
+        sizes, strides = stored.sizes, stored.strides
+        if 1 in sizes:
+            strides = tuple(step if n == 1 else stride for n, stride, step in zip(sizes, strides, row_major(sizes)))
         entry = self._entries.get(f"{self._root}data/{stored.storage.key}")
         if entry is None or entry.compress_type != zipfile.ZIP_STORED:
             raise PickleProblem(f"the bytes of {name} are not in the archive as they should be")
-        end = (stored.offset + Read("", 0, stored.sizes, strides, ()).extent) * item
+        item = ITEM_BYTES[stored.dtype]
+        end = (stored.offset + Read("", 0, sizes, strides, ()).extent) * item
         if end > entry.file_size:
             raise PickleProblem(f"{name} needs {end} bytes of an entry that has {entry.file_size}")
         start = self._entry_start(entry) + stored.offset * item
-        return (Piece(str(self._path), start, box, strides),)
+        return (Piece(self._name, start, box, strides),)
 
     def _entry_start(self, entry: zipfile.ZipInfo) -> int:
         """The byte of the file at which an entry's content begins."""

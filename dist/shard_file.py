@@ -16,6 +16,9 @@ from dist.shard_archive import ARCHIVE_ERRORS, TorchArchive, check_beginning, da
 from dist.shard_pickle import Inert, PickleProblem, StoredTensor, WrappedTensor
 from dist.shard_plan import Box, Numbers, Piece, SavedTensor, local_box, row_major
 
+# {id of a mesh's record: its sizes and torch family}: all tensors of a file share one record, or a few.
+Meshes = dict[int, tuple[Numbers, str]]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardFile:
@@ -79,7 +82,8 @@ def _index(archive: TorchArchive, path: Path) -> ShardFile:
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
         raise PickleProblem("it holds no dictionary of named tensors")
     try:
-        local = {name: _local(archive, name, value) for name, value in values.items()}
+        meshes: Meshes = {}
+        local = {name: _local(archive, name, value, meshes) for name, value in values.items()}
     except (AttributeError, KeyError, IndexError, TypeError) as problem:
         raise PickleProblem(f"a tensor's record lacks a part: {problem}") from problem
     said = [one for one in local.values() if one.kind != "plain"]
@@ -94,25 +98,25 @@ def _index(archive: TorchArchive, path: Path) -> ShardFile:
     )
 
 
-def _local(archive: TorchArchive, name: str, value: Any) -> _Local:
+def _local(archive: TorchArchive, name: str, value: Any, meshes: Meshes) -> _Local:
     if isinstance(value, StoredTensor):
         whole = Box.whole(value.sizes)
         return _Local(SavedTensor(value.sizes, value.dtype, archive.pieces(name, value, whole)))
     if isinstance(value, WrappedTensor) and value.kind == "DTensor":
-        return _dtensor(archive, name, value)
+        return _dtensor(archive, name, value, meshes)
     if isinstance(value, WrappedTensor) and value.kind == "ShardedTensor":
         return _sharded_tensor(archive, name, value)
     kind = value.kind if isinstance(value, WrappedTensor) else type(value).__name__
     raise PickleProblem(f"{name} is a {kind}, not a tensor")
 
 
-def _dtensor(archive: TorchArchive, name: str, value: WrappedTensor) -> _Local:
+def _dtensor(archive: TorchArchive, name: str, value: WrappedTensor, meshes: Meshes) -> _Local:
     state = value.state[1] if isinstance(value.state, tuple) and len(value.state) == 2 else value.state
     stored, spec = state.get("_local_tensor"), state.get("_spec")
     if not isinstance(stored, StoredTensor) or not isinstance(spec, Inert):
         raise PickleProblem(f"{name} is a DTensor without its parts")
     mesh = spec.get("mesh")
-    sizes, family = _mesh_sizes(mesh, value.module)
+    sizes, family = meshes.get(id(mesh)) or meshes.setdefault(id(mesh), _mesh_sizes(mesh, value.module))
     coordinate = mesh.get("_coordinate_on_dim")
     if coordinate is None or len(coordinate) != len(sizes):
         raise PickleProblem(f"{name}: its device mesh has no coordinate of this rank")

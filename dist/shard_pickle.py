@@ -75,11 +75,8 @@ class Inert:
     def __new__(cls, *args: Any, **kwargs: Any) -> Inert:
         made = object.__new__(cls)
         made.args = args
-        made.state = {}
+        made.state = None
         return made
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        pass
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
@@ -99,9 +96,11 @@ class Inert:
     def get(self, name: str, default: Any = None) -> Any:
         """A field of the state that the pickle gave, whether it came as a dict or as (None, slots)."""
         fields = self.state
+        if isinstance(fields, dict):
+            return fields.get(name, default)
         if isinstance(fields, tuple) and len(fields) == 2 and isinstance(fields[1], dict):
-            fields = fields[1]
-        return fields.get(name, default) if isinstance(fields, dict) else default
+            return fields[1].get(name, default)
+        return default
 
 
 def read_pickle(data: bytes) -> Any:
@@ -163,8 +162,11 @@ def _inert_attribute(owner: Any, name: Any, *default: Any) -> type[Inert]:
 
 
 def _numbers(values: Any) -> Numbers:
-    if not isinstance(values, (tuple, list)) or any(type(value) is not int or value < 0 for value in values):
+    if not isinstance(values, (tuple, list)):
         raise PickleProblem(f"sizes or strides that are no numbers: {str(values)[:80]}")
+    for value in values:  # a loop, since there are four of these calls for each tensor of each file
+        if type(value) is not int or value < 0:
+            raise PickleProblem(f"sizes or strides that are no numbers: {str(values)[:80]}")
     return tuple(values)
 
 

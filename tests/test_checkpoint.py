@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -95,6 +96,15 @@ def test_everything_is_told(tiny_checkpoint):
     assert checkpoint.parameters == sum(tensor.elements for tensor in checkpoint.tensors.values()) == 70224
     assert checkpoint.config["model_type"] == "qwen2"
     assert checkpoint.generation_config["eos_token_id"] == 2
+
+
+def test_garbage_is_collected_again_after_indexing_whether_it_succeeds_or_not(run):
+    open_checkpoint(run)
+    assert gc.isenabled()
+    (step(run) / "model_world_size_2_rank_1.pt").write_bytes(b"PK\3\4")
+    with pytest.raises(CheckpointError, match="is incomplete"):
+        open_checkpoint(run)
+    assert gc.isenabled()
 
 
 def test_tied_embeddings_count_once(tiny_checkpoint):
