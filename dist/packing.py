@@ -7,6 +7,7 @@ the faster (40 ms, oneDNN 49 ms), so nothing is packed there.
 
 from __future__ import annotations
 
+import ctypes
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +20,8 @@ from dist.model_fill import Placement
 CPUINFO = Path("/proc/cpuinfo")
 # Rows of a product that the form is chosen for; other counts work with it too.
 ROWS = 8
+# How much is freed before it is given back: often costs time, seldom memory.
+TRIM_ELEMENTS = 8 << 20
 
 
 class PackedLinear(torch.nn.Module):
@@ -81,10 +84,11 @@ def _vendor(cpuinfo: Path) -> str:
 
 
 def pack(module: Any) -> None:
-    """Pack the weights of a model, one at a time, so that never more than one is there twice.
+    """Pack the weights of a model, one at a time, so that no two copies of the model are ever there.
 
-    Layers that are no plain float32 nn.Linear on a CPU stay as they are, and all layers at or below a module with
-    hooks, which may put weights there for a forward only.
+    What is let go of goes back to the system in steps of 32 MiB, which with one layer is what it takes at most.
+    Layers that are no plain float32 nn.Linear on a CPU stay as they are, and all at or below a module with hooks, which may
+    put weights there for a forward only.
     """
     uses = Counter(id(parameter) for _, parameter in module.named_parameters(remove_duplicate=False))
 
@@ -119,10 +123,24 @@ def _is_packable(layer: Any) -> bool:
 
 
 def _replace(module: Any, replacement: Callable[[Any], torch.nn.Module | None]) -> None:
+    freed = 0
     for owner, name in list(_places(module)):
         new = replacement(getattr(owner, name))
-        if new is not None:
-            setattr(owner, name, new)
+        if new is None:
+            continue
+        setattr(owner, name, new)
+        freed += getattr(new, "in_features", 0) * getattr(new, "out_features", 0)
+        if freed >= TRIM_ELEMENTS:
+            _trim()
+            freed = 0
+    _trim()
+
+
+def _trim() -> None:
+    """Have the C library give back what is free between blocks in use, as glibc does not do by itself."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _places(module: Any) -> Iterator[tuple[Any, str]]:

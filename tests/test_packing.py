@@ -229,10 +229,8 @@ def test_a_packed_model_is_never_there_twice():
         [sys.executable, "-c", MEASURE], env=rank_environment(), capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    (peak, after), *later = [tuple(map(float, line.split())) for line in done.stdout.splitlines()]
-    # In MiB above the 366 of the model, whose largest layer has 32.
-    assert peak <= 32 + 16
-    assert after <= 16
-    # From then on the layers lie in a heap that others have left holes in.
-    assert len(later) == 2
-    assert max(map(max, later)) <= 128
+    figures = [tuple(map(float, line.split())) for line in done.stdout.splitlines()]
+    assert len(figures) == 3
+    for peak, after in figures:  # MiB above the 366 of the model, whose largest layer has 32
+        assert peak <= 96, figures
+        assert after <= 16, figures
