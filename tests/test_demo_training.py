@@ -13,8 +13,21 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from chat.demo import corpus, packing, train
 from chat.demo.adapter import ADAPTER_FILE, merge_adapter, read_adapter, write_adapter
 from chat.demo.batched import AUTO, reply_all
+from chat.demo.batched import Reply as BatchedReply
 from chat.demo.conversations import is_held_out, is_right, skill_conversations, solve, test_questions
-from chat.demo.corpus import FREE, OPEN, SKILL, STOP_ID, Sample, is_degenerate, is_garbage
+from chat.demo.corpus import (
+    FREE,
+    LOOP,
+    OPEN,
+    PICKED,
+    SKILL,
+    STOP_ID,
+    Sample,
+    is_degenerate,
+    is_echo,
+    is_garbage,
+    is_sound,
+)
 from chat.demo.evaluate import evaluate, table
 from chat.demo.llama import Shape, Weights, hidden_states, run_layer, shape_of, stack_weights, unstack_layers
 from dist.checkpoint import open_checkpoint
@@ -78,6 +91,8 @@ def some_samples() -> list[Sample]:
     for index in range(14):
         tokens = [rng.randrange(10, VOCABULARY) for _ in range(40)] + [STOP_ID]
         samples.append(Sample(tokens=tokens, replies=[(6, 14), (22, 41)], kind=(SKILL, OPEN, FREE)[index % 3]))
+    phrase = [rng.randrange(10, VOCABULARY) for _ in range(9)]
+    samples.append(Sample(tokens=[1, 11, 12, *phrase * 4], replies=[(3, 39)], kind=LOOP))
     return samples
 
 
@@ -166,6 +181,58 @@ def test_the_next_draft_is_the_last_output_one_place_later(weights: Weights) -> 
     assert torch.equal(draft[later], said.roll(1, 1)[later])
 
 
+def test_only_what_a_looping_answer_says_again_is_shunned() -> None:
+    loop = some_samples()[-1]
+    laid = packing.lay_out(loop, random.Random(1))
+    role, target, block = (laid[:, packing.COLUMNS.index(name)].tolist() for name in ("role", "target", "block"))
+    first = 3 + 9 + 8 - 2
+    assert role[:first] == [packing.HOLD] * first
+    assert role[first:] == [packing.SHUN] * (len(loop.tokens) - first - 1) + [packing.NO_LOSS]
+    assert target[first] == loop.tokens[first + 1]
+    assert not any(block)
+
+
+def test_shunning_lowers_a_tokens_probability_even_where_it_is_near_certain() -> None:
+    torch.manual_seed(1)
+    embed = torch.randn(20, 6)
+    hidden = (30 * embed[3:4]).requires_grad_()
+    loss = train.unlikelihood(hidden, embed, torch.tensor([3]))
+    (gradient,) = torch.autograd.grad(loss, hidden)
+    assert loss.isfinite()
+    assert gradient.isfinite().all()
+    before = (hidden @ embed.T).softmax(-1)[0, 3]
+    after = ((hidden - 30 * gradient) @ embed.T).softmax(-1)[0, 3]
+    assert before > 0.999
+    assert after < before
+    probability = (embed[3:4] @ embed.T).softmax(-1)[0, 3]
+    expected = -torch.log(1 - probability)
+    assert train.unlikelihood(embed[3:4], embed, torch.tensor([3])).item() == pytest.approx(
+        expected.item(), abs=1e-5
+    )
+
+
+def test_a_models_own_answers_are_sorted_by_what_they_teach(
+    weights: Weights, shape: Shape, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = {
+        OPEN: ("Bees make honey.", True),
+        LOOP: ("I like it a lot. " * 4, False),
+        FREE: ("word " + "and and " * 5, True),
+    }
+    said = [*texts.values(), ("It runs on " + " ".join(map(str, range(60))), False)]
+    tokenizer = ByteTokenizer()
+    replies = [
+        BatchedReply(token_ids=tokenizer.encode(text, add_special_tokens=False), ended=ended, forwards=1)
+        for text, ended in said
+    ]
+    monkeypatch.setattr(corpus, "reply_in_batches", lambda *given: replies)
+    asked = [Sample(tokens=[1, 20, 21, STOP_ID], replies=[(2, 4)], kind=PICKED)] * 4
+    made = corpus.answers_of_its_own(weights, shape, tokenizer, asked, 4, random.Random(1))
+    assert [sample.kind for sample in made] == [OPEN, LOOP, FREE, FREE]
+    assert made[0].tokens == [1, 20, *replies[0].token_ids, STOP_ID]
+    assert made[3].tokens == [1, 20, *replies[3].token_ids[: corpus.HELD_REPLY]]
+
+
 def test_a_few_steps_lower_the_losses_and_the_adapter_comes_back(
     model: LlamaForCausalLM, weights: Weights, shape: Shape, tmp_path: Path
 ) -> None:
@@ -181,10 +248,11 @@ def test_a_few_steps_lower_the_losses_and_the_adapter_comes_back(
         own_answers=3,
         workers=0,
     )
-    batch = columns_of(next(packing.pack(some_samples(), 2, 160, random.Random(4))))
+    batch = columns_of(next(packing.pack(some_samples()[::-1], 2, 160, random.Random(4))))
     fresh = train.Trainer(weights, shape, recipe, run_layer)
     before = fresh.accumulate(batch)
     assert before["hold"].item() == pytest.approx(0, abs=1e-5)
+    assert before["shun"] > 0
     adapter = train.train(weights, shape, ByteTokenizer(), some_samples(), recipe)
     trained = train.Trainer(weights, shape, recipe, run_layer)
     trained.adapter = adapter
@@ -292,6 +360,25 @@ def test_a_sum_is_right_only_by_its_last_number() -> None:
 def test_loops_and_garbage_are_told(text: str, garbage: bool, degenerate: bool) -> None:
     assert is_garbage(text) == garbage
     assert is_degenerate(text) == degenerate
+
+
+@pytest.mark.parametrize(
+    ("text", "sound"),
+    [
+        ("Bees make honey. They live in hives, and they dance.", True),
+        ("I like it a lot. We go to the sea. I like it a lot.", False),
+        ("No, no, no! No, no!", False),
+        ("", False),
+    ],
+)
+def test_targets_say_no_sentence_twice(text: str, sound: bool) -> None:
+    assert is_sound(text) == sound
+
+
+def test_an_answer_that_only_hands_the_question_back_is_an_echo() -> None:
+    asked = "I am stoked but also pretty nervous, haha."
+    assert is_echo("I am stoked, but also a little nervous.", asked)
+    assert not is_echo("That is normal! Take a deep breath, and tell me what you are nervous about.", asked)
 
 
 def test_the_evaluation_measures_every_setting_and_topic(weights: Weights, shape: Shape) -> None:

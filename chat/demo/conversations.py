@@ -117,7 +117,7 @@ def skill_conversations(count: int, seed: int) -> list[Conversation]:
     talks = []
     for _ in range(count):
         makers = rng.choices(
-            (_sum, _recall, _capital, _small_talk), (62, 18, 14, 6), k=2 if rng.random() < 0.15 else 1
+            (_sum, _recall, _capital, _small_talk), (58, 20, 16, 6), k=2 if rng.random() < 0.15 else 1
         )
         talk = system_prompt(rng)
         for maker in makers:

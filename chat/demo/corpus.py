@@ -3,7 +3,7 @@
 Sources: `conversations` (rules and word lists of this project); prompts that the base model writes itself when it
 is shown the opening of a user's turn; the messages of PyPI `chitchat-dataset` 0.9.0 (MIT), as prompts only. The
 base answers all open prompts, greedily for refinement and now and then sampled, so that its way of talking is the
-target. Answers that loop are dropped. Everything follows from one seed.
+target. Answers that repeat themselves or run on are no targets. Everything follows from one seed.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -26,15 +27,19 @@ from chat.demo.llama import Shape, Weights
 
 STOP_ID = 2
 MAX_PROMPT = 224
-MAX_REPLY = 192
+# What has not ended by then has mostly begun to repeat itself: such answers are not learnt.
+MAX_REPLY = 112
+# Of an answer that ran on, only what comes before is like the base's good ones.
+HELD_REPLY = 64
 SAMPLE_ROOM = 416
-SKILL, OPEN, FREE = 0, 1, 2
+SKILL, OPEN, FREE, LOOP, PICKED = range(5)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
     """A tokenised conversation. `replies`: (start, end) of the assistant's turns, stop token included.
-    `kind`: SKILL, the text is the truth; OPEN, the base's greedy answer; FREE, sampled by the base."""
+    `kind`: SKILL, the text is the truth; PICKED, likewise, a sampled answer; OPEN, a greedy answer; FREE, only the
+    base's opinion of it counts; LOOP, an answer that the model must unlearn."""
 
     tokens: list[int]
     replies: list[tuple[int, int]]
@@ -45,13 +50,13 @@ class Sample:
 class Plan:
     """How much of everything; `rows`: how many replies are generated at once."""
 
-    skills: int = 44_000
-    own_prompts: int = 30_000
-    templated: int = 9_000
-    chitchat: int = 9_000
-    follow_ups: int = 10_000
+    skills: int = 48_000
+    own_prompts: int = 22_000
+    templated: int = 8_000
+    chitchat: int = 8_000
+    follow_ups: int = 8_000
     free_share: float = 0.15
-    rows: int = 2048
+    rows: int = 3072
     seed: int = 1
 
 
@@ -69,13 +74,36 @@ def is_degenerate(text: str) -> bool:
     if is_garbage(text):
         return True
     words = text.split()
-    for mark in "!?\n":
-        text = text.replace(mark, ".")
-    sentences = Counter(part.strip(" -*0123456789").lower() for part in text.split("."))
-    if any(count >= 3 and len(sentence.split()) >= 4 for sentence, count in sentences.items()):
+    if _most_said(text) >= 3:
         return True
     phrases = [tuple(words[at : at + 4]) for at in range(len(words) - 3)]
     return len(phrases) >= 30 and len(set(phrases)) < 0.6 * len(phrases)
+
+
+def _most_said(text: str) -> int:
+    """How often the most frequent sentence of four words or more occurs."""
+    for mark in "!?\n":
+        text = text.replace(mark, ".")
+    sentences = Counter(part.strip(" -*0123456789").lower() for part in text.split("."))
+    return max((count for sentence, count in sentences.items() if len(sentence.split()) >= 4), default=0)
+
+
+def is_sound(text: str) -> bool:
+    """Good enough a target: no sentence twice, not the same few words again and again."""
+    words = text.lower().split()
+    return not is_degenerate(text) and _most_said(text) < 2 and len(set(words)) >= 0.45 * len(words)
+
+
+def is_echo(text: str, asked: str) -> bool:
+    """Hardly a word in the answer that is not in the question."""
+    words, given = re.findall(r"\w+", text.lower()), set(re.findall(r"\w+", asked.lower()))
+    return sum(word in given for word in words) > 0.7 * len(words)
+
+
+@lru_cache(maxsize=64)
+def _encode_often(tokenizer: Any, text: str) -> tuple[int, ...]:
+    """Ids of one of the few texts that every conversation holds."""
+    return tuple(tokenizer.encode(text, add_special_tokens=False))
 
 
 def encode_talk(tokenizer: Any, talk: Conversation, kind: int) -> Sample:
@@ -83,18 +111,21 @@ def encode_talk(tokenizer: Any, talk: Conversation, kind: int) -> Sample:
     tokens: list[int] = []
     replies = []
     for role, text in talk:
-        tokens += tokenizer.encode(f"<|im_start|>{role}\n", add_special_tokens=False)
+        tokens += _encode_often(tokenizer, f"<|im_start|>{role}\n")
         start = len(tokens)
-        tokens += [*tokenizer.encode(text, add_special_tokens=False), STOP_ID]
+        said = (
+            _encode_often(tokenizer, text) if role == "system" else tokenizer.encode(text, add_special_tokens=False)
+        )
+        tokens += [*said, STOP_ID]
         if role == "assistant":
             replies.append((start, len(tokens)))
-        tokens += tokenizer.encode("\n", add_special_tokens=False)
+        tokens += _encode_often(tokenizer, "\n")
     return Sample(tokens=tokens, replies=replies, kind=kind)
 
 
 def opened_for(tokenizer: Any, talk: Conversation, role: str) -> list[int]:
     """The conversation so far and the opening of `role`'s turn."""
-    opening = tokenizer.encode(f"<|im_start|>{role}\n", add_special_tokens=False)
+    opening = _encode_often(tokenizer, f"<|im_start|>{role}\n")
     return [*encode_talk(tokenizer, talk, OPEN).tokens, *opening]
 
 
@@ -143,43 +174,53 @@ def answer_openly(
     free = int(len(opened) * plan.free_share)
     made = []
     looped: list[tuple[Conversation, list[int]]] = []
-    # A prompt whose greedy answer loops or runs on gets a second, sampled one, which then counts as the truth.
-    for kind, temperature, part in ((FREE, 0.9, opened[:free]), (OPEN, 0.0, opened[free:]), (SKILL, 0.6, looped)):
+    # A prompt whose greedy answer won't do gets a second, sampled one, which then counts as the truth.
+    for kind, temperature, part in ((FREE, 0.9, opened[:free]), (OPEN, 0.0, opened[free:]), (PICKED, 0.6, looped)):
         prompts = [prompt for _, prompt in part]
         replies = reply_in_batches(weights, shape, prompts, plan.rows, temperature, MAX_REPLY)
         for (talk, prompt), reply in zip(part, replies):
             text = tokenizer.decode(reply.token_ids)
-            if is_degenerate(text) or "<|" in text or (kind == SKILL and not reply.ended):
-                if kind == OPEN:
-                    looped.append((talk, prompt))
-                continue
-            tokens = [*prompt, *reply.token_ids, *([STOP_ID] if reply.ended else [])]
-            made.append(
-                (
-                    [*talk, ("assistant", text)],
-                    Sample(tokens=tokens, replies=[(len(prompt), len(tokens))], kind=kind),
-                )
-            )
+            fit = reply.ended and is_sound(text) and not is_echo(text, talk[-1][1])
+            good = not is_degenerate(text) if kind == FREE else fit
+            if good and "<|" not in text:
+                made.append(([*talk, ("assistant", text)], _answered(prompt, reply, kind)))
+            elif kind == OPEN:
+                looped.append((talk, prompt))
     return made
+
+
+def _answered(prompt: Sequence[int], reply: Reply, kind: int) -> Sample:
+    tokens = [*prompt, *reply.token_ids, *([STOP_ID] if reply.ended else [])]
+    return Sample(tokens=tokens, replies=[(len(prompt), len(tokens))], kind=kind)
 
 
 def answers_of_its_own(
     weights: Weights, shape: Shape, tokenizer: Any, samples: Sequence[Sample], count: int, rng: random.Random
 ) -> list[Sample]:
-    """What a model in training answers greedily to `count` of the corpus' open prompts. Degenerate answers are
-    FREE: what the base thinks of them is learnt, they are not learnt themselves."""
+    """What a model in training answers greedily to `count` of the corpus' open prompts: loops to be unlearnt; of
+    garbage, and of the beginning of what runs on, what the base thinks of it; the rest as targets."""
     asked = rng.sample([sample for sample in samples if sample.kind != SKILL], count)
     prompts = [sample.tokens[: sample.replies[-1][0]] for sample in asked]
     made = []
     for prompt, reply in zip(prompts, reply_in_batches(weights, shape, prompts, count, 0.0, MAX_REPLY)):
-        tokens = [*prompt, *reply.token_ids, *([STOP_ID] if reply.ended else [])]
-        kind = FREE if is_degenerate(tokenizer.decode(reply.token_ids)) else OPEN
-        made.append(Sample(tokens=tokens, replies=[(len(prompt), len(tokens))], kind=kind))
+        text = tokenizer.decode(reply.token_ids)
+        if is_degenerate(text):
+            made.append(_answered(prompt, reply, FREE if is_garbage(text) else LOOP))
+        elif reply.ended and is_sound(text):
+            made.append(_answered(prompt, reply, OPEN))
+        else:
+            begun = Reply(token_ids=reply.token_ids[:HELD_REPLY], ended=False, forwards=0)
+            made.append(_answered(prompt, begun, FREE))
     return made
 
 
-def build(weights: Weights, shape: Shape, tokenizer: Any, plan: Plan) -> list[Sample]:
-    """The whole corpus, shuffled."""
+def skill_samples(tokenizer: Any, plan: Plan) -> list[Sample]:
+    """The part by rule, which needs no model."""
+    return [encode_talk(tokenizer, talk, SKILL) for talk in skill_conversations(plan.skills, plan.seed)]
+
+
+def open_samples(weights: Weights, shape: Shape, tokenizer: Any, plan: Plan) -> list[Sample]:
+    """The base's answers to open prompts of three kinds, and to what it thinks is said next."""
     rng = random.Random(plan.seed)
     torch.manual_seed(plan.seed)
     # 1. Open prompts: the base's own, templates, people chatting.
@@ -192,15 +233,22 @@ def build(weights: Weights, shape: Shape, tokenizer: Any, plan: Plan) -> list[Sa
     talks: list[Conversation] = [[*system_prompt(rng), ("user", prompt)] for prompt in prompts]
     first = answer_openly(weights, shape, tokenizer, talks, plan)
     going_on = [talk for talk, sample in rng.sample(first, min(plan.follow_ups, len(first))) if sample.kind == OPEN]
-    nexts = write_prompts(weights, shape, tokenizer, going_on, plan.rows // 2)
+    nexts = write_prompts(weights, shape, tokenizer, going_on, plan.rows)
     longer = [[*talk, ("user", text)] for talk, text in zip(going_on, nexts) if text]
     second = answer_openly(weights, shape, tokenizer, longer, plan)
-    # 3. Skills by rule.
-    skills = [encode_talk(tokenizer, talk, SKILL) for talk in skill_conversations(plan.skills, plan.seed)]
-    samples = [sample for _, sample in (*first, *second)] + skills
-    samples = [sample for sample in samples if len(sample.tokens) <= SAMPLE_ROOM]
-    rng.shuffle(samples)
+    return [sample for _, sample in (*first, *second)]
+
+
+def mixed(parts: Iterable[Sample], plan: Plan) -> list[Sample]:
+    """The samples that are not too long, shuffled."""
+    samples = [sample for sample in parts if len(sample.tokens) <= SAMPLE_ROOM]
+    random.Random(plan.seed).shuffle(samples)
     return samples
+
+
+def build(weights: Weights, shape: Shape, tokenizer: Any, plan: Plan) -> list[Sample]:
+    """The whole corpus, shuffled."""
+    return mixed((*open_samples(weights, shape, tokenizer, plan), *skill_samples(tokenizer, plan)), plan)
 
 
 def save(samples: Iterable[Sample], file: Path) -> None:

@@ -12,29 +12,36 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from chat.demo.corpus import FREE, SKILL, STOP_ID, Sample
+from chat.demo.corpus import FREE, LOOP, PICKED, SKILL, STOP_ID, Sample
 
-BLOCK_LENGTHS = (3, 7, 7, 15)  # N, drawn a conversation
+BLOCK_LENGTHS = (3, 7, 7, 7, 15)  # N, drawn a conversation
 
 # A token's columns. `block`: 0 for plain text, else its block's number; `limit`: it sees plain text before this
 # position; `offset`: its place in the block; `truth`: the true token here; `target`: the true next one, or -1;
 # `role`: what the plain text's loss is here.
 COLUMNS = ("token", "position", "sample", "block", "limit", "offset", "truth", "target", "role")
-NO_LOSS, SAY, HOLD = 0, 1, 2
+NO_LOSS, SAY, HOLD, SHUN = 0, 1, 2, 3
+PHRASE = 8  # tokens that, said again, make a loop
 
 
 def lay_out(sample: Sample, rng: random.Random) -> Tensor:
     """One conversation with its blocks behind it: [tokens, columns] in the order of COLUMNS (`sample` is 0)."""
     tokens, length = torch.tensor(sample.tokens), len(sample.tokens)
     at, zero = torch.arange(length), torch.zeros(length, dtype=torch.long)
-    role = torch.full((length,), NO_LOSS if sample.kind == SKILL else HOLD)
-    for start, end in sample.replies if sample.kind == SKILL else ():
+    told = sample.kind in (SKILL, PICKED)
+    role = torch.full((length,), NO_LOSS if told else HOLD)
+    for start, end in sample.replies if told else ():
         role[start - 1 : end - 1] = SAY
+    if sample.kind == LOOP:
+        shunned = torch.tensor([place - 1 for place in repeated(sample.tokens, sample.replies[-1][0])])
+        if len(shunned):
+            role[shunned[0] :] = NO_LOSS
+            role[shunned] = SHUN
     target = torch.cat((tokens[1:], torch.tensor([-1])))
     role[-1] = NO_LOSS
     laid = [torch.stack((tokens, at, zero, zero, at + 1, zero, tokens, target, role), dim=1)]
     size, number = rng.choice(BLOCK_LENGTHS) + 1, 1
-    for start, end in sample.replies if sample.kind != FREE else ():
+    for start, end in sample.replies if sample.kind not in (FREE, LOOP) else ():
         # Half of the time the grid of blocks is that of decoding.
         first = start + rng.choice((0, rng.randrange(size)))
         at = torch.arange(first, max(first, end - 1))
@@ -46,6 +53,18 @@ def lay_out(sample: Sample, rng: random.Random) -> Tensor:
         columns = (holder, at, zero, block, at - offset, offset, tokens[at], tokens[at + 1], zero)
         laid.append(torch.stack(columns, dim=1))
     return torch.cat(laid)
+
+
+def repeated(tokens: Sequence[int], start: int) -> list[int]:
+    """Places of a reply that begins at `start` where a token ends a phrase that it has said before."""
+    said: set[tuple[int, ...]] = set()
+    places = []
+    for place in range(start + PHRASE - 1, len(tokens)):
+        phrase = tuple(tokens[place - PHRASE + 1 : place + 1])
+        if phrase in said:
+            places.append(place)
+        said.add(phrase)
+    return places
 
 
 def pack(samples: Sequence[Sample], rows: int, length: int, rng: random.Random) -> Iterator[Tensor]:
