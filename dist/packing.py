@@ -87,8 +87,8 @@ def pack(module: Any) -> None:
     """Pack the weights of a model, one at a time, so that no two copies of the model are ever there.
 
     What is let go of goes back to the system in steps of 32 MiB, which with one layer is what it takes at most.
-    Layers that are no plain float32 nn.Linear on a CPU stay as they are, and all at or below a module with hooks, which may
-    put weights there for a forward only.
+    Layers that are no plain float32 nn.Linear on a CPU stay as they are, and all at or below a module with hooks,
+    which may put weights there for a forward only.
     """
     uses = Counter(id(parameter) for _, parameter in module.named_parameters(remove_duplicate=False))
 
