@@ -11,6 +11,7 @@ from chat.command_row import Value, command, exchanges, first_word
 from chat.export import FORMATS
 from chat.facts import facts_table
 from chat.files import expand
+from chat.reading import read_text
 from dist.checkpoint_folder import Step
 from dist.errors import UsageError
 
@@ -72,8 +73,8 @@ def load(repl: Repl, argument: str) -> None:
     repl.talk.load(argument)
 
 
-def paths(word: str, suffixes: Collection[str] = ()) -> Iterator[Value]:
-    """Folders, and files with one of the suffixes."""
+def paths(word: str, suffixes: Collection[str] | None = ()) -> Iterator[Value]:
+    """Folders, and files with one of the suffixes, which could be replaced; None: all files, to be read."""
     typed = expand(word or "./")
     folder = typed if word.endswith("/") or not word else typed.parent
     lead = word[: word.rfind("/") + 1]
@@ -84,8 +85,26 @@ def paths(word: str, suffixes: Collection[str] = ()) -> Iterator[Value]:
     for entry in entries:
         if entry.is_dir():
             yield f"{lead}{entry.name}/", "folder"
+        elif suffixes is None:
+            yield f"{lead}{entry.name}", "file"
         elif entry.suffix in suffixes:
             yield f"{lead}{entry.name}", "file, to be replaced with !"
+
+
+@command(
+    "read",
+    "/read FILE",
+    "put the text of a file into your next message",
+    values=first_word(lambda repl, word: paths(word, None)),
+)
+def read(repl: Repl, argument: str) -> None:
+    if not argument:
+        raise UsageError("/read needs a file name.")
+    text = read_text(argument)
+    name = expand(argument).name
+    size = repl.talk.check_room(name, text)
+    repl.page.console.insert(text, name)
+    repl.note(f"{name} is part of your next message: {len(text):,} characters, {size:,} tokens.")
 
 
 @command(

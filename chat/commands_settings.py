@@ -7,12 +7,14 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from chat.command_row import Command, Value, command, first_word
+from chat.talk import BY_HAND
 from dist.errors import UsageError
 from dist.settings import SETTINGS, Setting
 
 if TYPE_CHECKING:
     from chat.answering import TraceMode
     from chat.repl import Repl
+    from chat.talk import Overflow
 
 
 def setting_names() -> Iterable[Value]:
@@ -27,7 +29,9 @@ def setting_values(name: str) -> Iterable[Value]:
 def _values_of_set(repl: Repl, words: tuple[str, ...], word: str) -> Iterable[Value]:
     if len(words) > 1:
         return ()
-    return setting_values(words[0]) if words else setting_names()
+    if words[:1] == (overflow.name,):
+        return _overflows(repl, word)
+    return setting_values(words[0]) if words else (*setting_names(), (overflow.name, overflow.help))
 
 
 def known_setting(name: str) -> str:
@@ -44,7 +48,9 @@ def known_setting(name: str) -> str:
 @command("set", "/set NAME VALUE", "change a setting from the next block on", live=True, values=_values_of_set)
 def set_(repl: Repl, argument: str) -> None:
     name, _, value = argument.partition(" ")
-    if name:
+    if name == overflow.name:
+        overflow.run(repl, value.strip())
+    elif name:
         _change(repl, known_setting(name), value.strip())
     else:
         settings.run(repl, "")
@@ -75,6 +81,31 @@ def _shorthand(row: Setting) -> Command:
 
 
 SHORTHANDS = tuple(map(_shorthand, SETTINGS.values()))
+
+
+OVERFLOWS: dict[str, tuple[Overflow, str]] = {
+    "drop": ("drop", "What no longer fits is left out of the prompt, the oldest exchanges first."),
+    "refuse": ("refuse", "A message that no longer fits with all that was said is refused."),
+}
+
+
+def _overflows(repl: Repl, word: str) -> Iterable[Value]:
+    return ((name, about) for name, (_, about) in OVERFLOWS.items())
+
+
+@command(
+    "overflow",
+    "/overflow drop|refuse",
+    "what happens to a conversation that no longer fits (also /set overflow)",
+    live=True,
+    values=first_word(_overflows),
+)
+def overflow(repl: Repl, argument: str) -> None:
+    if argument and argument not in OVERFLOWS:
+        raise UsageError(f"overflow cannot be {argument!r}.", "It takes drop or refuse.")
+    choice, about = OVERFLOWS[argument or repl.talk.overflow]
+    repl.talk.overflow = choice
+    repl.note(f"overflow is {choice}. {about}")
 
 
 TRACE_MODES: dict[str, tuple[TraceMode, str]] = {
@@ -113,4 +144,5 @@ def settings(repl: Repl, argument: str) -> None:
         last = shown(getattr(used, name)) if used is not None else "-"
         value = shown(getattr(talk.settings, name))
         rows.append((name, value, shown(row.default), last, talk.origins.get(name, "default")))
+    rows.append((overflow.name, talk.overflow, "drop", "-", "default" if talk.overflow == "drop" else BY_HAND))
     repl.page.table(rows, head=("setting", "value", "default", "last reply", "from"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from chat.clipboard import code_blocks, osc_52
 from chat.command_row import Value, command, exchanges, first_word, whole_number
 from chat.commands_settings import known_setting, setting_names, setting_values
 from dist.errors import UsageError
@@ -101,6 +102,37 @@ def compare(repl: Repl, argument: str) -> None:
             "/compare needs a setting and two values or more.", "", "For example: /compare refine_iter 1 2 auto"
         )
     repl.comparing.compare(name, values)
+
+
+def _copied(repl: Repl, words: tuple[str, ...], word: str) -> Iterable[Value]:
+    """`code`, then the number of a block."""
+    blocks = code_blocks(repl.talk.transcript.last_reply or "")
+    if not words:
+        return (("code", f"the reply has {len(blocks)} blocks of code"),) if blocks else ()
+    return ((str(k), text.split("\n")[0][:60]) for k, text in enumerate(blocks, 1)) if words == ("code",) else ()
+
+
+@command(
+    "copy",
+    "/copy [code [K]]",
+    "put the last reply, or its first or K-th code block, on the clipboard of your terminal",
+    values=_copied,
+)
+def copy(repl: Repl, argument: str) -> None:
+    text, what = repl.talk.transcript.last_reply, "the last reply"
+    if not text:
+        raise UsageError("There is no reply to copy.")
+    word, _, number = argument.partition(" ")
+    if word not in ("", "code"):
+        raise UsageError(f"/copy cannot take {argument!r}.", "It takes nothing, or code, or code and a number.")
+    if word:
+        blocks, k = code_blocks(text), whole_number(number.strip(), "/copy code")
+        if k > len(blocks):
+            raise UsageError(f"There is no code block {k}.", f"The last reply has {len(blocks)}.")
+        text, what = blocks[k - 1], f"code block {k} of {len(blocks)}"
+    if not repl.page.console.copy(osc_52(text)):
+        raise UsageError("Nothing can be copied here.", "This terminal is used without escape codes.")
+    repl.note(f"Sent {what} to the terminal's clipboard: {len(text):,} characters. Not every terminal takes it.")
 
 
 @command("context", "/context", "how many tokens the conversation holds, of how many")

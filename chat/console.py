@@ -191,6 +191,15 @@ class Console:
         """As `set_draft`; what is sent next is marked as edited, unless Ctrl-C comes first."""
         self._order(lambda: self._line.edit(text))
 
+    def insert(self, text: str, label: str) -> None:
+        """Put `text` into the input line at the cursor; if it is long it shows as a chip called `label`."""
+        self._order(lambda: self._line.insert(text, label))
+
+    def copy(self, code: str) -> bool:
+        """Send the terminal the code that fills its clipboard; whether that can be done here."""
+        self._order(lambda: self._send(code))
+        return True
+
     def flush(self) -> None:
         """Wait until all that was ordered so far is on the screen."""
         shown = threading.Event()
@@ -285,6 +294,10 @@ class Console:
         text = text if text.endswith("\n") else text + "\n"
         self._committed.append(text)
         self._ends_blank = text == "\n" or text.endswith("\n\n")
+
+    def _send(self, code: str) -> None:
+        self._output.write_raw(code)
+        self._output.flush()
 
     def _carry_out(self) -> None:
         while self._orders:

@@ -62,16 +62,21 @@ class Chips:
 
     def __init__(self) -> None:
         self._texts: dict[str, str] = {}
+        self._names: dict[str, str] = {}
 
     def __bool__(self) -> bool:
         return bool(self._texts)
 
-    def fold(self, text: str) -> str:
-        """What goes into the input line for pasted `text`: the text itself, or one character if it is long."""
+    def fold(self, text: str, name: str = "") -> str:
+        """What goes into the input line for `text`: the text itself, or one character if it is long.
+
+        `name` is that of the file that it comes from, "" if it was pasted.
+        """
         if text.count("\n") < CHIP_LINES and len(text) < CHIP_CHARACTERS:
             return text
         chip = chr(FIRST_CHIP + len(self._texts))
         self._texts[chip] = text
+        self._names[chip] = name
         return chip
 
     def unfold(self, text: str) -> str:
@@ -85,10 +90,12 @@ class Chips:
         if pasted is None:
             return None
         lines = pasted.rstrip("\n").count("\n") + 1
-        return f"[{lines:,} lines pasted]" if lines > 1 else f"[{len(pasted):,} characters pasted]"
+        size = f"{lines:,} lines" if lines > 1 else f"{len(pasted):,} characters"
+        return f"[{name}, {size}]" if (name := self._names[character]) else f"[{size} pasted]"
 
     def clear(self) -> None:
         self._texts.clear()
+        self._names.clear()
 
 
 class ShowChips(Processor):

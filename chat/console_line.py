@@ -154,6 +154,13 @@ class InputLine:
         else:
             self._events.put(Leave())
 
+    def insert(self, text: str, label: str) -> None:
+        """A file's text, with a line of its own for what is typed next."""
+        text = clean(text)
+        # A line that begins with a slash would be a command.
+        lead = "\n" if text.startswith("/") and not self.buffer.document.text_before_cursor else ""
+        self.buffer.insert_text(f"{lead}{self.chips.fold(text, label)}\n")
+
     def paste(self, text: str) -> None:
         folded = self.chips.fold(clean(text))
         self.buffer.insert_text(folded)

@@ -44,6 +44,7 @@ class PlainLines:
         self._prompt = prompt
         self._busy = False
         self._editing = False
+        self._inserted = ""
         self._interrupts: list[float] = []
         self._thread = threading.Thread(target=self._read, name="lines", daemon=True)
 
@@ -84,6 +85,14 @@ class PlainLines:
         """Show `text`; the next line takes its place and is marked as edited, unless Ctrl-C comes first."""
         self.note(text)
         self._editing = True
+
+    def insert(self, text: str, label: str) -> None:
+        """Put `text` in front of the next message, unless Ctrl-C comes first."""
+        self._inserted += f"{text}\n"
+
+    def copy(self, code: str) -> bool:
+        """No codes are sent here."""
+        return False
 
     def set_busy(self, busy: bool) -> None:
         was, self._busy = self._busy, busy
@@ -127,6 +136,10 @@ class PlainLines:
         if not self._busy:
             self._busy = True
             edited, self._editing = self._editing, False
+            if command_word(text) is None:
+                # A line that begins with a slash would be a command.
+                lead = "\n" if self._inserted.startswith("/") else ""
+                text, self._inserted = lead + self._inserted + text, ""
             self.events.put(Submitted(text, edited=edited))
         elif command_word(text) is not None:
             self.events.put(Submitted(text, live=True))
@@ -135,8 +148,8 @@ class PlainLines:
 
     def _interrupt(self) -> None:
         if not self._busy:
-            self.note("\nNothing was changed." if self._editing else "\nCtrl-D leaves.")
-            self._editing = False
+            self.note("\nNothing was changed." if self._editing or self._inserted else "\nCtrl-D leaves.")
+            self._editing, self._inserted = False, ""
             self._ask()
             return
         now = time.monotonic()

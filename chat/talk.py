@@ -9,7 +9,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from chat.checkpoints import Adopted, OnBytes, Steps
 from chat.export import Conversation, export, split_target
@@ -18,14 +18,16 @@ from chat.journal import SessionInfo
 from chat.page import Page
 from chat.session import Session, list_sessions
 from chat.tokenizer import ChatTokenizer
-from chat.transcript import FittedPrompt, Transcript, fit, prompt_ids
-from dist.errors import ChatError, RankError, WeightsLost
+from chat.transcript import ROOM_FOR_REPLY, FittedPrompt, Transcript, fit, prompt_ids
+from dist.errors import ChatError, PromptError, RankError, WeightsLost
 from dist.protocol import Reply
 from dist.settings import GenerationSettings
 
 REDRAW_S = 0.1
 # The origin of a setting that was changed while the conversation went on.
 BY_HAND = "this conversation"
+# What happens when a conversation no longer fits: its oldest exchanges are left out, or the message is refused.
+Overflow = Literal["drop", "refuse"]
 
 
 class Checkpoints(Protocol):
@@ -39,7 +41,7 @@ class Talk:
     """One conversation with one model, which may change its weights.
 
     `origins` says where each setting came from, `facts` what is known of the checkpoint (facts are only shown).
-    `positions` is how many the model has, None for no limit.
+    `positions` is how many the model has, None for no limit. `overflow` says what happens when the prompt is full.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class Talk:
         self.origins = dict(origins)
         self.facts = dict(facts)
         self.transcript = transcript
+        self.overflow: Overflow = "drop"
         self.last_reply: Reply | None = None
         self._page = page
         self._session = session
@@ -75,13 +78,32 @@ class Talk:
 
     def fitted(self, transcript: Transcript, settings: GenerationSettings | None = None) -> FittedPrompt:
         """The prompt that asks for a reply to `transcript`; raises PromptError if there can be none."""
-        return fit(
+        fitted = fit(
             transcript,
             self.tokenizer,
             settings or self.settings,
             self._positions,
             use_template=self._use_template,
         )
+        if fitted.left_out and self.overflow == "refuse":
+            raise PromptError(
+                f"The conversation no longer fits {fitted.limit:,} tokens.",
+                f"{len(fitted.left_out)} of its {len(transcript.exchanges)} exchanges would have to be left out.",
+                "/set overflow drop leaves them out; /clear starts over.",
+            )
+        return fitted
+
+    def check_room(self, what: str, text: str) -> int:
+        """How many tokens `text` has; raises PromptError if no message can hold it."""
+        limit = min(self.settings.max_length, self._positions or self.settings.max_length)
+        room = min(self.settings.max_new_tokens, ROOM_FOR_REPLY)
+        size = len(self.tokenizer.encode(text))
+        if size + room > limit:
+            raise PromptError(
+                f"{what} is too large for the context.",
+                f"It has {size:,} tokens; with room for {room} tokens of reply the limit is {limit:,}.",
+            )
+        return size
 
     def context(self) -> tuple[int, int]:
         """How many tokens the conversation holds, of how many."""

@@ -100,6 +100,11 @@ class Transcript:
         """The person's messages, the last one first."""
         return tuple(message.content for message in reversed(self.messages) if message.role == USER)
 
+    @property
+    def last_reply(self) -> str | None:
+        """The model's last message; None if there is none."""
+        return next((one.content for one in reversed(self.messages) if one.role == ASSISTANT), None)
+
     def before_question(self, n: int) -> Transcript:
         """What was said before the n-th last message of the person's. Raises IndexError if there are fewer."""
         places = [at for at, message in enumerate(self.messages) if message.role == USER]

@@ -1,8 +1,8 @@
 """A small main loop behind the real console, for tests: answers are made of words, passes take milliseconds.
 
 Run as a program. Knows these lines: `/quit`, `/echo TEXT` (live), `/undo` (not live), `/draft TEXT`, `/edit TEXT`,
-`/stuck`, `/die`, `/boom` (a fault in the console); anything else gets a reply. FAKE_PASS_S: seconds a pass takes.
-FAKE_REPLY: a file with the reply. Every event is written to FAKE_EVENTS, one a line.
+`/insert LINES NAME`, `/stuck`, `/die`, `/boom` (a fault in the console); anything else gets a reply. FAKE_PASS_S:
+seconds a pass takes. FAKE_REPLY: a file with the reply. Every event is written to FAKE_EVENTS, one a line.
 """
 
 from __future__ import annotations
@@ -96,6 +96,9 @@ class Fake:
             self.console.set_draft(text.removeprefix("/draft "))
         elif text.startswith("/edit "):
             self.console.edit(text.removeprefix("/edit "))
+        elif text.startswith("/insert "):
+            lines, name = text.split()[1:]
+            self.console.insert("\n".join(f"/row {at}" for at in range(int(lines))), name)
         elif text == "/stuck":
             while not isinstance(self.next(block=True), Abort):
                 pass

@@ -55,3 +55,10 @@ class ScriptedConsole:
 
     def edit(self, text):
         self.draft = text
+
+    def insert(self, text, label):
+        self.inserted = (text, label)
+
+    def copy(self, code):
+        self.copied = code
+        return True

@@ -244,6 +244,27 @@ def test_where_no_line_can_be_prepared_the_next_one_is_the_edited(start: Start, 
     talk.wait_event(f"Submitted(text='/echo next', live=False, edited={not leave})")
 
 
+def test_a_files_text_is_a_chip_in_front_of_what_is_typed_and_never_a_command(start: Start) -> None:
+    talk = start()
+    talk.send("/insert 300 notes.txt" + ENTER)
+    talk.wait_for("[notes.txt, 300 lines]")
+    talk.send("what is this?" + ENTER)
+    talk.wait_for(STATS)
+    whole = "\n".join(["", *(f"/row {at}" for at in range(300)), "what is this?"])
+    assert talk.events[-1] == f"Submitted(text={whole!r}, live=False, edited=False)"
+
+
+def test_where_nothing_can_be_redrawn_a_files_text_goes_with_the_next_message(start: Start) -> None:
+    talk = start(TERM="dumb")
+    talk.send("/insert 2 notes.txt\n")
+    talk.wait_event("Submitted(text='/insert 2 notes.txt', live=False, edited=False)")
+    talk.send("/echo first\n")
+    talk.wait_event("Submitted(text='/echo first', live=False, edited=False)")
+    talk.wait_for("/echo first\n/echo first\n>")
+    talk.send("what is this?\n")
+    talk.wait_event("Submitted(text='\\n/row 0\\n/row 1\\nwhat is this?', live=False, edited=False)")
+
+
 def test_a_paste_is_one_message_and_a_long_one_shows_as_a_chip(start: Start) -> None:
     talk = start()
     text = "\n".join(f"row {number}" for number in range(2000))

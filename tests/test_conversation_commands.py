@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 
@@ -46,6 +47,7 @@ def test_a_trace_is_switched_on_in_mid_reply_and_reads_well_on_80_columns(tmp_pa
         chat.say("/trace top")
         chat.wait_for("Trace is top.")
         chat.say("/max_new_tokens 4")
+        chat.wait_for("max_new_tokens is 4.")
         chat.say("Once more")
         chat.wait_for("(the limit)")
         lines = [line.rstrip() for line in chat.scrollback]
@@ -83,6 +85,7 @@ def test_values_of_a_setting_are_compared_and_ctrl_c_stops_that(tmp_path, checkp
         chat.send(CTRL_C)
         chat.wait_for("Stopped: 0 of 3 replies were made.")
         chat.say("/max_new_tokens 8")
+        chat.wait_for("max_new_tokens is 8.")
         chat.say("More")
         replies(chat, 2)
         assert exported(chat) == ["Hello", "More"]
@@ -90,6 +93,27 @@ def test_values_of_a_setting_are_compared_and_ctrl_c_stops_that(tmp_path, checkp
         assert chat.wait_end() == 0
     (journal,) = chat.sessions()
     assert [json.loads(line)["kind"] for line in journal.splitlines()].count("turn") == 2
+
+
+@pytest.mark.timeout(600)
+def test_a_file_goes_into_a_message_and_a_reply_to_the_clipboard(tmp_path, checkpoint):
+    notes = tmp_path / "notes.txt"
+    notes.write_text("\n".join(f"row {at}" for at in range(40)) + "\n")
+    with Chat(tmp_path, "1", checkpoint, *SHORT) as chat:
+        chat.say(f"/read {notes}")
+        chat.wait_for("› [notes.txt, 40 lines]")
+        chat.type("What is this?")
+        chat.send("\r")
+        replies(chat, 1)
+        chat.say("/copy")
+        chat.wait_for("Sent the last reply to the terminal's clipboard")
+        assert exported(chat) == [notes.read_text() + "What is this?"]
+        document = json.loads(next(tmp_path.glob("*.json")).read_text())
+        found = re.search(rb"\x1b\]52;c;([A-Za-z0-9+/=]*)\x07", chat.raw)
+        assert found is not None
+        assert base64.b64decode(found[1]).decode() == document["messages"][1]["content"]
+        chat.say("/quit")
+        assert chat.wait_end() == 0
 
 
 @pytest.mark.timeout(600)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 
@@ -11,7 +12,8 @@ from checkpoints import CASES, build_model
 from plain_rule import plain_rule
 from scripted_console import ScriptedConsole
 
-from chat.commands import COMMANDS, complete
+from chat.clipboard import osc_52
+from chat.commands import COMMANDS, complete, dispatch
 from chat.console_events import Interrupt, Submitted
 from chat.journal import read_journal
 from chat.repl import Repl
@@ -133,6 +135,11 @@ def test_ctrl_c_before_the_first_block_leaves_the_message_unanswered_for_retry(t
         ("/compare", "/compare needs a setting and two values or more."),
         ("/compare refine_iter 2 2", "/compare needs a setting and two values or more."),
         ("/compare refine 1 2", "There is no setting refine.\nDid you mean refine_iter?"),
+        ("/copy", "There is no reply to copy."),
+        ("/read", "/read needs a file name."),
+        ("/read /nowhere/x", "There is no file /nowhere/x."),
+        ("/read /", "/ is a folder."),
+        ("/set overflow cut", "overflow cannot be 'cut'.\nIt takes drop or refuse."),
         ("/trace all", "/trace cannot be 'all'.\nIt takes on, off or top."),
         ("/export", "/export needs a file name."),
         ("/export x.docx", "Cannot tell the format of 'x.docx' from its extension."),
@@ -163,6 +170,64 @@ def test_the_oldest_exchanges_are_left_out_and_named_when_the_context_is_full(ta
     assert '"First question"' in console.shown
     assert len(repl.talk.transcript.exchanges) == 5
     assert repl.talk.transcript.messages[-1].left_out >= 1
+
+
+def test_a_full_context_refuses_instead_where_that_is_set(talk):
+    settings = GenerationSettings(add_eos_length=7, refine_iter=1, max_new_tokens=8, max_length=150)
+    lines = ("First question", "Second one", "Third one", "Fourth one", "Fifth one")
+    repl, console = talk(
+        "/set overflow refuse", "/settings", *lines, "/overflow drop", "Sixth one", settings=settings
+    )
+    assert re.search(r"^  overflow +refuse +drop +- +this conversation$", console.shown, re.M)
+    assert "The conversation no longer fits 150 tokens.\n" in console.shown
+    assert "would have to be left out.\n/set overflow drop leaves them out; /clear starts over." in console.shown
+    refused = len(lines) + 1 - len(repl.talk.transcript.exchanges)
+    assert refused == console.shown.count("would have to be left out")
+    # Once it may be dropped, the next message is answered.
+    assert repl.talk.transcript.messages[-1].left_out >= 1
+    assert "refuse" in {text for text, _, _ in complete(repl, "/set overflow r")}
+    assert "overflow" in {text for text, _, _ in complete(repl, "/set ov")}
+
+
+def test_the_last_reply_or_its_code_goes_to_the_clipboard(talk):
+    repl, console = talk("Hello")
+    text = repl.talk.transcript.last_reply
+    dispatch(repl, "/copy")
+    assert base64.b64decode(console.copied[len("\x1b]52;c;") : -1]).decode() == text
+    assert f"Sent the last reply to the terminal's clipboard: {len(text):,} characters." in console.shown
+    reply = "See:\n\n```python\nprint(1)\n```\n\nor\n\n```\nls\n```\n"
+    repl.talk.transcript = Transcript().with_user("Code?").with_reply(reply)
+    for line, code in (("/copy code", "print(1)\n"), ("/copy code 2", "ls\n")):
+        dispatch(repl, line)
+        assert console.copied == osc_52(code)
+    assert "Sent code block 2 of 2 to the terminal's clipboard: 3 characters." in console.shown
+    assert [text for text, _, _ in complete(repl, "/copy code ")] == ["1", "2"]
+    for line, message in (
+        ("/copy code 3", "There is no code block 3. The last reply has 2."),
+        ("/copy all", "/copy cannot take 'all'"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            dispatch(repl, line)
+    repl.talk.transcript = Transcript().with_user("Long?").with_reply("x" * 60_000)
+    with pytest.raises(UsageError, match="60,000 characters are too many to copy"):
+        dispatch(repl, "/copy")
+
+
+def test_a_file_is_read_into_the_next_message_or_refused(talk, tmp_path):
+    notes, binary, large, empty = (tmp_path / name for name in ("notes.txt", "x.bin", "large.txt", "empty.txt"))
+    notes.write_bytes("\ufeffOne line\r\nand another\n\n".encode())
+    binary.write_bytes(b"PK\x03\xff\xfe")
+    large.write_text("word " * 3000)
+    empty.write_text("\n")
+    repl, console = talk(*(f"/read {path}" for path in (notes, binary, large, empty)))
+    assert console.inserted == ("One line\nand another", "notes.txt")
+    assert re.search(r"notes.txt is part of your next message: 20 characters, \d+ tokens.", console.shown)
+    assert f"{binary} is not text in UTF-8.\nByte 3 cannot be read: invalid start byte." in console.shown
+    assert re.search(
+        r"large.txt is too large for the context.\nIt has [\d,]+ tokens; with room for 24 ", console.shown
+    )
+    assert f"{empty} is empty." in console.shown
+    assert (f"{notes}", "file", -len(f"{tmp_path}/n")) in list(complete(repl, f"/read {tmp_path}/n"))
 
 
 def test_settings_show_value_default_last_use_and_origin(talk):
