@@ -90,9 +90,12 @@ def run(options: LaunchOptions, streams: Streams, lifeline: Lifeline) -> int:
     group = open_group()
     lifeline.watch(group)
     engine, reloader = load(options, group, checkpoint, status.loading)
+    engine.warm_up(settings)
     status.clear()
     if engine.slow_reason:
         status.say(f"Decoding by the plain rule, which is slow: {engine.slow_reason}.")
+    elif engine.notice:
+        status.say(engine.notice)
     ready = Ready(
         options=options,
         streams=streams,
@@ -181,6 +184,7 @@ def load(
         reloader=reloader,
         head=loaded.head,
         packed=packing_pays(loaded.device, loaded.placement),
+        captured=loaded.placement not in (None, "shares"),
     )
     return engine, reloader
 

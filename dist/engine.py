@@ -49,7 +49,8 @@ class Engine:
     Rank 0 calls `answer`, `load` and `shutdown`; every other rank calls `follow`.
     `slow_reason` says in words why this model is decoded by the plain rule, or is None. Without a `reloader` the
     weights stay as they are. `head` says which tokens' logits this rank computes, by default all.
-    `packed` holds the weights of the module given as `dist.packing` does.
+    `packed` holds the weights of the module given as `dist.packing` does. `captured` says that they stay in place
+    between forwards, so that a GPU's passes can be captured.
     """
 
     slow_reason: str | None
@@ -63,12 +64,14 @@ class Engine:
         reloader: Reloader | None = None,
         head: Head | None = None,
         packed: bool = False,
+        captured: bool = True,
     ) -> None:
         self.max_positions = max_positions
         self._group = group
         self._module = module
         self._reloader = reloader
         self._packed = packed
+        self._captured = captured
         if packed:
             pack(module)
         self._head = head or WholeHead()
@@ -78,7 +81,9 @@ class Engine:
 
     def _begin_anew(self) -> None:
         """Find out what can be relied on with these weights; nothing is kept of others."""
-        self._sequence = SequenceForward(self._module, self._head, self._group, self.max_positions)
+        self._sequence = SequenceForward(
+            self._module, self._head, self._group, self.max_positions, captured=self._captured
+        )
         self._causality = probe_causality(self._module, self._head)
         self.slow_reason = self._causality.problem
         self._together: bool | None = None

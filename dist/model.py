@@ -19,6 +19,7 @@ import torch
 
 from dist.checkpoint import Checkpoint
 from dist.errors import CheckpointError, UsageError
+from dist.fused import fuse
 from dist.head import Head, WholeHead
 from dist.memory import free_bytes
 from dist.model_build import build_model, choose_dtype, position_limit, tied_names, wanted_tensors
@@ -37,7 +38,10 @@ Keep = Literal["auto", "resident", "sharded"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFacts:
-    """What `/model` tells. Sizes in bytes; `load_bytes` and `bytes_per_rank` are this rank's."""
+    """What `/model` tells. Sizes in bytes; `load_bytes` and `bytes_per_rank` are this rank's.
+
+    `load_seconds` is the time of reading, all ranks together, without building the model.
+    """
 
     path: Path
     step: int | None
@@ -102,7 +106,6 @@ def load_model(
     resident where every rank has room for it. Raises CheckpointError, the same on every rank, if any rank cannot
     build or read the model or it cannot be cut for tp; UsageError for a mode or dtype that does not exist.
     """
-    started = time.monotonic()
     if parallel not in MODES:
         raise UsageError(f"--parallel cannot be {parallel}.", f"It takes {', '.join(MODES[:-1])} or {MODES[-1]}.")
     torch_dtype = choose_dtype(dtype, checkpoint.dtype, checkpoint.config, group.device)
@@ -111,8 +114,12 @@ def load_model(
     plan = together(group, lambda: plan_fill(checkpoint, torch_dtype, trust_remote_code))
     layout = together(group, lambda: _layout(parallel, keep, plan, group))
     filler = Filler(group, replace(plan, boxes=layout.boxes), progress)
+    started = time.monotonic()
     filler.fill(layout.placement)
+    seconds = time.monotonic() - started
     head = WholeHead() if layout.cut is None else finish_cut(plan.module, layout.cut, group)
+    if group.device.type == "cuda" and layout.placement != "shares":
+        fuse(plan.module)
     return LoadedModel(
         module=plan.module,
         facts=model_facts(
@@ -120,7 +127,7 @@ def load_model(
             plan.module,
             dtype=str(torch_dtype).removeprefix("torch."),
             parallel=layout.words,
-            load_seconds=time.monotonic() - started,
+            load_seconds=seconds,
             load_bytes=filler.bytes_read,
         ),
         max_positions=position_limit(plan.module.config),

@@ -180,8 +180,12 @@ class Filler:
         """Read one round; a failure on any rank is raised on all."""
 
         def read() -> None:
-            for name, target in targets.items():
-                reader.read_into(self._plan.sources[name], boxes[name], target.reshape(boxes[name].sizes))
+            reader.read_all(
+                [
+                    (self._plan.sources[name], boxes[name], target.reshape(boxes[name].sizes))
+                    for name, target in targets.items()
+                ]
+            )
 
         together(self._group, read)
 

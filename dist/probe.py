@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from dist.cache import SequenceCache
-from dist.forward import FORWARD_ERRORS
+from dist.forward import FORWARD_ERRORS, logits_agree
 from dist.head import Head
 
 SHORT, LONG, KEPT = 16, 24, 12
@@ -32,27 +32,25 @@ class Causality:
 
 @torch.inference_mode()
 def probe_causality(module: Any, head: Head) -> Causality:
-    """Probe a causal LM with pseudo-random tokens; the tolerance is relative to the largest logit."""
+    """Probe a causal LM with pseudo-random tokens."""
     limit = _length_dependent_from(module.config)
     parameter = next(module.parameters())
     vocabulary = module.get_input_embeddings().weight.shape[0]
     ids = torch.arange(13, 13 + 7919 * (LONG + KEPT), 7919, device=parameter.device) % vocabulary
-    tolerance = 1e-3 if parameter.dtype == torch.float32 else 5e-2
 
     changed = ids[:LONG].clone()
     changed[SHORT:] = ids[LONG : 2 * LONG - SHORT]
     whole, other = _logits(module, head, torch.stack([ids[:LONG], changed]), use_cache=False)
     (short,) = _logits(module, head, ids[None, :SHORT], use_cache=False)
-    scale = whole.abs().max()
-    if _apart(whole[:SHORT], other[:SHORT], scale, tolerance):
+    if not logits_agree(whole[:SHORT], other[:SHORT]):
         return Causality(problem="its attention looks ahead (it is not causal)", holds_up_to=limit)
-    if _apart(whole[:SHORT], short, scale, tolerance):
+    if not logits_agree(whole[:SHORT], short):
         return Causality(problem="its logits depend on the length of the input", holds_up_to=limit)
     try:
         again = _rewound_logits(module, head, ids)
     except FORWARD_ERRORS:
         return Causality(problem="its cache cannot be rewound", holds_up_to=limit)
-    if _apart(whole[KEPT:], again, scale, tolerance):
+    if not logits_agree(whole[KEPT:], again):
         return Causality(problem="its cache gives other results after being rewound", holds_up_to=limit)
     return Causality(problem=None, holds_up_to=limit)
 
@@ -60,7 +58,7 @@ def probe_causality(module: Any, head: Head) -> Causality:
 def _logits(module: Any, head: Head, ids: torch.Tensor, **cache: Any) -> torch.Tensor:
     """Logits over the whole vocabulary, so that all ranks judge alike."""
     logits: torch.Tensor = module(input_ids=ids, **cache).logits
-    return head.whole(logits).float()
+    return head.whole(logits)
 
 
 def _rewound_logits(module: Any, head: Head, ids: torch.Tensor) -> torch.Tensor:
@@ -72,10 +70,6 @@ def _rewound_logits(module: Any, head: Head, ids: torch.Tensor) -> torch.Tensor:
         if keep is not None:
             cache.truncate(keep)
     return logits
-
-
-def _apart(a: torch.Tensor, b: torch.Tensor, scale: torch.Tensor, tolerance: float) -> bool:
-    return bool((a - b).abs().max() > tolerance * scale)
 
 
 def _length_dependent_from(config: Any) -> int | None:

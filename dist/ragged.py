@@ -17,7 +17,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from dist.cache import shared_prefix
 from dist.decoding import Pass
-from dist.forward import FORWARD_ERRORS, Choices, choices_of, logits_to_keep
+from dist.forward import FORWARD_ERRORS, Choices, choices_of, logits_agree, logits_to_keep
 from dist.head import Head
 
 FIRST_SLOTS = 256
@@ -194,7 +194,6 @@ def _additive(seen: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 @torch.inference_mode()
 def decodes_together(module: Any, head: Head) -> bool:
     """Does this model give the same logits for rows in one pass as for each alone? A few small passes."""
-    tolerance = 1e-3 if next(module.parameters()).dtype == torch.float32 else 5e-2
     try:
         together = RaggedForward(module, len(PROBE_PROMPTS), head)
         rows = [list(prompt) for prompt in PROBE_PROMPTS]
@@ -205,7 +204,6 @@ def decodes_together(module: Any, head: Head) -> bool:
     last = head.whole(logits[:, -1])
     for place, row in enumerate(rows):
         output = module(input_ids=torch.tensor([row], device=logits.device), use_cache=False)
-        alone = head.whole(output.logits[0, -1])
-        if (alone - last[place]).abs().max() > tolerance * alone.abs().max():
+        if not logits_agree(last[place], head.whole(output.logits[0, -1])):
             return False
     return True

@@ -27,8 +27,11 @@ ROUND_TOKENS = 256
 class SequenceForward:
     """The forward of one sequence. `notice` says in words why a GPU's passes are not captured, or is None."""
 
-    def __init__(self, module: Any, head: Head, group: Group, max_positions: int | None) -> None:
+    def __init__(
+        self, module: Any, head: Head, group: Group, max_positions: int | None, *, captured: bool = True
+    ) -> None:
         self.notice: str | None = None
+        self._wants_capture = captured and group.device.type == "cuda"
         self._module = module
         self._head = head
         self._group = group
@@ -50,7 +53,7 @@ class SequenceForward:
         Raises PromptError, on all ranks, if a GPU has no room for the keys and values of `max_length` tokens;
         CheckpointError if memory runs out while passes are captured.
         """
-        if self._group.device.type != "cuda" or self.notice is not None:
+        if not self._wants_capture or self.notice is not None:
             return self._present
         length = min(settings.max_length, self._max_positions or settings.max_length)
         capacity = length + 2 * settings.add_eos_length + 2
