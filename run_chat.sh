@@ -125,7 +125,9 @@ settle_count() {
 # --- The run ---------------------------------------------------------------------------------------------
 
 make_run_dir() { # one folder a run for logs and the exit code; the newest 20 are kept
-    local logs=${XDG_STATE_HOME:-$HOME/.local/state}/dllm-chat/logs folder folders=()
+    local logs=${XDG_STATE_HOME-} folder folders=()
+    [[ $logs == /* ]] || logs=$HOME/.local/state  # the XDG rules say that a relative path is to be ignored
+    logs+=/dllm-chat/logs
     DLLM_RUN_DIR=$logs/$(date +%Y%m%d-%H%M%S)-$$
     (umask 077 && mkdir -p -- "$DLLM_RUN_DIR") 2>/dev/null || DLLM_RUN_DIR=$(mktemp -d) ||
         fail 1 "No folder for logs can be made in $logs." "Set XDG_STATE_HOME to a folder that can be written."

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
+from chat.files import state_folder
 from chat.guard import start_guard
 from chat.terminal_mode import BaseMode, process_fields
 
@@ -127,11 +128,10 @@ def _run_dir(environ: Mapping[str, str]) -> Path:
     named = environ.get("DLLM_RUN_DIR")
     if named:
         return Path(named)
-    state = Path(environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
     # Ranks of one launcher agree on the launcher's id and start time; a lone process uses its own.
     pid = os.getppid() if "TORCHELASTIC_RUN_ID" in environ else os.getpid()
     stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(_start_time(pid)))
-    return state / "dllm-chat" / "logs" / f"{stamp}-{pid}"
+    return state_folder(environ) / "logs" / f"{stamp}-{pid}"
 
 
 def _start_time(pid: int) -> float:

@@ -472,6 +472,12 @@ def test_an_environment_without_home_is_no_obstacle(machine: Machine) -> None:
     assert subprocess.run(command, env=variables, capture_output=True).returncode == 0
 
 
+def test_a_relative_state_folder_is_ignored_as_the_program_ignores_it(machine: Machine) -> None:
+    assert machine.start("1", "c", XDG_STATE_HOME="relative").returncode == 0
+    assert len(list((machine.folder / ".local/state/dllm-chat/logs").iterdir())) == 1
+    assert not (machine.folder / "relative").exists()
+
+
 def test_a_closed_stdin_is_no_obstacle(machine: Machine) -> None:
     command = f'bash "{machine.project}/run_chat.sh" 1 c <&-'
     run = subprocess.run(["bash", "-c", command], env=machine.variables(), capture_output=True, text=True)

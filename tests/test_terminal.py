@@ -67,6 +67,12 @@ def test_the_run_folder_and_the_notices_can_be_named(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "rank0.log").exists()
 
 
+def test_logs_lie_in_the_home_folder_where_the_state_folder_is_named_by_a_relative_path(tmp_path: Path) -> None:
+    run_rank(tmp_path, XDG_STATE_HOME="relative", HOME=str(tmp_path))
+    assert list(logs(tmp_path / ".local" / "state")) == ["rank0.log"]
+    assert not Path("relative").exists()
+
+
 def test_only_the_latest_log_folders_are_kept(tmp_path: Path) -> None:
     for number in range(30):
         (tmp_path / "dllm-chat" / "logs" / f"20200101-0000{number:02}-1").mkdir(parents=True)
