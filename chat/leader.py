@@ -327,11 +327,11 @@ def welcome(facts: dict[str, Any]) -> str:
 
 
 class Status:
-    """One line of progress while loading, on a terminal only."""
+    """One line of progress while loading, where it can be drawn again."""
 
     def __init__(self, streams: Streams) -> None:
         self._out = streams.notices
-        self._draws = streams.notices.isatty() and not streams.plain
+        self._draws = streams.progress
         self._began = self._drawn = 0.0
 
     def show(self, text: str) -> None:

@@ -85,8 +85,9 @@ class Progress:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._out = out
-        dumb = environ.get("TERM", "dumb") == "dumb" or bool(environ.get("NO_COLOR"))
-        self._shows = total > 1 and out.isatty() and not dumb
+        dumb = environ.get("TERM", "dumb") in ("dumb", "unknown", "")
+        unwanted = environ.get("ACCESSIBLE", "") not in ("", "0") or bool(environ.get("NO_COLOR"))
+        self._shows = total > 1 and out.isatty() and not (dumb or unwanted)
         self._total = total
         self._first = self._done = done
         self._clock = clock

@@ -30,6 +30,7 @@ class Streams:
     color        colour may be used
     ascii        only ASCII ornaments (the text of a reply may still hold anything)
     plain        committed lines only: no cursor movement, no redrawing
+    progress     one line of notices may be drawn again and again while something lasts
     """
 
     rank: int
@@ -41,6 +42,7 @@ class Streams:
     color: bool
     ascii: bool
     plain: bool
+    progress: bool
 
 
 def open_streams() -> Streams:
@@ -98,6 +100,7 @@ def describe_streams(
         color=replies.isatty() and not dumb and not environ.get("NO_COLOR"),
         ascii=accessible or not utf8,
         plain=accessible or dumb or not terminal,
+        progress=notices.isatty() and not (dumb or accessible or environ.get("NO_COLOR")),
     )
 
 

@@ -6,9 +6,10 @@ python -m dist.checkpoint FOLDER [--verify] [--base_model FOLDER] [--lora_alpha 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from dist.checkpoint import Checkpoint, open_checkpoint
 from dist.checkpoint_verify import verify
@@ -66,16 +67,19 @@ def _missing(checkpoint: Checkpoint) -> Iterator[str]:
 
 
 class Bar:
-    """A progress bar on stderr, on a terminal only."""
+    """A progress bar on stderr, on a terminal that can take it only."""
 
-    def __init__(self) -> None:
+    def __init__(self, environ: Mapping[str, str] = os.environ) -> None:
+        dumb = environ.get("TERM", "dumb") in ("dumb", "unknown", "")
+        accessible = environ.get("ACCESSIBLE", "") not in ("", "0")
+        self._draws = sys.stderr.isatty() and not (dumb or accessible or environ.get("NO_COLOR"))
         self._started = time.monotonic()
         self._drawn = 0.0
 
     def show(self, done: int, total: int) -> None:
         """`done` of `total` bytes are done."""
         now = time.monotonic()
-        if not sys.stderr.isatty() or now - self._drawn < 1 / FRAMES_PER_S:
+        if not self._draws or now - self._drawn < 1 / FRAMES_PER_S:
             return
         self._drawn = now
         full = min(BAR, BAR * done // max(1, total))

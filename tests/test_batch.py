@@ -726,7 +726,7 @@ def test_on_a_terminal_one_line_tells_how_far_it_is(
     assert "\x1b" not in ran.err
 
 
-@pytest.mark.parametrize(("name", "value"), [("NO_COLOR", "1"), ("TERM", "dumb")])
+@pytest.mark.parametrize(("name", "value"), [("NO_COLOR", "1"), ("TERM", "dumb"), ("ACCESSIBLE", "1")])
 def test_no_progress_is_drawn_where_it_is_not_wanted(
     run: Run, prompts: str, output: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ) -> None:

@@ -102,6 +102,21 @@ def test_a_terminal_that_cannot_be_redrawn_gets_a_conversation_of_plain_lines(tm
         assert talk.mode == talk.mode_before
 
 
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("no_color", ["", "1"])
+def test_loading_shows_how_far_it_is_where_replies_go_elsewhere(tmp_path, tiny_checkpoint, no_color):
+    (tmp_path / "p.txt").write_text("Hello\nAnd then?\n")
+    command = f'bash "{ROOT}/run_chat.sh" 1 "$0" "$@" <p.txt >replies.txt'
+    shell = ["bash", "-c", f"cd {tmp_path}; {command}", str(tiny_checkpoint("fsdp1", 2)), *SHORT, "--verify"]
+    more = {"NO_COLOR": no_color} if no_color else {}
+    with PtyScreen(shell, columns=100, env=environment(tmp_path, **more)) as run:
+        assert run.wait_end(READY_S) == 0
+        assert run.raw.count(b"Verified: every byte of 2 files matches its CRC-32.") == 1
+        for drawn in (b"Loading: ", b"Verifying: ", b"\x1b"):
+            assert (drawn in run.raw) != bool(no_color)
+    assert len((tmp_path / "replies.txt").read_bytes().splitlines()) >= 2
+
+
 def broken(folder, source, name, change):
     """A copy of a checkpoint with one file changed."""
     copy = folder / "checkpoint"

@@ -118,6 +118,28 @@ def test_the_environment_decides_what_can_be_shown(
         assert (streams.is_terminal, streams.color, streams.ascii, streams.plain) == expected
 
 
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        ({"TERM": "xterm"}, True),
+        ({"TERM": "xterm", "NO_COLOR": "1"}, False),
+        ({"TERM": "xterm", "ACCESSIBLE": "1"}, False),
+        ({"TERM": "dumb"}, False),
+    ],
+)
+def test_progress_is_drawn_on_a_terminal_wherever_replies_go(
+    environ: dict[str, str], expected: bool, tmp_path: Path
+) -> None:
+    master, slave = os.openpty()
+    pipe = {"rank": 0, "run_dir": tmp_path, "keyboard_fd": os.open(os.devnull, os.O_RDONLY), "environ": environ}
+    with os.fdopen(slave, "w") as notices, os.fdopen(master, "rb", buffering=0):
+        assert (
+            describe_streams(**pipe, replies=io.TextIOWrapper(io.BytesIO()), notices=notices).progress == expected
+        )
+    assert not describe_streams(**pipe, replies=io.TextIOWrapper(io.BytesIO()), notices=io.StringIO()).progress
+    os.close(pipe["keyboard_fd"])
+
+
 def test_modes_change_what_they_say_and_nothing_else() -> None:
     master, slave = os.openpty()
     try:
