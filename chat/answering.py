@@ -10,11 +10,12 @@ import secrets
 from functools import partial
 from typing import Literal
 
+from chat.fitting import FittedPrompt
 from chat.page import Page
 from chat.screen import ReplyView
 from chat.talk import Talk
 from chat.trace import Trace
-from chat.transcript import FittedPrompt, Transcript
+from chat.transcript import Transcript
 from chat.work import Work
 from dist.errors import ChatError
 from dist.protocol import BlockUpdate, Reply, Turn

@@ -12,6 +12,7 @@ from itertools import groupby
 from typing import Any, Protocol
 
 from chat.files import expand
+from chat.fitting import fit
 from chat.jobs import conditions_of, derive_seed, jobs_of, with_seed
 from chat.options import LaunchOptions
 from chat.output import Output
@@ -21,7 +22,7 @@ from chat.replies import Progress, ReplyPrinter, ReplyStreams
 from chat.results import ResultsFile
 from chat.tokenizer import ChatTokenizer
 from chat.trace import Trace
-from chat.transcript import Transcript, fit
+from chat.transcript import Transcript
 from dist.errors import ChatError, PromptError
 from dist.protocol import BlockUpdate, Control, Event, Reply, Turn
 from dist.settings import GenerationSettings

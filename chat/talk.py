@@ -14,11 +14,12 @@ from typing import Any, Literal, Protocol
 from chat.checkpoints import Adopted, OnBytes, Steps
 from chat.export import Conversation, export, split_target
 from chat.facts import reading
+from chat.fitting import ROOM_FOR_REPLY, FittedPrompt, fit, prompt_ids
 from chat.journal import SessionInfo
 from chat.page import Page
 from chat.session import Session, list_sessions
 from chat.tokenizer import ChatTokenizer
-from chat.transcript import ROOM_FOR_REPLY, FittedPrompt, Transcript, fit, prompt_ids
+from chat.transcript import Transcript
 from dist.errors import ChatError, PromptError, RankError, WeightsLost
 from dist.protocol import Reply
 from dist.settings import GenerationSettings

@@ -15,12 +15,13 @@ import pytest
 from checkpoints import save_tokenizer
 
 from chat.batch import run_batch
+from chat.fitting import prompt_ids
 from chat.interruption import FILE, SAME_S, Interruption
 from chat.jobs import check_output, derive_seed
 from chat.options import LaunchOptions, parse_options
 from chat.prompts import read_prompts
 from chat.tokenizer import ChatTokenizer, load_tokenizer
-from chat.transcript import Transcript, prompt_ids
+from chat.transcript import Transcript
 from dist.errors import ChatError, PromptError, RankError, UsageError
 from dist.protocol import BlockUpdate, Control, Event, FinishReason, PrefillUpdate, Reply, ReplyStats, Turn
 from dist.settings import GenerationSettings

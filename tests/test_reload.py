@@ -21,13 +21,14 @@ from chat.checkpoints import Checkpoints, run_folder
 from chat.commands import complete
 from chat.config_file import ConfigFile
 from chat.facts import checkpoint_facts, facts_table, short_count, size
+from chat.fitting import prompt_ids
 from chat.leader import load
 from chat.options import LaunchOptions, resolve_settings
 from chat.repl import Repl
 from chat.screen import Palette
 from chat.session import Session
 from chat.tokenizer import load_tokenizer
-from chat.transcript import Transcript, prompt_ids
+from chat.transcript import Transcript
 from dist.checkpoint import open_checkpoint
 from dist.errors import WeightsLost
 from dist.group import SoloGroup

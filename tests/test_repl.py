@@ -15,12 +15,13 @@ from scripted_console import ScriptedConsole
 from chat.clipboard import osc_52
 from chat.commands import COMMANDS, complete, dispatch
 from chat.console_events import Interrupt, Submitted
+from chat.fitting import prompt_ids
 from chat.journal import read_journal
 from chat.repl import Repl
 from chat.screen import Palette
 from chat.session import Session, list_sessions
 from chat.tokenizer import ChatTokenizer, load_tokenizer
-from chat.transcript import Transcript, prompt_ids
+from chat.transcript import Transcript
 from dist.engine import Engine
 from dist.errors import CheckpointError, UsageError
 from dist.group import SoloGroup
