@@ -23,7 +23,6 @@ from bench_ranks import compare_defaults, measure_verdicts
 
 from chat.demo import DEFAULT_SYSTEM, demo_folder
 from chat.fitting import prompt_ids
-from chat.fitting import prompt_ids
 from chat.tokenizer import load_tokenizer
 from chat.transcript import Transcript
 from dist.checkpoint import open_checkpoint
