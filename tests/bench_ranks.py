@@ -80,8 +80,8 @@ def compare_defaults(checkpoint: str, rounds: int, threads: int) -> None:
         median = statistics.median(times[place] for times in seconds)
         ratios = [times[place] / times[0] for times in seconds]
         print(
-            f"| {size} x {count} | {dtype} | {wait or 'what libgomp does unasked'} | {median:.2f} | {median / first:.2f} "
-            f"| {min(ratios):.2f} to {max(ratios):.2f} |",
+            f"| {size} x {count} | {dtype} | {wait or 'what libgomp does unasked'} | {median:.2f} "
+            f"| {median / first:.2f} | {min(ratios):.2f} to {max(ratios):.2f} |",
             flush=True,
         )
 
