@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import random
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 import torch
 from ranks import rank_environment, torchrun
 from safetensors.torch import load_file
+from test_shard_fuzz import DAMAGES, TRIALS, loads_right
 
 from dist.checkpoint import open_checkpoint
 from dist.checkpoint_read import TensorReader
@@ -26,6 +28,7 @@ WRITE = """
 import os, sys
 import torch, torch.distributed as torch_dist, torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file
+from test_shard_fuzz import DAMAGES, TRIALS, loads_right
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
@@ -154,6 +157,21 @@ def test_damage_in_any_piece_of_any_weight_is_found(folder):
             assert f"is damaged: {path}. The bytes of model.{name} " in str(caught.value)
             path.write_bytes(pristine)
     verify(checkpoint)
+
+
+def test_random_damage_is_an_error_or_does_no_harm(written, tiny_checkpoint, tmp_path):
+    expected = load_file(tiny_checkpoint("fsdp1", 2) / "reference" / "model.safetensors")
+    refused = 0
+    for seed in range(TRIALS):
+        folder = shutil.copytree(written, tmp_path / str(seed))
+        chance = random.Random(seed)
+        victim = chance.choice(sorted(folder.glob("*/*.distcp")))
+        data = bytearray(victim.read_bytes())
+        chance.choice(DAMAGES)(data, chance)
+        victim.write_bytes(data)
+        refused += not loads_right(folder, expected, seed)
+        shutil.rmtree(folder)
+    assert TRIALS // 3 < refused < TRIALS
 
 
 class Runs:
