@@ -8,13 +8,16 @@ from __future__ import annotations
 import os
 import sys
 
-from chat.options import parse_options
+from chat.options import asked_options, parse_options
 from dist.errors import ChatError
 
 
 def main(arguments: list[str]) -> int:
     try:
-        options = parse_options(arguments, stdin_is_terminal=os.isatty(0))
+        if os.environ.get("NODE_RANK", "") in ("", "0"):
+            options = parse_options(arguments, stdin_is_terminal=os.isatty(0))
+        else:  # a host of followers: prompts, results and keyboard are at rank 0's
+            options = asked_options(arguments, sys.stdout)
     except ChatError as error:
         print(error, file=sys.stderr)
         return error.exit_code

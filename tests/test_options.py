@@ -126,6 +126,16 @@ def test_a_follower_looks_at_no_file_and_no_stream(tmp_path: Path) -> None:
     assert asked_options(["--json"], io.StringIO()).json
 
 
+@pytest.mark.parametrize(("node", "code"), [("", 2), ("0", 2), ("1", 0)])
+def test_the_start_script_on_a_host_of_followers_asks_for_no_file_of_rank_0(node: str, code: int) -> None:
+    argv = ["--checkpoint_dir", "c", "--resume", "--output_file", "/no/such/folder/r.json"]
+    command = [sys.executable, "-m", "chat.preflight", *argv]
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"NODE_RANK": node}, stdin=subprocess.DEVNULL, capture_output=True
+    )
+    assert (done.returncode, done.stdout) == (code, b"" if code else b"checkpoint\n")
+
+
 def test_a_prompt_may_begin_with_hyphens_unless_it_is_an_option() -> None:
     assert parse_options(["--prompt", "-5 + 3 = ?"]).prompt == "-5 + 3 = ?"
     assert parse_options(["--prompt", "--> and then?"]).prompt == "--> and then?"
