@@ -90,7 +90,8 @@ def run(options: LaunchOptions, streams: Streams, lifeline: Lifeline) -> int:
     group = open_group()
     lifeline.watch(group)
     engine, reloader = load(options, group, checkpoint, status.loading)
-    engine.warm_up(settings)
+    if group.device.type == "cuda":
+        engine.warm_up(settings)
     status.clear()
     if engine.slow_reason:
         status.say(f"Decoding by the plain rule, which is slow: {engine.slow_reason}.")

@@ -182,9 +182,7 @@ class Engine:
         self._begin_anew()
 
     def warm_up(self, settings: GenerationSettings) -> None:
-        """Rank 0, on GPUs: answer a turn of no meaning, so that the first real one finds all kernels ready."""
-        if self._group.device.type != "cuda":
-            return
+        """Rank 0: answer a turn of no meaning, so that the first real one finds all kernels ready."""
         short = settings.with_value("max_new_tokens", 2 * (settings.add_eos_length + 1))
         prompt = (1,) * min(WARM_UP_TOKENS, max(1, short.max_length // 2))
         turn = Turn(prompts=(prompt,), settings=short, placeholder=1, stop_ids=())

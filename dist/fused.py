@@ -99,7 +99,6 @@ def _can_join(linears: Sequence[nn.Module]) -> bool:
         and linear.weight.shape == (linear.out_features, linear.in_features)
         and linear.in_features == linears[0].in_features
         and (linear.bias is None) == (linears[0].bias is None)
-        and linear.weight.device.type == "cuda"
         and not linear._forward_hooks
         and not linear._forward_pre_hooks
         for linear in linears

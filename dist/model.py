@@ -20,6 +20,7 @@ import torch
 from dist.checkpoint import Checkpoint
 from dist.errors import CheckpointError, UsageError
 from dist.fused import fuse
+from dist.gathering import layer_parameters
 from dist.head import Head, WholeHead
 from dist.memory import free_bytes
 from dist.model_build import build_model, choose_dtype, position_limit, tied_names, wanted_tensors
@@ -104,7 +105,8 @@ def load_model(
 
     `keep` decides what becomes of fsdp shares: gathered once (resident), gathered in every forward (sharded), or
     resident where every rank has room for it. Raises CheckpointError, the same on every rank, if any rank cannot
-    build or read the model or it cannot be cut for tp; UsageError for a mode or dtype that does not exist.
+    build or read the model or has no room for it, or it cannot be cut for tp; UsageError for a mode or dtype that
+    does not exist.
     """
     if parallel not in MODES:
         raise UsageError(f"--parallel cannot be {parallel}.", f"It takes {', '.join(MODES[:-1])} or {MODES[-1]}.")
@@ -113,6 +115,7 @@ def load_model(
         return _load_by_verl(checkpoint, group, torch_dtype, trust_remote_code)
     plan = together(group, lambda: plan_fill(checkpoint, torch_dtype, trust_remote_code))
     layout = together(group, lambda: _layout(parallel, keep, plan, group))
+    _check_room(plan, layout, group)
     filler = Filler(group, replace(plan, boxes=layout.boxes), progress)
     started = time.monotonic()
     filler.fill(layout.placement)
@@ -224,6 +227,24 @@ def _fsdp(keep: Keep, plan: FillPlan, group: Group) -> Layout:
         return Layout(words=words, placement="exchanged")
     words = f"fsdp, gathered per forward: no room for all of it ({_gib(need)} of {_gib(room)} free)"
     return Layout(words=words, placement="shares")
+
+
+def _check_room(plan: FillPlan, layout: Layout, group: Group) -> None:
+    """Raise CheckpointError, on all ranks, before the first byte is read, if a rank has no room for its part."""
+    shared = layer_parameters(plan.module) if layout.placement == "shares" else {}
+    need = 0
+    for name, tensor in plan.wanted.items():
+        box = layout.boxes.get(name)
+        elements = tensor.numel() if box is None else box.elements
+        need += (-(-elements // group.size) if name in shared else elements) * tensor.element_size()
+    free = group.smallest(free_bytes(group.device))
+    if need > free:
+        where, more = ("a GPU", "more GPUs") if group.device.type == "cuda" else ("this machine", "more machines")
+        raise CheckpointError(
+            f"The model does not fit into the memory of {where}.",
+            f"Each of {group.size} ranks would keep {_gib(need)}, and {_gib(free)} are free for it.",
+            f"Free memory, use {more}, or lower it with --dtype bfloat16 or --parallel fsdp.",
+        )
 
 
 def _gib(count: int) -> str:

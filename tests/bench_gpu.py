@@ -129,7 +129,9 @@ class Bench:
         torch.zeros(1, device=self.group.device)
         self.raw_s = raw_read_seconds(folder, self.group.size, self.group.rank)
         self.checkpoint = open_checkpoint(folder)
+        started = time.perf_counter()
         self.loaded = load_model(self.checkpoint, self.group, parallel=options.parallel)
+        self.load_s = time.perf_counter() - started
         self.raw_s = min(self.raw_s, raw_read_seconds(folder, self.group.size, self.group.rank))
         self.engine = Engine(
             self.loaded.module, self.group, max_positions=self.loaded.max_positions, head=self.loaded.head
@@ -185,7 +187,7 @@ class Bench:
         }
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def published_loop(model: Any, prompt: tuple[int, ...], n: int, rounds: int, new: int) -> int:
     """The published loop: recompute everything, logits of every position; returns the tokens made."""
     ids = torch.tensor([prompt], device="cuda")
@@ -235,6 +237,16 @@ def arm_generate(model: Any, prompt: tuple[int, ...]) -> dict[str, Any]:
     return {"arm": "E", "tok/s": rate, "fwd/s": rate, "compile s": spans[0] - spans[1]}
 
 
+def plain_model(bench: Bench) -> Any:
+    """transformers' own modules over the very weights that the engine's module holds."""
+    from dist.model_build import build_model
+
+    checkpoint = bench.checkpoint
+    module = build_model(checkpoint.config_dir, checkpoint.config, torch.bfloat16, trust_remote_code=False)
+    module.load_state_dict(bench.loaded.module.state_dict(), assign=True, strict=False)
+    return module.to("cuda")
+
+
 def fsdp_model(layers: int) -> Any:
     """Arm A's model: the same shape under FSDP FULL_SHARD, with weights of its own, of the same speed."""
     import functools
@@ -276,8 +288,9 @@ def measure(bench: Bench) -> None:
         f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {group.size} rank(s): {facts.parallel}\n"
         f"copy {bandwidth / 1e12:.2f} TB/s; {facts.bytes_per_rank / 1e9:.2f} GB of weights a rank: "
         f"{floor * 1e3:.2f} ms a forward at least\n"
-        f"load {facts.load_seconds:.1f} s, {read / 1e9:.1f} GB by this rank; reading alone "
-        f"{bench.raw_s:.1f} s: {bench.raw_s / facts.load_seconds:.0%} of the raw read speed\n"
+        f"loading in all {bench.load_s:.1f} s, of it reading {facts.load_seconds:.1f} s "
+        f"({read / 1e9:.1f} GB by this rank); reading the files and no more {bench.raw_s:.1f} s: "
+        f"{bench.raw_s / facts.load_seconds:.0%} of the raw read speed\n"
     )
     started = time.perf_counter()
     bench.answer(bench.prompt(1024), 7, 2, 24)
@@ -293,8 +306,10 @@ def measure(bench: Bench) -> None:
                 )
     arms: list[Any] = []
     plain = None
-    if "A" in options.arms and group.size > 1:
+    if group.size > 1 and "A" in options.arms:
         plain = fsdp_model(options.layers)
+    elif group.size == 1:
+        plain = plain_model(bench)
     bench.say(f"\n| context | N | R | arm | {' | '.join(COLUMNS)} |\n|---|---|---|---|---|---|---|---|")
     for context in options.contexts:
         prompt = bench.prompt(context)
@@ -302,12 +317,11 @@ def measure(bench: Bench) -> None:
         for n, rounds in [(0, 1), *cells]:
             rows = [bench.arm_ours(context, n, rounds)] if "C" in options.arms else []
             if n and (n, rounds) in options.slow:
-                if plain is not None:
-                    rows.append(arm_published(plain, "A", prompt, n, rounds))
-                if "B" in options.arms and group.size == 1:
-                    rows.append(arm_published(bench.loaded.module, "B", prompt, n, rounds))
+                arm = "A" if group.size > 1 else "B"
+                if arm in options.arms:
+                    rows.append(arm_published(plain, arm, prompt, n, rounds))
             if n == 0 and "E" in options.arms and group.size == 1:
-                rows.append(arm_generate(bench.loaded.module, prompt))
+                rows.append(arm_generate(plain, prompt))
             for row in rows if group.rank == 0 else ():
                 arms.append({"context": context, "N": n, "R": rounds, **row})
                 numbers = [f"{row[name]:.1f}" if name in row else "" for name in COLUMNS]
@@ -335,7 +349,9 @@ def main() -> None:
     if options.write:
         write(folder, options.layers)
     elif options.rank:
-        measure(Bench(folder, options))
+        bench = Bench(folder, options)
+        measure(bench)
+        bench.group.close()
     else:
         run_all(folder, options)
 

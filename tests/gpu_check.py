@@ -23,6 +23,7 @@ from tiny_models import FAMILIES, VOCABULARY, tiny_model  # noqa: E402
 from dist.attention import reference_attention  # noqa: E402
 from dist.attention_kernels import split_kv_attention  # noqa: E402
 from dist.engine import Engine  # noqa: E402
+from dist.fused import fuse  # noqa: E402
 from dist.group import SoloGroup  # noqa: E402
 from dist.protocol import Control, Reply, Turn  # noqa: E402
 from dist.settings import GenerationSettings  # noqa: E402
@@ -52,6 +53,7 @@ def kernels() -> bool:
 def family(name: str) -> bool:
     """Replies of captured passes against the plain rule, two turns each."""
     model = tiny_model(name).cuda()
+    fuse(model)
     engine = Engine(model, SoloGroup(torch.device("cuda")), max_positions=512)
     draw = random.Random(0)
     same = count = 0

@@ -124,6 +124,14 @@ def test_a_model_whose_attention_is_its_own_is_named_as_the_problem():
     assert CapturedForward(model, WholeHead(), 64, capture=False).problem() is not None
 
 
+def test_a_warm_up_leaves_nothing_behind():
+    engine = engine_of()
+    engine.warm_up(GenerationSettings(add_eos_length=7, max_length=100))
+    assert engine.cached_tokens == 0
+    prompt, wish = tuple(range(3, 30)), GenerationSettings(add_eos_length=7, refine_iter=2, max_new_tokens=20)
+    assert reply(engine, prompt, wish).token_ids == plain_rule(tiny_model(), prompt, wish, 2, (2,), LIMIT)
+
+
 def test_on_a_cpu_a_sequence_is_decoded_as_it_comes():
     sequence = SequenceForward(tiny_model(), WholeHead(), SoloGroup(torch.device("cpu")), LIMIT)
     assert isinstance(sequence.for_turn(GenerationSettings()), CachedForward)

@@ -51,6 +51,16 @@ def json_of(script: str, *arguments: str) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def test_a_model_without_room_is_refused_before_the_first_byte_is_read(tiny_checkpoint, solo, monkeypatch):
+    checkpoint = open_checkpoint(tiny_checkpoint("fsdp1", 2))
+    monkeypatch.setattr("dist.model.free_bytes", lambda device: 5 << 10)
+    with pytest.raises(CheckpointError) as refusal:
+        load_model(checkpoint, solo, progress=lambda done, total: pytest.fail("read"))
+    assert refusal.value.what == "The model does not fit into the memory of this machine."
+    assert "would keep 0.0 GiB, and 0.0 GiB are free" in refusal.value.why
+    assert "--dtype bfloat16" in refusal.value.mend
+
+
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_every_checkpoint_loads_bit_equal_on_any_number_of_ranks(loaded_by_ranks, size):
     results = {root: ways for root, ways in loaded_by_ranks[str(size)].items() if "broken" not in root}
