@@ -8,7 +8,6 @@ line are redrawn. `commit`, `show_live` and the other setters may be called from
 from __future__ import annotations
 
 import asyncio
-import os
 import queue
 import threading
 import time
@@ -34,14 +33,14 @@ from chat.console_events import (
     Interrupt,
     Leave,
     Line,
-    Resized,
     Submitted,
 )
 from chat.console_input import clean
 from chat.console_keys import console_keys
 from chat.console_layout import View, console_layout, console_style
 from chat.console_line import InputLine
-from chat.console_output import HeldOutput, reflows, rewrapped_rows, terminal_keys, terminal_output
+from chat.console_output import HeldOutput, terminal_keys, terminal_output
+from chat.console_paint import Painter
 from chat.console_plain import PlainLines
 from chat.terminal import Streams
 from chat.terminal_mode import BaseMode
@@ -59,7 +58,6 @@ __all__ = [
     "Leave",
     "Line",
     "PlainLines",
-    "Resized",
     "Submitted",
 ]
 
@@ -92,9 +90,9 @@ class Console:
         self.events: queue.Queue[ConsoleEvent] = queue.Queue()
         self._streams = streams
         self._mode = mode or BaseMode(streams.keyboard_fd)
-        self._output = output or terminal_output(streams.replies, color=streams.color)
-        self._size = self._output.get_size()
+        output = output or terminal_output(streams.replies, color=streams.color)
         self._view = View(ascii=streams.ascii)
+        self._painter = Painter(output, self._view)
         self._line = InputLine(
             self._view,
             self.events,
@@ -106,16 +104,14 @@ class Console:
         )
         # Crossing the threads: what is to be done by the console's, in order, and the bell for it.
         self._orders: deque[Callable[[], None]] = deque()
-        self._committed: list[str] = []
-        self._ends_blank = True
         self._after_paint: list[Callable[[], None]] = []
-        self._live: Sequence[Line] | Callable[[], Sequence[Line]] = ()
         self._last_paint = 0.0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._bell: asyncio.Event | None = None
         self._running = threading.Event()
         self._failure: BaseException | None = None
-        self._app = self._make_app(terminal_input or terminal_keys(streams.keyboard_fd), vi_mode)
+        self._app = self._make_app(terminal_input or terminal_keys(streams.keyboard_fd), output, vi_mode)
+        self._painter.attach(self._app)
         self._thread = threading.Thread(target=self._run, name="console", daemon=True)
 
     # Called from any thread.
@@ -123,12 +119,12 @@ class Console:
     @property
     def width(self) -> int:
         """Columns of the terminal."""
-        return self._size.columns
+        return self._painter.size.columns
 
     @property
     def height(self) -> int:
         """Rows of the terminal."""
-        return self._size.rows
+        return self._painter.size.rows
 
     def start(self) -> None:
         """Draw the input line and read keys; returns once that is so (or has failed)."""
@@ -143,14 +139,13 @@ class Console:
         # If the thread has died, the last words stand here still.
         self._carry_out()
         with suppress(OSError, ValueError):
-            self._streams.replies.write("".join(self._committed).replace("\n", "\r\n"))
+            self._streams.replies.write(self._painter.take_added())
             self._streams.replies.flush()
-        self._committed.clear()
 
     def commit(self, text: str) -> None:
         """Append `text` (ANSI styles allowed) to the scrollback, exactly once and in order, in whole lines."""
         if text:
-            self._order(lambda: self._add(text))
+            self._order(lambda: self._painter.add(text))
 
     def note(self, text: str) -> None:
         """As `commit`, for what is no reply: where output is piped the two go different ways."""
@@ -159,14 +154,14 @@ class Console:
     def echo(self, text: str) -> None:
         """As `commit`, for what the person sent: a blank line stands before it."""
         if text:
-            self._order(lambda: self._add("\n" * (not self._ends_blank) + text))
+            self._order(lambda: self._painter.add(text, apart=True))
 
     def show_live(self, lines: Sequence[Line] | Callable[[], Sequence[Line]]) -> None:
         """Replace the live zone. Of frames that follow within 50 ms only the last is drawn.
 
         A function is called when its frame is drawn, on the console's thread.
         """
-        self._order(lambda: setattr(self, "_live", lines))
+        self._order(lambda: setattr(self._painter, "live", lines))
 
     def clear_live(self) -> None:
         self.show_live(())
@@ -197,7 +192,7 @@ class Console:
 
     def copy(self, code: str) -> bool:
         """Send the terminal the code that fills its clipboard; whether that can be done here."""
-        self._order(lambda: self._send(code))
+        self._order(lambda: self._painter.send(code))
         return True
 
     def flush(self) -> None:
@@ -216,17 +211,17 @@ class Console:
 
     # The console's thread.
 
-    def _make_app(self, terminal_input: Input, vi_mode: bool) -> Application[None]:
+    def _make_app(self, terminal_input: Input, output: HeldOutput, vi_mode: bool) -> Application[None]:
         app: Application[None] = Application(
             layout=console_layout(self._view, self._line.buffer, self._line.chips),
             style=console_style(self._streams.color),
             key_bindings=console_keys(self._line, self),
             editing_mode=EditingMode.VI if vi_mode else EditingMode.EMACS,
             input=terminal_input,
-            output=self._output,
+            output=output,
             erase_when_done=True,
             terminal_size_polling_interval=None,
-            before_render=lambda _: self._check_size(),
+            before_render=lambda _: self._painter.check_size(),
         )
         app.ttimeoutlen = 0.1
         if vi_mode:
@@ -274,102 +269,42 @@ class Console:
     async def _watch_size(self) -> None:
         while True:
             await asyncio.sleep(SIZE_POLL_SECONDS)
-            if self._output.get_size() != self._size:
-                self._redraw()
+            self._painter.redraw_if_resized()
 
     def _paint(self) -> None:
-        """Carry out all orders; commit, erase and redraw in one write."""
+        """Carry out all orders and show what came of them."""
         self._carry_out()
         if self._app.is_done:
             return
-        self._view.live = tuple(self._live() if callable(self._live) else self._live)
-        self._check_size()
-        self._write_committed()
-        self._redraw()
+        self._painter.paint()
         self._last_paint = time.monotonic()
         while self._after_paint:
             self._after_paint.pop()()
-
-    def _add(self, text: str) -> None:
-        text = text if text.endswith("\n") else text + "\n"
-        self._committed.append(text)
-        self._ends_blank = text == "\n" or text.endswith("\n\n")
-
-    def _send(self, code: str) -> None:
-        self._output.write_raw(code)
-        self._output.flush()
 
     def _carry_out(self) -> None:
         while self._orders:
             self._orders.popleft()()
 
-    def _write_committed(self) -> None:
-        """Put committed text in the place of the live zone, which is left erased."""
-        if self._committed:
-            text = "".join(self._committed)
-            self._committed.clear()
-            self._output.held = True
-            self._app.renderer.erase()
-            self._output.write_raw(text.replace("\r\n", "\n").replace("\n", "\r\n"))
-            self._output.held = False
-
-    def _redraw(self) -> None:
-        self._check_size()
-        self._app.render_counter += 1  # what was laid out for the last drawing is stale
-        self._app.renderer.render(self._app, self._app.layout)
-
-    def _check_size(self) -> None:
-        """If the terminal has another size, erase what was drawn at the old one, rewrapped rows included."""
-        size = self._output.get_size()
-        if size == self._size:
-            return
-        narrower = size.columns < self._size.columns
-        self._size = size
-        screen = self._app.renderer.last_rendered_screen
-        if screen is not None:
-            extra = 0
-            if narrower and reflows(os.environ):
-                cursor = screen.get_cursor_position(self._app.layout.current_window)
-                extra = rewrapped_rows(screen.data_buffer, cursor.x, cursor.y, size.columns)
-            self._output.held = True
-            self._output.write_raw("\r")
-            self._output.cursor_up(extra)
-            self._app.renderer.erase()
-            self._output.held = False
-        self.events.put(Resized(size.columns, size.rows))
-
     def _exit(self) -> None:
         if self._app.is_running and not self._app.is_done:
-            self._live = self._view.live = ()
-            self._write_committed()
+            self._painter.end()
             self._app.exit()
 
     # What the keys ask of the screen.
 
     def clear_screen(self) -> None:
-        """Scroll everything up and out of view; the scrollback keeps it."""
-        self._output.held = True
-        self._app.renderer.erase()
-        self._output.write_raw("\r\n" * (self._size.rows - 1))
-        self._output.cursor_goto(1, 1)
-        self._output.held = False
-        self._redraw()
+        self._painter.clear_screen()
 
     def suspend(self) -> None:
-        self._give_up_screen()
+        self._painter.give_up()
         self._mode.suspend()
-        self._redraw()
+        self._painter.redraw()
 
     def open_editor(self) -> None:
         """Open the line in the person's editor."""
-        self._give_up_screen()
+        self._painter.give_up()
         try:
             self._line.replace(clean(edit_text(self._line.text, self._streams, self._mode)))
         except OSError as error:
             self._line.hint(f"No editor: {error}. Set EDITOR.")
-        self._redraw()
-
-    def _give_up_screen(self) -> None:
-        self._app.renderer.erase()
-        self._output.show_cursor()
-        self._output.flush()
+        self._painter.redraw()

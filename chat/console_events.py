@@ -58,19 +58,13 @@ class Abort:
 
 
 @dataclass(frozen=True, slots=True)
-class Resized:
-    columns: int
-    rows: int
-
-
-@dataclass(frozen=True, slots=True)
 class Failed:
     """The console is dead: its thread met `error` (EOFError: the terminal was closed)."""
 
     error: BaseException
 
 
-ConsoleEvent = Submitted | Interrupt | Leave | Abort | Resized | Failed
+ConsoleEvent = Submitted | Interrupt | Leave | Abort | Failed
 
 
 def command_word(text: str) -> str | None:

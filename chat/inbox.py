@@ -6,7 +6,7 @@ import queue
 from collections import deque
 from collections.abc import Callable
 
-from chat.console_events import ConsoleEvent, Interrupt, Leave, Resized, Submitted
+from chat.console_events import ConsoleEvent, Interrupt, Leave, Submitted
 
 
 class Inbox:
@@ -42,7 +42,7 @@ class Inbox:
             self._waiting.append(event)
         elif isinstance(event, Submitted):
             self._run_live(event.text)
-        elif not isinstance(event, Resized):
+        else:
             # Interrupt, Abort, or a console that is gone: in each case the work has to stop.
             self.stop = True
             self.leaving = self.leaving or not isinstance(event, Interrupt)
