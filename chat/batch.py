@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any, Protocol
 
@@ -185,14 +185,14 @@ class _Answerer:
 
     def _send(self, asked: Sequence[_Asked]) -> None:
         """One turn of the engine. If it refuses the turn, each prompt gets a turn of its own."""
-        seeds = tuple(one.seed for one in asked if one.seed is not None)
+        own = tuple(replace(self.settings, seed=one.seed) for one in asked)
         turn = Turn(
             prompts=tuple(one.token_ids for one in asked),
             settings=self.settings,
             placeholder=self.tokenizer.eos_id,
             stop_ids=self.tokenizer.stop_ids,
             trace=self.trace,
-            seeds=seeds if self.settings.samples else None,
+            row_settings=own if self.settings.samples else None,
         )
         waiting = dict(enumerate(asked))
         rows = [_Row(one.job, self) for one in asked]

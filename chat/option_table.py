@@ -148,7 +148,7 @@ OPTIONS: dict[str, Option] = {
             help="alpha of the adapters, where the checkpoint does not record it",
         ),
         Option(name="trust_remote_code", group=MODEL, help="run the model code that the checkpoint brings along"),
-        Option(name="verify", group=MODEL, help="compare every byte of the weight files with its checksum before loading"),
+        Option(name="verify", group=MODEL, help="compare the weight files with their checksums before loading"),
         Option(
             name="prompt",
             group=PROMPTS,

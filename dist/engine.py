@@ -104,8 +104,8 @@ class Engine:
         Leaving the iterator early cancels the turn everywhere. Raises PromptError before anything is
         published if a prompt is empty or leaves no room for a reply.
         """
-        limit = min(turn.settings.max_length, self.max_positions or NO_LIMIT)
-        for prompt in turn.prompts:
+        for row, prompt in enumerate(turn.prompts):
+            limit = min(turn.settings_of(row).max_length, self.max_positions or NO_LIMIT)
             if not prompt:
                 raise PromptError("The prompt is empty.", "It has no tokens.", "Write something.")
             if len(prompt) >= limit:
@@ -183,7 +183,7 @@ class Engine:
 
     def warm_up(self, settings: GenerationSettings) -> None:
         """Rank 0: answer a turn of no meaning, so that the first real one finds all kernels ready."""
-        short = settings.with_value("max_new_tokens", 2 * (settings.add_eos_length + 1))
+        short = replace(settings, max_new_tokens=2 * (settings.add_eos_length + 1), temperature=0.0)
         prompt = (1,) * min(WARM_UP_TOKENS, max(1, short.max_length // 2))
         turn = Turn(prompts=(prompt,), settings=short, placeholder=1, stop_ids=())
         for _ in self.answer(turn, lambda: Control(settings=short)):
@@ -197,13 +197,13 @@ class Engine:
     def _run(self, turn: Turn, poll: Poll | None) -> Iterator[Event]:
         rows = range(len(turn.prompts))
         cached = turn.settings.decoder == "cached" and all(
-            self._is_causal_for(prompt, turn.settings) for prompt in turn.prompts
+            self._is_causal_for(prompt, turn.settings_of(row)) for row, prompt in enumerate(turn.prompts)
         )
         if cached and len(rows) > 1 and self._decodes_together():
             yield from self._replies(turn, rows, RaggedForward(self._module, len(rows), self._head), True, poll)
             return
-        forward = self._sequence.for_turn(turn.settings) if cached else self._plain
         for row in rows:
+            forward = self._sequence.for_turn(turn.settings_of(row)) if cached else self._plain
             yield from self._replies(turn, [row], forward, cached, poll)
 
     def _replies(
@@ -235,7 +235,7 @@ class Engine:
             tokens = iter(verdict.token_ids)
             for (row, refinement), step, choice in zip(list(active.items()), steps, choices):
                 agreed = list(islice(tokens, step.wanted))
-                update = refinement.accept(agreed, _settings_of(row, turn, verdict.settings), choice.candidates)
+                update = refinement.accept(agreed, turn.settings_of(row, verdict.settings), choice.candidates)
                 clocks[row].pass_ended(update.done)
                 yield update
                 if refinement.finish is not None:
@@ -249,7 +249,7 @@ class Engine:
     def _refinement(self, turn: Turn, row: int, causal: bool) -> Refinement:
         return Refinement(
             turn.prompts[row],
-            _settings_of(row, turn, turn.settings),
+            turn.settings_of(row),
             placeholder=turn.placeholder,
             stop_ids=turn.stop_ids,
             limit=self.max_positions or NO_LIMIT,
@@ -280,8 +280,3 @@ class Engine:
                 "Try an earlier step, or --dtype float32.",
             )
         return verdict
-
-
-def _settings_of(row: int, turn: Turn, common: GenerationSettings) -> GenerationSettings:
-    """The common settings with the row's own seed, if it has one."""
-    return common if turn.seeds is None else replace(common, seed=turn.seeds[row])

@@ -24,8 +24,9 @@ FinishReason = Literal["stop", "length", "cancelled"]
 class Turn:
     """Answer these prompts. `placeholder` fills a fresh block; a reply ends at any of `stop_ids`.
 
-    `seeds` are the prompts' own, one each, which later settings don't change; None: all have that of the settings.
-    With `settings.samples` there are seeds, or `settings.seed` is set: ranks must not draw their own.
+    `row_settings` are the prompts' own, one each, which later settings don't change; None: all are answered under
+    `settings`, and from a block's end on under what the person has changed. Where there is sampling, a seed is set:
+    ranks must not draw their own. The decoder is that of `settings`.
     """
 
     prompts: tuple[tuple[int, ...], ...]
@@ -33,11 +34,17 @@ class Turn:
     placeholder: int
     stop_ids: tuple[int, ...]
     trace: bool = False
-    seeds: tuple[int, ...] | None = None
+    row_settings: tuple[GenerationSettings, ...] | None = None
 
     def __post_init__(self) -> None:
-        if self.seeds is not None and len(self.seeds) != len(self.prompts):
-            raise ValueError(f"{len(self.seeds)} seeds for {len(self.prompts)} prompts")
+        if self.row_settings is not None and len(self.row_settings) != len(self.prompts):
+            raise ValueError(f"{len(self.row_settings)} settings for {len(self.prompts)} prompts")
+
+    def settings_of(self, row: int, common: GenerationSettings | None = None) -> GenerationSettings:
+        """What prompt `row` is answered under: its own settings, or those in `common` force."""
+        if self.row_settings is not None:
+            return self.row_settings[row]
+        return common or self.settings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

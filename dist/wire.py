@@ -30,5 +30,6 @@ def order_from_bytes(data: bytes) -> Order:
         fields["settings"] = GenerationSettings(**fields["settings"])
         fields["prompts"] = tuple(tuple(prompt) for prompt in fields["prompts"])
         fields["stop_ids"] = tuple(fields["stop_ids"])
-        fields["seeds"] = None if fields["seeds"] is None else tuple(fields["seeds"])
+        own = fields["row_settings"]
+        fields["row_settings"] = None if own is None else tuple(GenerationSettings(**one) for one in own)
     return kind(**fields)

@@ -142,32 +142,39 @@ def test_a_batch_leaves_the_conversations_cache_alone(engines):
     assert engine.cached_tokens == before > 30
 
 
-def test_every_row_samples_with_its_own_seed_whatever_settings_come(engines):
-    wish = GenerationSettings(add_eos_length=3, refine_iter=2, max_new_tokens=30, temperature=0.9, seed=99)
-    later = dataclasses.replace(wish, seed=1234, refine_iter=3)
-    prompts, seeds = ((5, 9, 11), (5, 9, 11), (40, 7), (5, 9, 11)), (5, 6, 7, 5)
+@settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data())
+def test_every_row_has_its_own_length_end_and_settings_whatever_settings_come(engines, data):
+    prompts = tuple(data.draw(st.lists(PROMPT, min_size=2, max_size=5)))
+    own = tuple(
+        GenerationSettings(
+            add_eos_length=data.draw(st.sampled_from([0, 1, 3, 7, 31])),
+            refine_iter=data.draw(st.sampled_from([1, 2, 3, "auto"])),
+            max_new_tokens=data.draw(st.integers(1, 30)),
+            max_length=data.draw(st.integers(61, 80)),
+            temperature=data.draw(st.sampled_from([0.0, 0.9])),
+            top_p=data.draw(st.sampled_from([1.0, 0.9])),
+            seed=data.draw(st.integers(0, 2**62)),
+        )
+        for _ in prompts
+    )
+    later = GenerationSettings(add_eos_length=2, refine_iter=4, seed=1)
+    turn = Turn(
+        prompts=prompts, settings=GenerationSettings(), placeholder=2, stop_ids=(2, 5, 11), row_settings=own
+    )
+    events = engines["qwen2"].answer(turn, lambda: Control(settings=later))
+    replies = {event.row: event for event in events if isinstance(event, Reply)}
+    for row, (prompt, wish) in enumerate(zip(prompts, own)):
+        assert replies[row].token_ids == plain_rule(tiny_model(), prompt, wish, 2, (2, 5, 11))
+        assert replies[row].settings == wish
 
-    def together(poll):
-        turn = Turn(prompts=prompts, settings=wish, placeholder=2, stop_ids=(2,), seeds=seeds)
-        events = engines["qwen2"].answer(turn, poll)
-        replies = sorted((event for event in events if isinstance(event, Reply)), key=lambda reply: reply.row)
-        assert tuple(reply.settings.seed for reply in replies) == seeds
-        return [reply.token_ids for reply in replies]
 
-    got = together(lambda: Control(settings=wish))
-    for prompt, seed, token_ids in zip(prompts, seeds, got):
-        alone = dataclasses.replace(wish, seed=seed)
-        assert token_ids == plain_rule(tiny_model(), prompt, alone, 2, (2,))
-    assert got[0] == got[3] != got[1]
-    live = together(lambda: Control(settings=later))
-    # The first block is made under the turn's settings, the later ones under `later`, but for its seed.
-    for row, (prompt, seed) in enumerate(zip(prompts, seeds)):
-        first, then = (dataclasses.replace(one, seed=seed) for one in (wish, later))
-        _, (alone,) = answers(engines["qwen2"], [prompt], first, poll=lambda then=then: Control(settings=then))
-        assert live[row] == alone.token_ids
-    assert live[0] != live[1]
-
-
-def test_a_turn_has_a_seed_for_every_prompt_or_none():
-    with pytest.raises(ValueError, match="1 seeds for 2 prompts"):
-        Turn(prompts=((3,), (4,)), settings=GenerationSettings(), placeholder=2, stop_ids=(), seeds=(1,))
+def test_a_turn_has_settings_for_every_prompt_or_none():
+    with pytest.raises(ValueError, match="1 settings for 2 prompts"):
+        Turn(
+            prompts=((3,), (4,)),
+            settings=GenerationSettings(),
+            placeholder=2,
+            stop_ids=(),
+            row_settings=(GenerationSettings(),),
+        )

@@ -9,7 +9,7 @@ import torch
 from plain_rule import plain_rule
 from ranks import results_of_ranks
 from ranks_engine import GREEDY, PROMPT, SAMPLED
-from tiny_models import tiny_model
+from tiny_models import FAMILIES, tiny_model
 
 from dist.group import SoloGroup
 from dist.protocol import Load, Shutdown, Turn
@@ -37,6 +37,11 @@ def test_ranks_decode_as_one(size):
     assert got["after a refused turn"] == right
 
 
+@pytest.mark.parametrize("size", [2, 3])
+def test_drawn_replies_of_every_family_are_those_of_the_plain_rule_on_all_ranks(size):
+    assert results_of_ranks(size, "ranks_drawn.py") == {"size": size, "families": list(FAMILIES)}
+
+
 @pytest.mark.parametrize(
     "order",
     [
@@ -46,7 +51,7 @@ def test_ranks_decode_as_one(size):
             placeholder=2,
             stop_ids=(2, 5),
             trace=True,
-            seeds=(2**62, 0),
+            row_settings=(GenerationSettings(seed=2**62), GenerationSettings(add_eos_length=0, top_p=0.5)),
         ),
         Turn(prompts=((7,),), settings=GenerationSettings(), placeholder=2, stop_ids=()),
         Load(path="/tmp/ä b"),

@@ -1,0 +1,69 @@
+"""Run by test_group.py on real ranks: drawn prompts and settings against the plain rule, in every family.
+
+Rank 0 draws, asks and compares; the first case that differs ends the run with hypothesis' own report.
+"""
+
+from __future__ import annotations
+
+import json
+
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from plain_rule import plain_rule
+from tiny_models import FAMILIES, VOCABULARY, tiny_model
+
+from dist.engine import Engine
+from dist.group import TorchGroup
+from dist.protocol import Control, Reply, Turn
+from dist.settings import GenerationSettings
+
+PROMPTS = st.lists(st.integers(3, VOCABULARY - 1), min_size=1, max_size=300).map(tuple)
+few = settings(max_examples=10, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+
+
+def main() -> None:
+    group = TorchGroup()
+    for family in FAMILIES:
+        engine = Engine(tiny_model(family), group, max_positions=512)
+        if group.rank:
+            engine.follow()
+        else:
+            check(engine, family)
+            engine.shutdown()
+    if group.rank == 0:
+        print(json.dumps({"size": group.size, "families": list(FAMILIES)}))
+    group.close()
+
+
+def check(engine: Engine, family: str) -> None:
+    @few
+    @given(
+        prompt=PROMPTS,
+        n=st.sampled_from([0, 1, 3, 7, 31, 127]),
+        rounds=st.sampled_from([1, 2, 3, 5, "auto"]),
+        new=st.integers(1, 40),
+        room=st.integers(1, 60),
+        temperature=st.sampled_from([0.0, 0.0, 0.8]),
+        stop_ids=st.sampled_from([(2,), (2, 5, 11, 17), tuple(range(2, 40, 3))]),
+    )
+    def same(prompt, n, rounds, new, room, temperature, stop_ids):
+        wish = GenerationSettings(
+            add_eos_length=n,
+            refine_iter=rounds,
+            max_new_tokens=new,
+            max_length=len(prompt) + room,
+            temperature=temperature,
+            seed=7,
+        )
+        turn = Turn(prompts=(prompt,), settings=wish, placeholder=2, stop_ids=stop_ids)
+        reply = list(engine.answer(turn, lambda: Control(settings=wish)))[-1]
+        assert isinstance(reply, Reply)
+        assert reply.token_ids == plain_rule(tiny_model(family), prompt, wish, 2, stop_ids, 512)
+
+    same()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main()
