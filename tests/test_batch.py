@@ -68,7 +68,7 @@ class ScriptedEngine:
             yield from self._reply(turn, row, prompt, poll)
 
     def _reply(self, turn: Turn, row: int, prompt: tuple[int, ...], poll: Callable[[], Control]) -> Iterator[Event]:
-        seed = turn.settings.seed if turn.seeds is None else turn.seeds[row]
+        seed = (turn.settings if turn.row_settings is None else turn.row_settings[row]).seed
         text = self.say(self.tokenizer.decode(prompt), seed)
         ids = (*self.tokenizer.encode(text), self.tokenizer.eos_id)
         finish: FinishReason = "stop"
@@ -358,9 +358,8 @@ def test_samples_have_seeds_of_their_own_and_keep_the_order_of_prompts(run: Run,
     ]
     assert all(one["response"] == f"You said {one['prompt']}, {one['seed']}." for one in found)
     # Turns are filled in the order of the results, so a turn may hold several samples of a prompt.
-    assert [turn.seeds for turn in ran.engine.turns] == [
-        tuple(seeds[place % 3] for place in (start, start + 1)) for start in range(0, 18, 2)
-    ]
+    drawn = [[own.seed for own in turn.row_settings or ()] for turn in ran.engine.turns]
+    assert drawn == [[seeds[place % 3] for place in (start, start + 1)] for start in range(0, 18, 2)]
 
 
 def test_what_fits_is_asked_for_the_longest_prompt_of_a_turn(run: Run, tmp_path: Path) -> None:
