@@ -143,8 +143,9 @@ set_variables() {
     local cores
     cores=$(nproc 2>/dev/null || echo 1)
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores / count > 0 ? cores / count : 1))}
-    # Threads that spin while they wait made replies 6 to 12 times slower on 2 cores that others used too.
-    export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
+    # Threads that spin long while they wait made replies 6 to 12 times slower on 2 cores that others used too;
+    # threads that sleep at once are slower on idle ones (README, "Measured").
+    [[ ${OMP_WAIT_POLICY-}${GOMP_SPINCOUNT-} ]] || export GOMP_SPINCOUNT=1000
     export TOKENIZERS_PARALLELISM=false TORCH_CPP_LOG_LEVEL=ERROR HF_HUB_OFFLINE=1
 }
 

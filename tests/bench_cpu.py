@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 
 # Before torch reads it; `bench_ranks` starts children that differ.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 import torch
 from bench_ranks import compare_defaults, measure_verdicts

@@ -18,6 +18,7 @@ from pathlib import Path
 NAMES = (
     "OMP_NUM_THREADS",
     "OMP_WAIT_POLICY",
+    "GOMP_SPINCOUNT",
     "HF_HUB_OFFLINE",
     "TOKENIZERS_PARALLELISM",
     "DLLM_LAUNCHER_PID",
