@@ -198,7 +198,7 @@ def test_the_ranks_share_the_cores_unless_told_otherwise(machine: Machine) -> No
     machine.start("999", "c")
     assert machine.calls("-m", "chat.launch")[0]["environment"]["OMP_NUM_THREADS"] == "1"
     machine.start("1", "c", OMP_WAIT_POLICY="ACTIVE")
-    environment = machine.calls("-m", "chat")[1]["environment"]
+    environment = machine.calls("-m", "chat")[0]["environment"]
     assert environment["OMP_WAIT_POLICY"] == "ACTIVE" and "GOMP_SPINCOUNT" not in environment
     machine.start("1", "c", OMP_NUM_THREADS="7")
     assert machine.calls("-m", "chat")[0]["environment"]["OMP_NUM_THREADS"] == "7"
