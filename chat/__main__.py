@@ -102,7 +102,7 @@ def follow(options: LaunchOptions) -> NoReturn:
 
 def serve(options: LaunchOptions, group: SoloGroup | TorchGroup) -> None:
     """Load with the others and answer until rank 0 shuts down. A refused checkpoint is rank 0's to tell."""
-    from chat.leader import load
+    from chat.opening import load
     from dist.errors import CheckpointError
 
     try:

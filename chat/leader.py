@@ -12,30 +12,28 @@ import select
 import sys
 import threading
 import time
-from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from chat.checkpoints import Checkpoints, run_folder
-from chat.demo import ABOUT, DEFAULT_SYSTEM, demo_folder, is_ready
-from chat.facts import checkpoint_facts, reading
+from chat.demo import ABOUT, DEFAULT_SYSTEM
+from chat.facts import checkpoint_facts
 from chat.lifeline import Lifeline
+from chat.opening import load, open_asked
 from chat.options import LaunchOptions, load_config, resolve_settings, with_config
 from chat.prompts import Prompt, read_prompts
+from chat.status import Status
 from chat.terminal import Streams, session_mode
-from dist.checkpoint import Checkpoint, open_checkpoint
-from dist.errors import CheckpointError, WeightsLost
+from dist.checkpoint import Checkpoint
+from dist.errors import WeightsLost
 from dist.settings import GenerationSettings
 
 CLOSE_S = 1.0
 WAIT_S = 1.0
-REDRAW_S = 0.1
 
 if TYPE_CHECKING:
     from chat.tokenizer import ChatTokenizer
     from dist.engine import Engine
-    from dist.group import SoloGroup, TorchGroup
-    from dist.reload import Reloader
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,81 +142,12 @@ def asked_prompts(options: LaunchOptions, status: Status) -> tuple[Prompt, ...]:
     return read_prompts(options, stdin)
 
 
-def load(
-    options: LaunchOptions,
-    group: SoloGroup | TorchGroup,
-    checkpoint: Checkpoint | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> tuple[Engine, Reloader]:
-    """Every rank, together: the model, ready to answer. What one rank cannot read, all refuse with its words."""
-    from dist.engine import Engine
-    from dist.model import load_model
-    from dist.packing import packing_pays
-    from dist.reload import Reloader
-
-    problem = None
-    try:
-        checkpoint = checkpoint or open_asked(options)
-    except CheckpointError as error:
-        problem = str(error)
-    for rank, text in group.gather_errors(problem).items():
-        raise CheckpointError(f"Rank {rank} cannot use the checkpoint:", text)
-    assert checkpoint is not None
-    loaded = load_model(
-        checkpoint,
-        group,
-        parallel=options.parallel,
-        dtype=options.dtype,
-        progress=progress,
-        trust_remote_code=options.trust_remote_code,
-    )
-    reloader = Reloader(
-        loaded,
-        group,
-        partial(open_folder, options),
-        trust_remote_code=options.trust_remote_code,
-    )
-    engine = Engine(
-        loaded.module,
-        group,
-        max_positions=loaded.max_positions,
-        reloader=reloader,
-        head=loaded.head,
-        packed=packing_pays(loaded.device, loaded.placement),
-        captured=loaded.placement not in (None, "shares"),
-    )
-    return engine, reloader
-
-
-def open_asked(options: LaunchOptions) -> Checkpoint:
-    """The checkpoint that the options name, opened but not read. Raises CheckpointError."""
-    return open_folder(options, checkpoint_folder(options))
-
-
-def open_folder(options: LaunchOptions, folder: str) -> Checkpoint:
-    """Any checkpoint, with the base model and the alpha that the options name. Raises CheckpointError."""
-    return open_checkpoint(folder, base_model=options.base_model, lora_alpha=options.lora_alpha)
-
-
 def verify(checkpoint: Checkpoint, status: Status) -> None:
     """Check every byte of the weight files, which all ranks read. Raises CheckpointError."""
     from dist.checkpoint_verify import verify as check
 
     said = check(checkpoint, partial(status.reading, "Verifying"))
     status.say(f"Verified: {said}.")
-
-
-def checkpoint_folder(options: LaunchOptions) -> str:
-    """The folder that was asked for, else the embedded model's. Raises CheckpointError."""
-    if options.checkpoint_dir is not None:
-        return options.checkpoint_dir
-    if not is_ready():
-        raise CheckpointError(
-            "The embedded model is not prepared yet.",
-            f"It would be in {demo_folder()}.",
-            "Run `bash run_chat.sh`, or name a checkpoint with --checkpoint_dir.",
-        )
-    return str(demo_folder())
 
 
 def default_system(options: LaunchOptions) -> str:
@@ -325,38 +254,3 @@ def welcome(facts: dict[str, Any]) -> str:
         f"{facts['parallel']}. Ready in {facts['ready_seconds']} s.\n"
         "/help lists the commands, Ctrl-D leaves.\n"
     )
-
-
-class Status:
-    """One line of progress while loading, where it can be drawn again."""
-
-    def __init__(self, streams: Streams) -> None:
-        self._out = streams.notices
-        self._draws = streams.progress
-        self._began = self._drawn = 0.0
-
-    def show(self, text: str) -> None:
-        if self._draws:
-            self._out.write(f"\r\x1b[K{text}")
-            self._out.flush()
-
-    def loading(self, done: int, total: int) -> None:
-        """Bytes that all ranks together have read, of how many."""
-        self.reading("Loading", done, total)
-
-    def reading(self, what: str, done: int, total: int) -> None:
-        """Bytes done, of how many, and how fast."""
-        now = time.monotonic()
-        self._began = self._began or now
-        if now - self._drawn >= REDRAW_S or done == total:
-            self._drawn = now
-            self.show(reading(what, done, total, now - self._began))
-
-    def clear(self) -> None:
-        self.show("")
-
-    def say(self, text: str) -> None:
-        """A line that stays; what is read after it is timed anew."""
-        self._began = 0.0
-        self.clear()
-        print(text, file=self._out, flush=True)

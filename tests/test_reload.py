@@ -22,7 +22,7 @@ from chat.commands import complete
 from chat.config_file import ConfigFile
 from chat.facts import checkpoint_facts, facts_table, short_count, size
 from chat.fitting import prompt_ids
-from chat.leader import load
+from chat.opening import load
 from chat.options import LaunchOptions, resolve_settings
 from chat.repl import Repl
 from chat.screen import Palette
