@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from chat.config_file import ConfigFile
 from chat.facts import checkpoint_facts
 from chat.files import expand
+from chat.opening import warm_up
 from chat.options import LaunchOptions, resolve_settings
 from dist.checkpoint_folder import Step, latest_step, run_steps
 from dist.checkpoint_verify import verify
@@ -50,7 +51,8 @@ class Steps:
 class Adopted:
     """What a conversation goes on with after other weights were loaded.
 
-    `settings` and `origins` are those of a start with this checkpoint; `slow_reason` is the engine's.
+    `settings` and `origins` are those of a start with this checkpoint; `remark` says why answers take longer than
+    they might, or is None.
     """
 
     tokenizer: ChatTokenizer
@@ -58,7 +60,7 @@ class Adopted:
     settings: GenerationSettings
     origins: Mapping[str, str]
     facts: Mapping[str, Any]
-    slow_reason: str | None
+    remark: str | None
 
 
 class Checkpoints:
@@ -127,7 +129,7 @@ class Checkpoints:
             settings=settings,
             origins=origins,
             facts=facts,
-            slow_reason=self._engine.slow_reason,
+            remark=warm_up(self._engine, settings),
         )
 
     def _folder(self, argument: str) -> Path:

@@ -19,7 +19,7 @@ from chat.checkpoints import Checkpoints, run_folder
 from chat.demo import ABOUT, DEFAULT_SYSTEM
 from chat.facts import checkpoint_facts
 from chat.lifeline import Lifeline
-from chat.opening import load, open_asked
+from chat.opening import load, open_asked, warm_up
 from chat.options import LaunchOptions, load_config, resolve_settings, with_config
 from chat.prompts import Prompt, read_prompts
 from chat.status import Status
@@ -88,13 +88,10 @@ def run(options: LaunchOptions, streams: Streams, lifeline: Lifeline) -> int:
     group = open_group()
     lifeline.watch(group)
     engine, reloader = load(options, group, checkpoint, status.loading)
-    if group.device.type == "cuda":
-        engine.warm_up(settings)
+    remark = warm_up(engine, settings)
     status.clear()
-    if engine.slow_reason:
-        status.say(f"Decoding by the plain rule, which is slow: {engine.slow_reason}.")
-    elif engine.notice:
-        status.say(engine.notice)
+    if remark:
+        status.say(remark)
     ready = Ready(
         options=options,
         streams=streams,
@@ -208,6 +205,7 @@ def hold_conversation(ready: Ready) -> int:
                 history_file=history_path(),
                 complete=lambda before: complete(repl, before),
                 mode=mode,
+                vi_mode=ready.options.editing_mode == "vi",
                 on_abort=ready.lifeline.ask_abort,
             )
         repl = Repl(

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from chat.demo import demo_folder, is_ready
 from chat.options import LaunchOptions
 from dist.checkpoint import Checkpoint, open_checkpoint
-from dist.errors import CheckpointError
+from dist.errors import CheckpointError, PromptError
+from dist.settings import GenerationSettings
 
 if TYPE_CHECKING:
     from dist.engine import Engine
@@ -84,3 +85,14 @@ def checkpoint_folder(options: LaunchOptions) -> str:
             "Run `bash run_chat.sh`, or name a checkpoint with --checkpoint_dir.",
         )
     return str(demo_folder())
+
+
+def warm_up(engine: Engine, settings: GenerationSettings) -> str | None:
+    """Make a GPU's kernels and graphs ready; returns what is to be said of how answers are made, or None."""
+    if engine.captures:
+        try:
+            engine.warm_up(settings)
+        except PromptError as problem:
+            # Weights that give no number, say: the person may want to load others.
+            return str(problem)
+    return engine.remark

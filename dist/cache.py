@@ -85,17 +85,6 @@ class SequenceCache:
             for layer in self.layers.layers:
                 layer.rewind(length)
 
-    @property
-    def bytes(self) -> int:
-        """Memory that the storage takes."""
-        storages = [
-            storage
-            for layer in self.layers.layers
-            if layer.is_initialized
-            for storage in (layer._key_storage, layer._value_storage)
-        ]
-        return sum(storage.numel() * storage.element_size() for storage in storages)
-
 
 def shared_prefix(a: list[int], b: list[int]) -> int:
     """Length of the longest common prefix, by bisection over slice comparisons (which run in C)."""

@@ -10,6 +10,7 @@ Shape suffixes: W tokens fed (the width), K logits kept, V vocabulary.
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -29,9 +30,13 @@ from dist.forward import (
 )
 from dist.fused import FusedRotary
 from dist.head import Head
+from dist.model_build import position_limit
 
 WARM_UPS = 2
 PROBE_TOKENS, PROBE_START = 12, 7
+# Wider passes are bound by their arithmetic, and their graphs would hold much memory.
+WIDEST = 512
+KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 
 
 class CapturedForward:
@@ -45,8 +50,14 @@ class CapturedForward:
         self._head = head
         self._capture = capture
         self._rotary = FusedRotary(module)
+        # One pool for all widths: what a replay leaves is read before the next one.
+        self._pool = torch.cuda.graph_pool_handle() if capture else None
         self.cache = FixedCache(module.config.get_text_config().num_hidden_layers, capacity)
         self._widths: dict[tuple[int, int], FixedWidth] = {}
+
+    @property
+    def capacity(self) -> int:
+        return self.cache.capacity
 
     def prefill(self, row: int, step: Pass, chunk: int) -> Iterator[tuple[int, int]]:
         """Leaves to the first pass what fits into its width."""
@@ -62,8 +73,8 @@ class CapturedForward:
         rest = self.cache.rewind_to_shared(step.token_ids, step.wanted)
         start, n = len(self.cache.token_ids), step.settings.add_eos_length
         width, kept = (max(n, 1), max(n, 1)) if len(rest) <= max(n, 1) else (2 * n + 1, n + 1)
-        if len(rest) > width or step.wanted > kept or start + width > self.cache.capacity:
-            # Only after a live change of the block's size, or at the very end of the storage.
+        if len(rest) > width or step.wanted > kept or start + width > self.capacity or width > WIDEST:
+            # Only after a live change of the block's size, at the very end of the storage, or in long blocks.
             return choices_of([self._feed(rest, step.wanted)], steps, trace, self._head)
         passed = self._width(width, kept)
         first = passed.run(rest, start, step.wanted)
@@ -74,31 +85,25 @@ class CapturedForward:
         chosen = passed.chosen[first : first + step.wanted].tolist()
         return [Choices(token_ids=chosen, candidates=most_likely(self._head.whole(logits_NV)) if trace else None)]
 
-    def problem(self) -> str | None:
-        """Why this model can't be run like this, or None: its logits against those of its own attention."""
+    def agrees(self) -> bool:
+        """Whether a captured pass gives the logits that the model gives with its own attention."""
         vocabulary = self._module.get_input_embeddings().weight.shape[0]
         ids = [token % vocabulary for token in range(17, 17 + 7919 * PROBE_TOKENS, 7919)]
-        try:
-            expected = logits_after(self._module, ids, PROBE_TOKENS - PROBE_START, use_cache=False)
-            self._feed(ids[:PROBE_START], 1)
-            passed = self._width(PROBE_TOKENS, PROBE_TOKENS - PROBE_START)
-            first = passed.run(ids[PROBE_START:], PROBE_START, PROBE_TOKENS - PROBE_START)
-            logits = passed.logits[first : first + PROBE_TOKENS - PROBE_START]
-            agree = logits_agree(logits, expected)
-        except torch.OutOfMemoryError:
-            raise
-        except FORWARD_ERRORS as error:
-            return f"{type(error).__name__}: {(str(error) or 'no words').splitlines()[0]}"
-        finally:
-            self.cache.truncate(0)
-            self._widths.clear()
-        return None if agree else "it gives other logits with its keys and values in fixed storage"
+        wanted = PROBE_TOKENS - PROBE_START
+        expected = logits_after(self._module, ids, wanted, use_cache=False)
+        self._feed(ids[:PROBE_START], 1)
+        passed = self._width(PROBE_TOKENS, wanted)
+        first = passed.run(ids[PROBE_START:], PROBE_START, wanted)
+        agree = logits_agree(passed.logits[first : first + wanted], expected)
+        self.cache.truncate(0)
+        self._widths.clear()
+        return agree
 
     def _width(self, width: int, kept: int) -> FixedWidth:
         if (width, kept) not in self._widths:
             made = FixedWidth(self._module, self._head, self.cache, self._rotary, width, kept)
             if self._capture:
-                made.capture(len(self.cache.token_ids))
+                made.capture(len(self.cache.token_ids), self._pool)
             self._widths[width, kept] = made
         return self._widths[width, kept]
 
@@ -114,6 +119,35 @@ class CapturedForward:
             logits = _pass(self._module, self.cache, ids_W, slots_W, keep_K)
         self.cache.note_fed(token_ids)
         return logits
+
+
+def capture_problem(
+    module: Any, head: Head, capacity: int, *, capture: bool = True
+) -> tuple[CapturedForward | None, str | None]:
+    """A CapturedForward that has been tried, or why there can be none, in words. Raises OutOfMemoryError."""
+    config = module.config.get_text_config()
+    others = set(getattr(config, "layer_types", None) or ()) - KNOWN_LAYERS
+    if others or getattr(config, "attention_chunk_size", None):
+        return None, f"its attention is of another kind ({', '.join(sorted(others)) or 'chunked'})"
+    try:
+        forward = CapturedForward(module, head, capacity, capture=capture)
+        if forward.agrees():
+            return forward, None
+    except torch.OutOfMemoryError:
+        raise
+    except _capture_errors() as error:
+        return None, f"{type(error).__name__}: {(str(error) or 'no words').splitlines()[0].rstrip('.')}"
+    return None, "it gives other logits with its keys and values in fixed storage"
+
+
+def _capture_errors() -> tuple[type[Exception], ...]:
+    """What models raise that cannot be captured, and machines on which no kernel can be compiled."""
+    usual = (*FORWARD_ERRORS, ImportError, OSError, subprocess.SubprocessError)
+    try:
+        from triton.errors import TritonError
+    except ImportError:
+        return usual
+    return (*usual, TritonError)
 
 
 class FixedWidth:
@@ -156,8 +190,8 @@ class FixedWidth:
         return last - first
 
     @torch.inference_mode()
-    def capture(self, start: int) -> None:
-        """Capture the pass; junk is written to the slots from `start` on."""
+    def capture(self, start: int, pool: Any) -> None:
+        """Capture the pass, its memory in `pool`; junk is written to the slots from `start` on."""
         self._input.zero_()
         self._input[self._width] = start
         stream: torch.cuda.Stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
@@ -170,7 +204,7 @@ class FixedWidth:
             torch.cuda.current_stream().wait_stream(stream)
             graph = torch.cuda.CUDAGraph()
             # Other threads (NCCL's watchdog) may ask the device meanwhile.
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
                 self._body()
         self._graph = graph
 
@@ -188,7 +222,7 @@ def _pass(
     """One forward over fixed storage; logits [K, V]."""
     cache.write_at(slots_W)
     known = knows_logits_to_keep(module)
-    limit = getattr(module.config.get_text_config(), "max_position_embeddings", None)
+    limit = position_limit(module.config)
     # Only junk ever stands past the model's positions.
     positions_W = slots_W if limit is None else slots_W.clamp_max(limit - 1)
     output = module(

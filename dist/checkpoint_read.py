@@ -1,7 +1,7 @@
 """Reads boxes of saved tensors straight into torch tensors. Knows no model, no config and no rank.
 
 Bytes that need no change go from the file to where they stay. Casts, column cuts and copies to a GPU go through
-one scratch buffer of SCRATCH_BYTES, so that peak memory is what is kept and little more.
+a scratch buffer of SCRATCH_BYTES a thread, so that peak memory is what is kept and little more.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from dist.clock import Clock
 from dist.decoding import Refinement
 from dist.errors import CheckpointError, PromptError
 from dist.footprint import rows_together
-from dist.forward import Forward, PlainForward
+from dist.forward import UNBOUNDED, Forward, PlainForward
 from dist.head import Head, WholeHead
 from dist.memory import free_bytes
 from dist.model_fill import OnProgress
@@ -39,7 +39,6 @@ from dist.verdict import Poll, Verdict
 
 CHUNK_CPU = 256
 CHUNK_GPU = 2048
-NO_LIMIT = 1 << 30
 WARM_UP_TOKENS = 64
 
 
@@ -89,8 +88,15 @@ class Engine:
         self._together: bool | None = None
 
     @property
-    def notice(self) -> str | None:
-        """Why a GPU's passes take longer than they might, in words, or None."""
+    def captures(self) -> bool:
+        """Whether passes are to be captured as CUDA graphs, so that a warm-up pays."""
+        return self._sequence.captures
+
+    @property
+    def remark(self) -> str | None:
+        """Why answers take longer than they might, as a sentence, or None."""
+        if self.slow_reason is not None:
+            return f"Decoding by the plain rule, which is slow: {self.slow_reason}."
         return self._sequence.notice
 
     @property
@@ -105,7 +111,7 @@ class Engine:
         published if a prompt is empty or leaves no room for a reply.
         """
         for row, prompt in enumerate(turn.prompts):
-            limit = min(turn.settings_of(row).max_length, self.max_positions or NO_LIMIT)
+            limit = min(turn.settings_of(row).max_length, self.max_positions or UNBOUNDED)
             if not prompt:
                 raise PromptError("The prompt is empty.", "It has no tokens.", "Write something.")
             if len(prompt) >= limit:
@@ -136,10 +142,8 @@ class Engine:
 
         `block` is how many tokens are chosen in a pass. This rank's memory counts; all ranks hold equal models.
         """
-        parameter = next(self._module.parameters())
         return rows_together(
-            self._module.config,
-            parameter.element_size(),
+            self._module,
             tokens,
             block,
             free_bytes(self._group.device),
@@ -173,7 +177,8 @@ class Engine:
 
     def _swap(self, folder: str, ready: Ready | None = None, progress: OnProgress | None = None) -> None:
         assert self._reloader is not None
-        unpack(self._module)
+        if self._packed:
+            unpack(self._module)
         try:
             self._reloader.swap(folder, ready, progress)
         finally:
@@ -182,13 +187,15 @@ class Engine:
         self._begin_anew()
 
     def warm_up(self, settings: GenerationSettings) -> None:
-        """Rank 0: answer a turn of no meaning, so that the first real one finds all kernels ready."""
+        """Rank 0: answer a turn of no meaning, so that the first real one finds all kernels ready.
+
+        What it leaves in the cache is exact and the same on all ranks.
+        """
         short = replace(settings, max_new_tokens=2 * (settings.add_eos_length + 1), temperature=0.0)
         prompt = (1,) * min(WARM_UP_TOKENS, max(1, short.max_length // 2))
         turn = Turn(prompts=(prompt,), settings=short, placeholder=1, stop_ids=())
         for _ in self.answer(turn, lambda: Control(settings=short)):
             pass
-        self._sequence.forget()
 
     def shutdown(self) -> None:
         """Rank 0: let the followers go."""
@@ -202,15 +209,15 @@ class Engine:
         if cached and len(rows) > 1 and self._decodes_together():
             yield from self._replies(turn, rows, RaggedForward(self._module, len(rows), self._head), True, poll)
             return
+        forward = self._sequence.for_turn(map(turn.settings_of, rows)) if cached else self._plain
         for row in rows:
-            forward = self._sequence.for_turn(turn.settings_of(row)) if cached else self._plain
             yield from self._replies(turn, [row], forward, cached, poll)
 
     def _replies(
         self, turn: Turn, rows: Sequence[int], forward: Forward, causal: bool, poll: Poll | None
     ) -> Iterator[Event]:
         """The replies to some of a turn's prompts, made together."""
-        active = {row: self._refinement(turn, row, causal) for row in rows}
+        active = {row: self._refinement(turn, row, causal, forward.capacity) for row in rows}
         clocks = {row: Clock() for row in rows}
         # 1. Read the prompts, but for what the first pass reads anyway.
         cancelled = False
@@ -246,13 +253,13 @@ class Engine:
             refinement.cancel()
             yield clocks[row].reply(row, refinement)
 
-    def _refinement(self, turn: Turn, row: int, causal: bool) -> Refinement:
+    def _refinement(self, turn: Turn, row: int, causal: bool, capacity: int) -> Refinement:
         return Refinement(
             turn.prompts[row],
             turn.settings_of(row),
             placeholder=turn.placeholder,
             stop_ids=turn.stop_ids,
-            limit=self.max_positions or NO_LIMIT,
+            limit=min(self.max_positions or UNBOUNDED, capacity),
             causal=causal,
             row=row,
         )

@@ -14,21 +14,22 @@ MOST_ROWS_CPU, PASS_TOKENS_CPU = 16, 256
 MOST_ROWS_GPU, PASS_TOKENS_GPU = 64, 4096
 
 
-def rows_together(config: Any, element_size: int, tokens: int, block: int, free: int, *, gpu: bool) -> int:
+def rows_together(module: Any, tokens: int, block: int, free: int, *, gpu: bool) -> int:
     """How many prompts to decode together, at least 1.
 
     `tokens` are those of the longest prompt and its reply, `block` those chosen in a pass, `free` is in bytes.
     """
     most, pass_tokens = (MOST_ROWS_GPU, PASS_TOKENS_GPU) if gpu else (MOST_ROWS_CPU, PASS_TOKENS_CPU)
     # Half of what is free: allocators round up, and others want memory too.
-    fitting = free // 2 // row_bytes(config, element_size, tokens, block)
+    fitting = free // 2 // row_bytes(module, tokens, block)
     return max(1, min(most, pass_tokens // block, fitting))
 
 
-def row_bytes(config: Any, element_size: int, tokens: int, block: int) -> int:
-    """What one row of a batch takes at most, in bytes."""
-    config = config.get_text_config()
-    heads, kv_heads, head_size = _heads(config)
+def row_bytes(module: Any, tokens: int, block: int) -> int:
+    """What one row of a batch takes at most on this rank, in bytes."""
+    config = module.config.get_text_config()
+    element_size = next(module.parameters()).element_size()
+    heads, kv_heads, head_size = _heads(module)
     slots = storage_slots(tokens + 1)
     # One layer at a time is copied when it grows, and repeated for every query head when it is read.
     passing = 2 * (kv_heads + heads) * head_size * slots
@@ -37,18 +38,24 @@ def row_bytes(config: Any, element_size: int, tokens: int, block: int) -> int:
     passing += 2 * block * (2 * slots + width)
     # The logits as they come, side by side, and in float32 with what makes the choice of them.
     logits = block * config.vocab_size * (2 * element_size + 8)
-    return int(storage_bytes(config, element_size, slots) + passing * element_size + logits)
+    return int(storage_bytes(module, slots) + passing * element_size + logits)
 
 
-def storage_bytes(config: Any, element_size: int, tokens: int) -> int:
-    """What the keys and values of so many tokens take, in bytes, where a rank holds all heads."""
-    config = config.get_text_config()
-    _, kv_heads, head_size = _heads(config)
-    return int(2 * config.num_hidden_layers * kv_heads * head_size * tokens * element_size)
+def storage_bytes(module: Any, tokens: int) -> int:
+    """What the keys and values of so many tokens take on this rank, in bytes."""
+    _, kv_heads, head_size = _heads(module)
+    layers = module.config.get_text_config().num_hidden_layers
+    return int(2 * layers * kv_heads * head_size * tokens * next(module.parameters()).element_size())
 
 
-def _heads(config: Any) -> tuple[int, int, int]:
-    """How many query heads, how many key-value heads, and their size."""
+def _heads(module: Any) -> tuple[int, int, int]:
+    """How many query heads and key-value heads this rank holds, and their size."""
+    config = module.config.get_text_config()
     heads = config.num_attention_heads
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
-    return heads, kv_heads, getattr(config, "head_dim", None) or config.hidden_size // heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    for part in module.modules():
+        if hasattr(part, "q_proj") and hasattr(part, "k_proj"):
+            # Fewer than the config's under tensor parallelism.
+            return part.q_proj.out_features // size, part.k_proj.out_features // size, size
+    return heads, kv_heads, size

@@ -18,6 +18,7 @@ from dist.head import Head
 from dist.sampling import choose
 
 CANDIDATES = 3
+UNBOUNDED = 1 << 30
 # What a model's forward raises when it does not take a cache or a mask of ours.
 FORWARD_ERRORS = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
 
@@ -31,7 +32,13 @@ class Choices:
 
 
 class Forward(Protocol):
-    """The model, as the engine sees it. `rows` are the replies that a pass is made for."""
+    """The model, as the engine sees it. `rows` are the replies that a pass is made for.
+
+    `capacity` is how many tokens a sequence may have in it.
+    """
+
+    @property
+    def capacity(self) -> int: ...
 
     def prefill(self, row: int, step: Pass, chunk: int) -> Iterator[tuple[int, int]]:
         """Read ahead, at most `chunk` tokens at a time; yields (tokens read, of how many) after each."""
@@ -44,6 +51,8 @@ class Forward(Protocol):
 
 class PlainForward:
     """Reads the whole input in every pass. Slow, and right for every model: the reference."""
+
+    capacity = UNBOUNDED
 
     def __init__(self, module: Any, head: Head) -> None:
         self._module = module
@@ -59,6 +68,8 @@ class PlainForward:
 
 class CachedForward:
     """Reads only what the cache of its one sequence does not hold."""
+
+    capacity = UNBOUNDED
 
     def __init__(self, module: Any, head: Head) -> None:
         self._module = module

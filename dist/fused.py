@@ -2,8 +2,8 @@
 
 With few rows a forward is as fast as its weights are read, and every small kernel between the products costs. So
 products of one input (queries, keys and values; gate and up) become one over joined weights; norms that are plain
-RMS norms are computed by torch's own kernel, and rotary embeddings by one of ours. Each replacement is compared
-with what it replaces and left out where it gives anything else. Joining holds one layer's joined weights twice.
+RMS norms are computed by torch's own kernel, and rotary embeddings by one of ours, each after a comparison with
+what it replaces. While products are joined, one layer's weights are held twice.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ class FusedRotary:
 
     def __init__(self, module: Any) -> None:
         self._file = sys.modules[type(module).__module__]
-        self._original = getattr(self._file, ROTARY, None)
+        self._original: Any = getattr(self._file, ROTARY, None)
         parameter = next(module.parameters())
         self.usual = parameter.is_cuda and self._original is not None and _rotates_halves(self._original, parameter)
 
@@ -133,17 +133,25 @@ class FusedRotary:
         if not self.usual:
             yield
             return
-        setattr(self._file, ROTARY, _rotate)
+        setattr(self._file, ROTARY, self._rotate)
         try:
             yield
         finally:
             setattr(self._file, ROTARY, self._original)
 
+    def _rotate(
+        self, q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *more: Any, **named: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """[1, heads, L, size] each, cos and sin [1, L, size]; another layout, or a part of each head, as before."""
+        if more or named or cos.shape[-1] != q.shape[-1]:
+            rotated: tuple[torch.Tensor, torch.Tensor] = self._original(q, k, cos, sin, *more, **named)
+            return rotated
+        return _rotate(q, k, cos, sin)
+
 
 def _rotate(
-    q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, **_: Any
+    q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """[1, heads, L, size] each, cos and sin [1, L, size]."""
     from dist.attention_kernels import rotate_halves
 
     query, key = rotate_halves(q[0], k[0], cos[0], sin[0])

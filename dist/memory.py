@@ -45,3 +45,8 @@ def _cgroup_free() -> int:
         )
         return int(limit.read_text()) - int(usage.read_text()) + reclaimable
     return 1 << 62
+
+
+def gib(count: int) -> str:
+    """A number of bytes in words."""
+    return f"{count / 2**30:.1f} GiB"

@@ -22,7 +22,7 @@ from dist.errors import CheckpointError, UsageError
 from dist.fused import fuse
 from dist.gathering import layer_parameters
 from dist.head import Head, WholeHead
-from dist.memory import free_bytes
+from dist.memory import free_bytes, gib
 from dist.model_build import build_model, choose_dtype, position_limit, tied_names, wanted_tensors
 from dist.model_fill import Filler, FillPlan, OnProgress, Placement, together
 from dist.protocol import Group
@@ -223,9 +223,9 @@ def _fsdp(keep: Keep, plan: FillPlan, group: Group) -> Layout:
     room = group.smallest(free_bytes(group.device))
     need = plan.bytes + HEADROOM_BYTES
     if need <= room:
-        words = f"fsdp, gathered once and kept: it fits ({_gib(need)} of {_gib(room)} free)"
+        words = f"fsdp, gathered once and kept: it fits ({gib(need)} of {gib(room)} free)"
         return Layout(words=words, placement="exchanged")
-    words = f"fsdp, gathered per forward: no room for all of it ({_gib(need)} of {_gib(room)} free)"
+    words = f"fsdp, gathered per forward: no room for all of it ({gib(need)} of {gib(room)} free)"
     return Layout(words=words, placement="shares")
 
 
@@ -242,13 +242,9 @@ def _check_room(plan: FillPlan, layout: Layout, group: Group) -> None:
         where, more = ("a GPU", "more GPUs") if group.device.type == "cuda" else ("this machine", "more machines")
         raise CheckpointError(
             f"The model does not fit into the memory of {where}.",
-            f"Each of {group.size} ranks would keep {_gib(need)}, and {_gib(free)} are free for it.",
+            f"Each of {group.size} ranks would keep {gib(need)}, and {gib(free)} are free for it.",
             f"Free memory, use {more}, or lower it with --dtype bfloat16 or --parallel fsdp.",
         )
-
-
-def _gib(count: int) -> str:
-    return f"{count / 2**30:.1f} GiB"
 
 
 def _held_bytes(module: Any) -> int:

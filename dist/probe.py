@@ -42,6 +42,9 @@ def probe_causality(module: Any, head: Head) -> Causality:
     changed[SHORT:] = ids[LONG : 2 * LONG - SHORT]
     whole, other = _logits(module, head, torch.stack([ids[:LONG], changed]), use_cache=False)
     (short,) = _logits(module, head, ids[None, :SHORT], use_cache=False)
+    if whole.isnan().any():
+        # Nothing can be told from it; the first reply says what is wrong.
+        return Causality(problem=None, holds_up_to=limit)
     if not logits_agree(whole[:SHORT], other[:SHORT]):
         return Causality(problem="its attention looks ahead (it is not causal)", holds_up_to=limit)
     if not logits_agree(whole[:SHORT], short):

@@ -17,7 +17,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from dist.cache import shared_prefix
 from dist.decoding import Pass
-from dist.forward import FORWARD_ERRORS, Choices, choices_of, logits_agree, logits_to_keep
+from dist.forward import FORWARD_ERRORS, UNBOUNDED, Choices, choices_of, logits_agree, logits_to_keep
 from dist.head import Head
 
 FIRST_SLOTS = 256
@@ -85,6 +85,8 @@ class RaggedLayer(DynamicLayer):  # type: ignore[misc]
 
 class RaggedForward:
     """Forwards over the rows of one turn. Rows are numbered as they were at the start."""
+
+    capacity = UNBOUNDED
 
     def __init__(self, module: Any, rows: int, head: Head) -> None:
         self._module = module

@@ -5,17 +5,17 @@ All ranks make and drop the storage at the same points. Knows no turn and no tex
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 
-from dist.captured import CapturedForward
-from dist.errors import CheckpointError, PromptError
+from dist.captured import CapturedForward, capture_problem
+from dist.errors import CheckpointError
 from dist.footprint import storage_bytes
 from dist.forward import CachedForward
 from dist.head import Head
-from dist.memory import free_bytes
-from dist.model_fill import together
+from dist.memory import free_bytes, gib
 from dist.protocol import Group
 from dist.settings import GenerationSettings
 
@@ -25,18 +25,23 @@ ROUND_TOKENS = 256
 
 
 class SequenceForward:
-    """The forward of one sequence. `notice` says in words why a GPU's passes are not captured, or is None."""
+    """The forward of one sequence. `notice` says in words why a GPU's passes are not captured, or is None.
+
+    `captures` says whether they are to be, where that works.
+    """
 
     def __init__(
         self, module: Any, head: Head, group: Group, max_positions: int | None, *, captured: bool = True
     ) -> None:
         self.notice: str | None = None
-        self._wants_capture = captured and group.device.type == "cuda"
+        self.captures = captured and group.device.type == "cuda"
         self._module = module
         self._head = head
         self._group = group
         self._max_positions = max_positions
         self._present: CachedForward | CapturedForward = CachedForward(module, head)
+        # A capacity for which there was no room.
+        self._too_much: int | None = None
 
     @property
     def token_ids(self) -> list[int]:
@@ -47,53 +52,56 @@ class SequenceForward:
         """Keep nothing."""
         self._present.cache.truncate(0)
 
-    def for_turn(self, settings: GenerationSettings) -> CachedForward | CapturedForward:
-        """All ranks: the forward for a turn with these settings.
+    def for_turn(self, wishes: Iterable[GenerationSettings]) -> CachedForward | CapturedForward:
+        """All ranks: the forward for prompts under these settings, one after the other.
 
-        Raises PromptError, on all ranks, if a GPU has no room for the keys and values of `max_length` tokens;
-        CheckpointError if memory runs out while passes are captured.
+        Where a GPU has no room for fixed storage of `max_length` tokens, or the model cannot be captured, passes
+        run as they come and `notice` says why. Raises CheckpointError if a single process's memory runs out
+        meanwhile; of several ranks, the one whose memory runs out ends, and with it the run.
         """
-        if not self._wants_capture or self.notice is not None:
+        if not self.captures:
             return self._present
-        length = min(settings.max_length, self._max_positions or settings.max_length)
-        capacity = length + 2 * settings.add_eos_length + 2
-        present = self._present
-        if isinstance(present, CapturedForward) and present.cache.capacity >= capacity:
-            return present
-        # Let go of the old storage before there is new.
-        self._present = CachedForward(self._module, self._head)
-        self._present = self._captured(-(-capacity // ROUND_TOKENS) * ROUND_TOKENS)
+        capacity = max(
+            min(wish.max_length, self._max_positions or wish.max_length) + 2 * wish.add_eos_length + 2
+            for wish in wishes
+        )
+        capacity = -(-capacity // ROUND_TOKENS) * ROUND_TOKENS
+        kept = isinstance(self._present, CapturedForward) and self._present.cache.capacity >= capacity
+        if not kept and (self._too_much is None or capacity < self._too_much):
+            # The old storage goes before there is new.
+            self._present = CachedForward(self._module, self._head)
+            self._present = self._captured(capacity) or self._present
         return self._present
 
-    def _captured(self, capacity: int) -> CachedForward | CapturedForward:
-        element_size = next(self._module.parameters()).element_size()
-        need = storage_bytes(self._module.config, element_size, capacity)
+    def _captured(self, capacity: int) -> CapturedForward | None:
+        need = storage_bytes(self._module, capacity)
         free = self._group.smallest(free_bytes(self._group.device)) - HEADROOM_BYTES
         if need > free:
-            raise PromptError(
-                f"The GPU has no room for the keys and values of {capacity} tokens.",
-                f"They take {_gib(need)} GiB, and {_gib(max(free, 0))} GiB are free.",
-                f"Lower max_length to {max(free, 0) * capacity // need // ROUND_TOKENS * ROUND_TOKENS} or less.",
+            self._too_much = capacity
+            self.notice = (
+                "Passes are not captured as CUDA graphs, which costs time: keys and values of "
+                f"{capacity} tokens take {gib(need)}, and {gib(max(free, 0))} are free for them. "
+                "A lower max_length needs less."
             )
-        forward = CapturedForward(self._module, self._head, capacity, capture=True)
-        problem: str | None = together(self._group, lambda: _problem(forward))
+            return None
+        forward, problem = self._attempt(capacity)
         problems = self._group.gather_errors(problem)
-        if problems:
+        if problems or forward is None:
+            self.captures = False
             self.notice = f"Passes are not captured as CUDA graphs, which costs time: {problems[min(problems)]}."
-            return CachedForward(self._module, self._head)
+            return None
+        self.notice, self._too_much = None, None
         return forward
 
-
-def _problem(forward: CapturedForward) -> str | None:
-    try:
-        return forward.problem()
-    except torch.OutOfMemoryError as error:
-        raise CheckpointError(
-            "Out of GPU memory while the passes were captured.",
-            str(error).splitlines()[0],
-            "Lower max_length or add_eos_length, or use more GPUs.",
-        ) from error
-
-
-def _gib(count: int) -> str:
-    return f"{count / 2**30:.1f}"
+    def _attempt(self, capacity: int) -> tuple[CapturedForward | None, str | None]:
+        try:
+            return capture_problem(self._module, self._head, capacity)
+        except torch.OutOfMemoryError as error:
+            if self._group.size > 1:
+                # The others wait for this rank within the pass: only its end sets them free.
+                raise
+            raise CheckpointError(
+                "Out of GPU memory while passes were captured.",
+                str(error).splitlines()[0],
+                "Lower max_length, or use more GPUs.",
+            ) from error

@@ -77,6 +77,8 @@ class Setting:
 
 
 MAX_SEED = 2**63 - 1
+# What counts tokens; settings travel to the other ranks as 64-bit numbers.
+MAX_COUNT = 2**31 - 1
 
 SETTINGS: dict[str, Setting] = {
     row.name: row
@@ -100,17 +102,17 @@ SETTINGS: dict[str, Setting] = {
         Setting(
             name="max_new_tokens",
             default=512,
-            allowed="a whole number from 1",
+            allowed="a whole number from 1 to 2147483647",
             help="most tokens in one reply",
-            parse=_whole(1),
+            parse=_whole(1, MAX_COUNT),
             examples=("64", "128", "256", "512", "1024"),
         ),
         Setting(
             name="max_length",
             default=8192,
-            allowed="a whole number from 2",
+            allowed="a whole number from 2 to 2147483647",
             help="most tokens of prompt and reply together",
-            parse=_whole(2),
+            parse=_whole(2, MAX_COUNT),
             examples=("2048", "4096", "8192"),
         ),
         Setting(
@@ -124,9 +126,9 @@ SETTINGS: dict[str, Setting] = {
         Setting(
             name="top_k",
             default=0,
-            allowed="a whole number from 0 (off)",
+            allowed="a whole number from 0 (off) to 2147483647",
             help="sample among the k most likely tokens only",
-            parse=_whole(0),
+            parse=_whole(0, MAX_COUNT),
             examples=("0", "20", "50"),
         ),
         Setting(

@@ -294,8 +294,8 @@ def measure(bench: Bench) -> None:
     )
     started = time.perf_counter()
     bench.answer(bench.prompt(1024), 7, 2, 24)
-    bench.say(f"first reply with captures: {time.perf_counter() - started:.1f} s; notice: {bench.engine.notice}")
-    if bench.engine.notice is None:
+    bench.say(f"first reply with captures: {time.perf_counter() - started:.1f} s; {bench.engine.remark}")
+    if bench.engine.remark is None:
         bench.say("\n| rows | keys | ms a forward | forwards/s | share of the floor |\n|---|---|---|---|---|")
         for context in (1024, 8192):
             bench.answer(bench.prompt(context), 0, 1, 2)

@@ -75,7 +75,7 @@ def family(name: str) -> bool:
     forward = type(engine._sequence._present).__name__
     print(
         f"{name}: {same} of {count} replies the same, {forward}, {time.monotonic() - started:.1f} s; "
-        f"{engine.slow_reason or engine.notice or 'captured'}",
+        f"{engine.remark or 'captured'}",
         flush=True,
     )
     return same == count

@@ -18,7 +18,7 @@ from dist.group import TorchGroup
 from dist.protocol import Control, Reply, Turn
 from dist.settings import GenerationSettings
 
-PROMPTS = st.lists(st.integers(3, VOCABULARY - 1), min_size=1, max_size=300).map(tuple)
+PROMPTS = st.lists(st.integers(1, VOCABULARY - 1), min_size=1, max_size=300).map(tuple)
 few = settings(max_examples=10, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
 
@@ -29,6 +29,7 @@ def main() -> None:
         if group.rank:
             engine.follow()
         else:
+            engine.warm_up(GenerationSettings(temperature=0.8))
             check(engine, family)
             engine.shutdown()
     if group.rank == 0:

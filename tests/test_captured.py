@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import transformers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from plain_rule import plain_rule
-from tiny_models import FAMILIES, VOCABULARY, tiny_model
+from tiny_models import COMMON, FAMILIES, VOCABULARY, tiny_model
 
 from dist.attention import reference_attention
-from dist.captured import CapturedForward
+from dist.captured import CapturedForward, capture_problem
 from dist.engine import Engine
 from dist.forward import CachedForward
 from dist.group import SoloGroup
@@ -21,6 +23,7 @@ from dist.sequence import SequenceForward
 from dist.settings import GenerationSettings
 
 PLACEHOLDER, LIMIT = 2, 512
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "rope_theta": 10000.0}
 PROMPTS = st.lists(st.integers(3, VOCABULARY - 1), min_size=1, max_size=200).map(tuple)
 many = settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 
@@ -105,7 +108,8 @@ def test_at_the_end_of_the_storage_nothing_is_written_past_it():
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_check_passes_for_a_family_of_causal_models(family):
-    assert CapturedForward(tiny_model(family), WholeHead(), 64, capture=False).problem() is None
+    forward, problem = capture_problem(tiny_model(family), WholeHead(), 64, capture=False)
+    assert forward is not None and problem is None
 
 
 def test_the_check_finds_storage_that_gives_other_logits():
@@ -113,7 +117,7 @@ def test_the_check_finds_storage_that_gives_other_logits():
     layer = forward.cache.layers.layers[0]
     write = layer.update
     layer.update = lambda keys, values, *more, **named: write(keys * 1.5, values, *more, **named)
-    assert forward.problem() == "it gives other logits with its keys and values in fixed storage"
+    assert not forward.agrees()
 
 
 def test_a_model_whose_attention_is_its_own_is_named_as_the_problem():
@@ -121,14 +125,42 @@ def test_a_model_whose_attention_is_its_own_is_named_as_the_problem():
         vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, rotary_dim=8, bos_token_id=1, eos_token_id=2
     )
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
-    assert CapturedForward(model, WholeHead(), 64, capture=False).problem() is not None
+    forward, problem = capture_problem(model, WholeHead(), 64, capture=False)
+    assert forward is None and problem is not None
 
 
-def test_a_warm_up_leaves_nothing_behind():
+def test_attention_in_chunks_is_named_as_the_problem():
+    model = copy.deepcopy(tiny_model())
+    model.config.layer_types = ["chunked_attention", "full_attention"]
+    assert capture_problem(model, WholeHead(), 64, capture=False) == (
+        None,
+        "its attention is of another kind (chunked_attention)",
+    )
+
+
+def test_positions_that_rotary_scaling_adds_are_positions_like_others():
+    config = transformers.Qwen2Config(**{**COMMON, "max_position_embeddings": 32}, rope_parameters=YARN)
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    engine = Engine(model, SoloGroup(torch.device("cpu")), max_positions=128)
+    engine._sequence = Fixed(model)
+    prompt, wish = tuple(range(3, 60)), GenerationSettings(add_eos_length=3, refine_iter=2, max_new_tokens=20)
+    assert reply(engine, prompt, wish, ()).token_ids == plain_rule(model, prompt, wish, PLACEHOLDER, (), 128)
+
+
+def test_a_reply_ends_where_the_storage_ends_whatever_limit_comes_meanwhile():
+    engine = engine_of()
+    engine._sequence._present = CapturedForward(tiny_model(), WholeHead(), 64, capture=False)
+    wish = GenerationSettings(add_eos_length=7, refine_iter=1, max_new_tokens=300, max_length=60)
+    longer = wish.with_value("max_length", 500)
+    done = events(engine, range(3, 30), wish, (), poll=lambda: Control(settings=longer))[-1]
+    assert (done.prompt_len + len(done.token_ids), done.finish) == (64, "length")
+
+
+def test_a_warm_up_changes_no_reply():
     engine = engine_of()
     engine.warm_up(GenerationSettings(add_eos_length=7, max_length=100))
-    assert engine.cached_tokens == 0
-    prompt, wish = tuple(range(3, 30)), GenerationSettings(add_eos_length=7, refine_iter=2, max_new_tokens=20)
+    prompt, wish = (1, 1, *range(3, 30)), GenerationSettings(add_eos_length=7, refine_iter=2, max_new_tokens=20)
     assert reply(engine, prompt, wish).token_ids == plain_rule(tiny_model(), prompt, wish, 2, (2,), LIMIT)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from tiny_models import FAMILIES, tiny_model
 
 from dist.engine import Engine
-from dist.footprint import MOST_ROWS_CPU, MOST_ROWS_GPU, PASS_TOKENS_CPU, row_bytes, rows_together
+from dist.footprint import MOST_ROWS_CPU, MOST_ROWS_GPU, PASS_TOKENS_CPU, row_bytes, rows_together, storage_bytes
 from dist.group import SoloGroup
 from dist.protocol import Control, Turn
 from dist.ragged import RaggedForward
@@ -37,7 +39,7 @@ def test_a_row_takes_no_more_than_it_is_said_to(family, monkeypatch):
     most = 0
     for _ in engine.answer(turn, lambda: Control(settings=wish)):
         most = max(most, kept_bytes(made[0]))
-    said = row_bytes(tiny_model(family).config, 4, 340, 8)
+    said = row_bytes(tiny_model(family), 340, 8)
     # Keys and values are most of it, and their share is told exactly.
     layers = tiny_model(family).config.num_hidden_layers
     assert most == 4 * 2 * layers * 2 * 8 * 512 * 4
@@ -45,33 +47,43 @@ def test_a_row_takes_no_more_than_it_is_said_to(family, monkeypatch):
 
 
 def test_memory_decides_where_it_is_short():
-    config = tiny_model().config
-    one = row_bytes(config, 2, 1000, 8)
-    assert rows_together(config, 2, 1000, 8, 2 * 5 * one, gpu=True) == 5
-    assert rows_together(config, 2, 1000, 8, 2 * 6 * one - 2, gpu=True) == 5
-    assert rows_together(config, 2, 1000, 8, 0, gpu=True) == 1
-    assert rows_together(config, 2, 1000, 8, -one, gpu=False) == 1
+    model = tiny_model()
+    one = row_bytes(model, 1000, 8)
+    assert rows_together(model, 1000, 8, 2 * 5 * one, gpu=True) == 5
+    assert rows_together(model, 1000, 8, 2 * 6 * one - 2, gpu=True) == 5
+    assert rows_together(model, 1000, 8, 0, gpu=True) == 1
+    assert rows_together(model, 1000, 8, -one, gpu=False) == 1
 
 
 def test_where_memory_is_plenty_the_device_and_the_block_decide():
-    config = tiny_model().config
-    assert rows_together(config, 4, 100, 8, PLENTY, gpu=False) == MOST_ROWS_CPU
-    assert rows_together(config, 4, 100, 8, PLENTY, gpu=True) == MOST_ROWS_GPU
-    assert rows_together(config, 4, 100, 128, PLENTY, gpu=False) == PASS_TOKENS_CPU // 128
-    assert rows_together(config, 4, 100, 4096, PLENTY, gpu=False) == 1
+    model = tiny_model()
+    assert rows_together(model, 100, 8, PLENTY, gpu=False) == MOST_ROWS_CPU
+    assert rows_together(model, 100, 8, PLENTY, gpu=True) == MOST_ROWS_GPU
+    assert rows_together(model, 100, 128, PLENTY, gpu=False) == PASS_TOKENS_CPU // 128
+    assert rows_together(model, 100, 4096, PLENTY, gpu=False) == 1
 
 
 def test_longer_prompts_and_blocks_and_wider_types_take_more():
-    config = tiny_model().config
-    least = row_bytes(config, 2, 300, 8)
-    assert row_bytes(config, 2, 600, 8) > least
-    assert row_bytes(config, 2, 300, 128) > least
-    assert row_bytes(config, 4, 300, 8) > least
+    model = copy.deepcopy(tiny_model()).bfloat16()
+    least = row_bytes(model, 300, 8)
+    assert row_bytes(model, 600, 8) > least
+    assert row_bytes(model, 300, 128) > least
+    assert row_bytes(tiny_model(), 300, 8) > least
+
+
+def test_a_rank_that_holds_half_of_the_heads_needs_half_the_storage():
+    model = copy.deepcopy(tiny_model())
+    whole = storage_bytes(model, 100)
+    for layer in model.model.layers:
+        layer.self_attn.q_proj.out_features //= 2
+        layer.self_attn.k_proj.out_features //= 2
+    assert whole == 2 * 2 * 2 * 8 * 100 * 4
+    assert storage_bytes(model, 100) == whole // 2
 
 
 def test_the_engine_asks_for_its_own_memory(monkeypatch):
     engine = Engine(tiny_model(), SoloGroup(torch.device("cpu")), max_positions=512)
     assert engine.rows_that_fit(100, 8) == MOST_ROWS_CPU
-    one = row_bytes(tiny_model().config, 4, 100, 8)
+    one = row_bytes(tiny_model(), 100, 8)
     monkeypatch.setattr("dist.engine.free_bytes", lambda device: 6 * one)
     assert engine.rows_that_fit(100, 8) == 3
