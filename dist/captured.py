@@ -95,8 +95,8 @@ class CapturedForward:
         passed = self._width(PROBE_TOKENS, wanted)
         first = passed.run(ids[PROBE_START:], PROBE_START, wanted)
         agree = logits_agree(passed.logits[first : first + wanted], expected)
+        # The captured width stays: a pool whose last graph has gone can't be captured into again.
         self.cache.truncate(0)
-        self._widths.clear()
         return agree
 
     def _width(self, width: int, kept: int) -> FixedWidth:
