@@ -41,7 +41,7 @@ parse_arguments() { # sets count and options
     count=$((10#$count))
 }
 
-is_option() { [[ $1 == --* || $1 == -h ]]; }
+is_option() { [[ $1 == --* || $1 == -h || $1 == -n ]]; }
 
 wants_help() {
     local word

@@ -132,6 +132,7 @@ def torchrun(count: int) -> list[str]:
         (["2", "--prompt", ""], [*torchrun(2), "--prompt", ""]),
         (["08", "c"], [*torchrun(8), "--checkpoint_dir=c"]),
         (["4", "c", "Solve:\n25 * 4 = ?"], [*torchrun(4), "--checkpoint_dir=c", "--prompt=Solve:\n25 * 4 = ?"]),
+        (["c", "-n", "2", "--prompts_file", "p"], [*ONE, "--checkpoint_dir=c", "-n", "2", "--prompts_file", "p"]),
         (["c", "-3 + 5 = ?", "--n", "2"], [*ONE, "--checkpoint_dir=c", "--prompt=-3 + 5 = ?", "--n", "2"]),
     ],
 )
