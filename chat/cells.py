@@ -23,6 +23,11 @@ def visible(text: str) -> str:
     return UNSAFE.sub(_shown, text)
 
 
+def escaped(line: str) -> str:
+    """A line of JSON that reads the same, with what `visible` would show otherwise written as `\\u` escapes."""
+    return UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", line)
+
+
 def _shown(match: re.Match[str]) -> str:
     code = ord(match[0])
     if code < 0x20:

@@ -228,4 +228,7 @@ OPTIONS: dict[str, Option] = {
 }
 
 # How the config file's values are read; those of the generation settings are read by their own table.
-CONFIG_READERS: dict[str, Read] = {row.name: row.read or _switch for row in OPTIONS.values() if row.in_config}
+CONFIG_READERS: dict[str, Read] = {
+    **{row.name: row.read or _switch for row in OPTIONS.values() if row.in_config},
+    "editing_mode": _word("emacs", "vi"),
+}

@@ -18,12 +18,12 @@ from typing import Any, TextIO
 from chat.config_file import ConfigFile, config_path, read_config, settle
 from chat.files import expand
 from chat.option_table import CONFIG_READERS, OPTIONS, Option
+from chat.terminal import write_out
 from dist.errors import UsageError
 from dist.settings import SETTINGS, GenerationSettings, SettingValue
 
 VERSION = "0.1.0"
 STDIN = "-"
-LATEST_SESSION = ""
 # torchrun refuses `--n` after `-m chat`, as a shortened option of its own; `-n` it passes on.
 SHORT = {"-h": "--help", "-n": "--n"}
 PROMPT_SUFFIXES = ("", ".txt", ".jsonl", ".parquet")
@@ -38,6 +38,7 @@ class LaunchOptions:
     use_chat_template  None: on where the tokenizer has a template
     batch_size         None: chosen by the program
     resume             None: a new conversation; "": the latest session; else its name
+    editing_mode       the keys of the input line, emacs or vi; only the config file names it
     given              names of the options that the command line holds
     """
 
@@ -59,6 +60,7 @@ class LaunchOptions:
     verbose_trace: bool = False
     resume: str | None = None
     debug: bool = False
+    editing_mode: str = "emacs"
     settings: Mapping[str, SettingValue] = field(default_factory=dict)
     given: frozenset[str] = frozenset()
 
@@ -118,7 +120,7 @@ def asked_options(argv: Sequence[str], stdout: TextIO) -> LaunchOptions:
     values = _scan(argv)
     for name, text in (("help", help_text), ("version", version_text)):
         if values.pop(name, False):
-            print(text(), file=stdout)
+            write_out(stdout, text() + "\n")
             raise SystemExit(0)
     settings = {name: values.pop(name) for name in tuple(values) if name in SETTINGS}
     return LaunchOptions(**values, settings=settings, given=frozenset((*values, *settings)))

@@ -37,6 +37,7 @@ class Output:
         self.kept = self.written + len(self._waiting)
         self._made = self.kept
         self._jobs = jobs
+        self._samples = any(job.sample for job in jobs)
         self._file = file
         self._printer = printer
         self._progress = progress
@@ -79,7 +80,7 @@ class Output:
         self._waiting[job.place] = record
         if record["finish_reason"] == ERROR:
             self.failed += 1
-            self.say(f"prompt {job.number + 1}: {record['error']}")
+            self.say(f"{self._named(job)}: {record['error']}")
         if record["finish_reason"] == CANCELLED:
             self.cancelled = True
         else:
@@ -96,7 +97,7 @@ class Output:
     def trace(self, job: Job, trace: Trace) -> None:
         """A pass was made. Where no record will tell of it, it is told on stderr."""
         if self._file is None and self._printer is not None and not self._printer.as_json:
-            self.say(f"prompt {job.number + 1}, {trace.last_line()}")
+            self.say(f"{self._named(job)}, {trace.last_line()}")
 
     def say(self, text: str) -> None:
         """A line on stderr."""
@@ -108,6 +109,11 @@ class Output:
         """Say how far it came, and how to go on."""
         more = " Run the same command again to go on." if self._file is not None else ""
         self.say(f"Interrupted: {self._made} of {len(self._jobs)} replies are done.{more}")
+
+    def _named(self, job: Job) -> str:
+        """Which prompt a job answers and, where a prompt gets several replies, which of them it is."""
+        sample = f", sample {job.sample + 1}" if self._samples else ""
+        return f"prompt {job.number + 1}{sample}"
 
     def _pass_on(self, record: Record) -> None:
         if self._file is not None:

@@ -6,12 +6,12 @@ stdout holds replies only. Progress is drawn on stderr, and only where it is a t
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TextIO
 
-from chat.cells import visible
+from chat.cells import escaped, visible
+from chat.terminal import write_out
 
 
 class ReplyStreams(Protocol):
@@ -50,7 +50,8 @@ class ReplyPrinter:
     def reply(self, record: Mapping[str, Any]) -> None:
         """A finished reply."""
         if self.as_json:
-            self._print(json.dumps(record, ensure_ascii=False, default=str) + "\n")
+            line = json.dumps(record, ensure_ascii=False, default=str)
+            self._print((escaped(line) if self._out.isatty() else line) + "\n")
         else:
             text: str = record["response"]
             rest = text[len(self._shown) :] if text.startswith(self._shown) else "\n" + text
@@ -59,17 +60,8 @@ class ReplyPrinter:
         self._shown = ""
 
     def _print(self, text: str) -> None:
-        if self.gone or not text:
-            return
-        try:
-            self._out.write(text)
-            self._out.flush()
-        except BrokenPipeError:
-            self.gone = True
-            # What is still buffered goes nowhere, else it would raise again when the stream is closed.
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self._out.fileno())
-            os.close(nowhere)
+        if text and not self.gone:
+            self.gone = not write_out(self._out, text)
 
 
 class Progress:

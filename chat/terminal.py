@@ -26,11 +26,10 @@ KEPT_LOG_FOLDERS = 20
 class Streams:
     """One rank's own streams. For followers `keyboard_fd` is /dev/null and the texts are their log.
 
-    is_terminal  keyboard and replies are a terminal that can be drawn on
-    color        colour may be used
-    ascii        only ASCII ornaments (the text of a reply may still hold anything)
-    plain        committed lines only: no cursor movement, no redrawing
-    progress     one line of notices may be drawn again and again while something lasts
+    color     colour may be used
+    ascii     only ASCII ornaments (the text of a reply may still hold anything)
+    plain     committed lines only: no cursor movement, no redrawing
+    progress  one line of notices may be drawn again and again while something lasts
     """
 
     rank: int
@@ -38,7 +37,6 @@ class Streams:
     keyboard_fd: int
     replies: TextIO
     notices: TextIO
-    is_terminal: bool
     color: bool
     ascii: bool
     plain: bool
@@ -96,12 +94,25 @@ def describe_streams(
         keyboard_fd=keyboard_fd,
         replies=replies,
         notices=notices,
-        is_terminal=terminal and not dumb,
         color=replies.isatty() and not dumb and not environ.get("NO_COLOR"),
         ascii=accessible or not utf8,
         plain=accessible or dumb or not terminal,
         progress=notices.isatty() and not (dumb or accessible or environ.get("NO_COLOR")),
     )
+
+
+def write_out(out: TextIO, text: str) -> bool:
+    """Write `text` at once; False if nobody reads `out` any more, and from then on it goes nowhere."""
+    try:
+        out.write(text)
+        out.flush()
+    except BrokenPipeError:
+        # What is still buffered would raise again when the stream is closed.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, out.fileno())
+        os.close(nowhere)
+        return False
+    return True
 
 
 def _text(fd: int, encoding: str) -> TextIO:

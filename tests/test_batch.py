@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from chat.interruption import FILE, SAME_S, Interruption
 from chat.jobs import check_output, derive_seed
 from chat.options import LaunchOptions, parse_options
 from chat.prompts import read_prompts
+from chat.replies import ReplyPrinter
 from chat.tokenizer import ChatTokenizer, load_tokenizer
 from chat.transcript import Transcript
 from dist.errors import ChatError, PromptError, RankError, UsageError
@@ -310,6 +312,25 @@ def test_one_prompt_that_fails_prints_no_reply(run: Run) -> None:
     ran = run("--prompt", "word " * 300)
     assert (ran.code, ran.out) == (4, "")
     assert ran.err.startswith("prompt 1: The prompt is too long.")
+
+
+def test_of_several_replies_to_a_prompt_the_sample_is_named(run: Run) -> None:
+    ran = run("--prompt", "word " * 300, "--n", "2", "--temperature", "1")
+    assert [line.partition(".")[0] for line in ran.err.splitlines()][-2:] == [
+        "prompt 1, sample 1: The prompt is too long",
+        "prompt 1, sample 2: The prompt is too long",
+    ]
+
+
+def test_json_on_a_terminal_holds_no_control_characters_and_reads_the_same() -> None:
+    record = {"prompt": "caf\u00e9", "response": "\x1b[31m\x7f\x9b31m\u202e"}
+    screen, pipe = Screen(), io.StringIO()
+    for out in (screen, pipe):
+        ReplyPrinter(out, as_json=True, alone=True, streams=False).reply(record)
+        assert json.loads(out.getvalue()) == record
+    assert "\x9b" in pipe.getvalue()
+    assert "caf\u00e9" in screen.getvalue()
+    assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", screen.getvalue())
 
 
 def test_a_turn_that_the_engine_refuses_is_tried_prompt_by_prompt(run: Run, prompts: str, tmp_path: Path) -> None:

@@ -244,6 +244,7 @@ def test_help_names_every_option_and_every_range_in_100_columns() -> None:
         not in (
             "settings",
             "given",
+            "editing_mode",
             "use_chat_template",
         )
     )
@@ -291,7 +292,8 @@ def test_a_bad_value_in_the_checkpoint_is_named_and_can_be_overruled() -> None:
     with pytest.raises(CheckpointError) as caught:
         resolve_settings(LaunchOptions(), NO_CONFIG, raw)
     assert str(caught.value) == (
-        "In the checkpoint's generation_config.json, max_new_tokens cannot be -1. It takes a whole number from 1. "
+        "In the checkpoint's generation_config.json, max_new_tokens cannot be -1. "
+        "It takes a whole number from 1 to 2147483647. "
         "Correct the file, or give --max_new_tokens on the command line."
     )
     settings, _ = resolve_settings(parse_options(["--max_new_tokens", "5"]), NO_CONFIG, raw)
@@ -311,9 +313,11 @@ def test_a_relative_xdg_folder_is_ignored(tmp_path: Path) -> None:
 
 
 def test_options_of_the_config_file_stand_where_the_command_line_is_silent(tmp_path: Path) -> None:
-    config = config_at(tmp_path, 'dtype = "fp32"\nsystem = "Be brief."\nuse_chat_template = false\n')
+    text = 'dtype = "fp32"\nsystem = "Be brief."\nuse_chat_template = false\nediting_mode = "vi"\n'
+    config = config_at(tmp_path, text)
     options = with_config(parse_options(["--system", ""]), config)
     assert (options.dtype, options.system, options.use_chat_template) == ("float32", "", False)
+    assert (options.editing_mode, parse_options([]).editing_mode) == ("vi", "emacs")
 
 
 @pytest.mark.parametrize(
@@ -328,6 +332,7 @@ def test_options_of_the_config_file_stand_where_the_command_line_is_silent(tmp_p
         ("use_chat_template = 'yes'", "use_chat_template cannot be 'yes'. It takes true or false."),
         ("system = 3", "system cannot be 3. It takes text in UTF-8."),
         ("checkpoint_dir = 'x'", "has an unknown key: checkpoint_dir."),
+        ("editing_mode = 'ed'", "editing_mode cannot be 'ed'. It takes emacs or vi."),
         ("seed 5", "is not TOML."),
     ],
 )
@@ -348,3 +353,12 @@ def test_a_generation_config_is_read_raw(tmp_path: Path) -> None:
         path.write_text(broken)
         with pytest.raises(CheckpointError, match=r"generation_config\.json"):
             read_generation_config(tmp_path)
+
+
+def test_help_that_nobody_reads_to_its_end_ends_in_silence() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "chat", "--help"]
+    done = subprocess.run(command, cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
