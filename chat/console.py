@@ -175,15 +175,11 @@ class Console:
         self._order(lambda: setattr(self._view, "toolbar", text))
 
     def set_busy(self, busy: bool) -> None:
-        """A reply is being made, or (False) the next line is waited for."""
+        """A reply is being made (or other work goes on), or (False) the next line is waited for."""
         self._order(lambda: self._line.set_busy(busy))
 
-    def set_draft(self, text: str) -> None:
-        """Put `text` into the input line, to be changed and sent."""
-        self._order(lambda: self._line.replace(text))
-
     def edit(self, text: str) -> None:
-        """As `set_draft`; what is sent next is marked as edited, unless Ctrl-C comes first."""
+        """Put `text` into the input line; what is sent next is marked as edited, unless Ctrl-C comes first."""
         self._order(lambda: self._line.edit(text))
 
     def insert(self, text: str, label: str) -> None:

@@ -16,10 +16,9 @@ from chat.transcript import USER, Message, Transcript, message_from
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Restored:
-    """The conversation, the settings of its last turn, and what was known of the checkpoint."""
+    """The conversation, and what was known of the checkpoint."""
 
     transcript: Transcript
-    settings: Mapping[str, Any] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -52,7 +51,7 @@ def read_journal(data: bytes) -> Restored:
     for record in _records(data):
         reader.take(record)
     reader.end_turn()
-    return Restored(transcript=reader.transcript, settings=reader.settings, facts=reader.facts)
+    return Restored(transcript=reader.transcript, facts=reader.facts)
 
 
 def _records(data: bytes) -> Iterator[Mapping[str, Any]]:
@@ -71,7 +70,6 @@ class _Reader:
 
     def __init__(self) -> None:
         self.transcript = Transcript()
-        self.settings: Mapping[str, Any] = {}
         self.facts: Mapping[str, Any] = {}
         self._ids: tuple[int, ...] = ()
         self._text = ""
@@ -92,7 +90,6 @@ class _Reader:
                 message = message_from(record["message"])
                 self.end_turn()
                 self.transcript = Transcript((*self.transcript.messages, message))
-                self.settings = dict(record["settings"])
             case "block":
                 self._ids += tuple(record["token_ids"])
                 self._text = self._text[: record["keep"]] + record["text"]

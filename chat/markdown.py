@@ -40,38 +40,25 @@ class Fence:
 
 
 class LineStream:
-    """Text without markup: finished lines, wrapped at `width` columns (not at all if None)."""
+    """Text without markup: finished lines as they are."""
 
     apart = False
     begun = False
     margin = 0
 
-    def __init__(self, width: int | None, hold: int) -> None:
+    def __init__(self) -> None:
         self.held = ""
-        self._width = width
-        self._hold = hold
 
     def feed(self, text: str) -> list[Text]:
         *whole, self.held = (self.held + text).split("\n")
-        lines = [piece for line in whole for piece in self._wrap(line)]
-        pieces = self._wrap(self.held)
-        if len(pieces) > self._hold:
-            lines += pieces[:-1]
-            self.held = pieces[-1].plain
-        return lines
+        return [Text(line) for line in whole]
 
     def resize(self, width: int, hold: int) -> None:
-        if self._width is not None:
-            self._width, self._hold = width, hold
+        """Lines are as long as they come."""
 
     def finish(self) -> list[Text]:
         rest, self.held = self.held, ""
-        return self._wrap(rest) if rest else []
-
-    def _wrap(self, line: str) -> list[Text]:
-        if self._width is None:
-            return [Text(line)]
-        return [Text(line[start:end]) for start, end in wrap_spans(line, self._width)]
+        return [Text(rest)] if rest else []
 
 
 class MarkdownStream:

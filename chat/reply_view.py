@@ -44,20 +44,18 @@ class ReplyView:
     """One reply on its way to the screen, `width` x `height` being the terminal's size.
 
     Finished Markdown blocks are committed; what is not finished is drawn from live lines, token by token.
-    With `markdown` off, or where the palette allows no escape codes, committed text is the reply's own lines.
+    Where the palette allows no escape codes, committed text is the reply's own lines.
     """
 
-    def __init__(self, decode: Decode, width: int, height: int, palette: Palette, markdown: bool = True) -> None:
+    def __init__(self, decode: Decode, width: int, height: int, palette: Palette) -> None:
         self._palette = palette
         self._width = max(2, width - 1)  # the last column stays unused
         self._rows = live_rows(height)
         self._stream: LineStream | MarkdownStream
         if palette.ink == "none":
-            self._stream = LineStream(None, self._hold)
-        elif markdown:
-            self._stream = MarkdownStream(self._width, self._hold, palette)
+            self._stream = LineStream()
         else:
-            self._stream = LineStream(self._width, self._hold)
+            self._stream = MarkdownStream(self._width, self._hold, palette)
         self._text = RunningText(decode)
         self._texts = TokenTexts(decode)
         self._ages: tuple[int, ...] = ()  # for each token of the block, iterations since it changed

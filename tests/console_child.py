@@ -1,6 +1,6 @@
 """A small main loop behind the real console, for tests: answers are made of words, passes take milliseconds.
 
-Run as a program. Knows these lines: `/quit`, `/echo TEXT` (live), `/undo` (not live), `/draft TEXT`, `/edit TEXT`,
+Run as a program. Knows these lines: `/quit`, `/echo TEXT` (live), `/undo` (not live), `/edit TEXT`,
 `/insert LINES NAME`, `/stuck`, `/die`, `/boom` (a fault in the console); anything else gets a reply. FAKE_PASS_S:
 seconds a pass takes. FAKE_REPLY: a file with the reply. Every event is written to FAKE_EVENTS, one a line.
 """
@@ -37,7 +37,6 @@ COMMANDS = (
     Row("quit", False),
     Row("echo", True),
     Row("undo", False),
-    Row("draft", False),
     Row("edit", False),
     Row("stuck", False),
 )
@@ -92,8 +91,6 @@ class Fake:
     def take(self, text: str) -> None:
         if text == "/quit":
             self.leaving = True
-        elif text.startswith("/draft "):
-            self.console.set_draft(text.removeprefix("/draft "))
         elif text.startswith("/edit "):
             self.console.edit(text.removeprefix("/edit "))
         elif text.startswith("/insert "):
