@@ -17,12 +17,13 @@ from chat.talk import Talk
 from chat.trace import Trace
 from chat.transcript import Transcript
 from chat.work import Work
-from dist.errors import ChatError
+from dist.errors import ChatError, RankError
 from dist.protocol import BlockUpdate, Reply, Turn
 from dist.settings import MAX_SEED, GenerationSettings
 
 # Whether every pass is written into the scrollback; "top" with the candidates of what it changed.
 TraceMode = Literal["off", "on", "top"]
+AS_IT_WAS = "The conversation is as it was."
 
 
 class Answering:
@@ -38,11 +39,15 @@ class Answering:
         self.trace: TraceMode = "off"
         self.busy = False
 
-    def answer(self, transcript: Transcript) -> None:
-        """Answer the last message of `transcript`, which becomes the conversation. Raises ChatError."""
+    def answer(self, transcript: Transcript, before: Transcript | None = None) -> None:
+        """Answer the last message of `transcript`, which becomes the conversation. Raises ChatError.
+
+        `before` is put back in its place if nothing of the reply gets finished; None: the message stays unanswered.
+        """
         talk = self._talk
         fitted = talk.fitted(transcript)
-        self._note_left_out(fitted, len(transcript.exchanges))
+        if fitted.left_out:
+            self._page.note(left_out_note(fitted, transcript))
         talk.transcript = transcript
         drawn = secrets.randbelow(MAX_SEED)
 
@@ -61,9 +66,14 @@ class Answering:
         self.busy = True
         try:
             reply = self._work.reply(turn, settings, partial(self._show, view, trace))
-            self._finish(reply, view, fitted)
-        except ChatError:
-            talk.transcript = transcript.mark_unanswered()
+            self._finish(reply, view, fitted, before)
+        except ChatError as error:
+            # Where the ranks fall apart, the blocks in the journal are all that is left of the reply.
+            if before is None or (isinstance(error, RankError) and view.text):
+                talk.transcript = transcript.mark_unanswered()
+            else:
+                talk.adopt(before)
+                self._page.note(AS_IT_WAS)
             raise
         finally:
             self.busy = False
@@ -79,13 +89,19 @@ class Answering:
         if update.done:
             self._talk.journal(lambda session: session.block(update.token_ids, view.text))
 
-    def _finish(self, reply: Reply, view: ReplyView, fitted: FittedPrompt) -> None:
+    def _finish(
+        self, reply: Reply, view: ReplyView, fitted: FittedPrompt, before: Transcript | None
+    ) -> None:
         """Adopt a reply and show its figures."""
         talk = self._talk
         self._page.console.commit(view.finish(reply))
         talk.last_reply = reply
         stopped = reply.finish == "cancelled"
         if stopped and not reply.token_ids:
+            if before is not None:
+                talk.adopt(before)
+                self._page.note(f"Stopped before the first block was finished. {AS_IT_WAS}")
+                return
             talk.transcript = talk.transcript.mark_unanswered()
             self._page.note("Stopped before the first block was finished. /retry answers the message again.")
             return
@@ -95,14 +111,15 @@ class Answering:
         talk.journal(lambda session: session.reply(talk.transcript.messages[-1]))
         self._page.stats(reply, reply.prompt_len + len(reply.token_ids), fitted.limit)
 
-    def _note_left_out(self, fitted: FittedPrompt, exchanges: int) -> None:
-        if fitted.left_out:
-            openings = ", ".join(f'"{group[0].content[:30]}"' for group in fitted.left_out[:3])
-            more = ", ..." if len(fitted.left_out) > 3 else ""
-            self._page.note(
-                f"The conversation no longer fits {fitted.limit:,} tokens: the oldest {len(fitted.left_out)} of "
-                f"{exchanges} exchanges are left out of the prompt ({openings}{more})."
-            )
+
+def left_out_note(fitted: FittedPrompt, transcript: Transcript) -> str:
+    """Which exchanges of `transcript` its prompt has no room for, in words."""
+    openings = ", ".join(f'"{group[0].content[:30]}"' for group in fitted.left_out[:3])
+    more = ", ..." if len(fitted.left_out) > 3 else ""
+    return (
+        f"The conversation no longer fits {fitted.limit:,} tokens: the oldest {len(fitted.left_out)} of "
+        f"{len(transcript.for_model().exchanges)} exchanges are left out of the prompt ({openings}{more})."
+    )
 
 
 def with_seed(settings: GenerationSettings, drawn: int) -> GenerationSettings:

@@ -11,10 +11,10 @@ LONGEST = 74_994
 
 
 def code_blocks(text: str) -> tuple[str, ...]:
-    """The contents of the code blocks of a Markdown text, in order."""
-    from markdown_it import MarkdownIt
+    """The contents of the code blocks of a Markdown text, in order: those that the screen shows as code."""
+    from chat.markdown import parser
 
-    return tuple(token.content for token in MarkdownIt().parse(text) if token.type in ("fence", "code_block"))
+    return tuple(token.content for token in parser().parse(text) if token.type == "fence")
 
 
 def osc_52(text: str) -> str:

@@ -128,7 +128,7 @@ def save(repl: Repl, argument: str) -> None:
 
 
 def _session_names(repl: Repl, word: str) -> Iterable[Value]:
-    return ((info.name, f"{info.exchanges} exchanges: {info.opening[:40]}") for info in repl.talk.sessions())
+    return ((info.name, f"{info.exchanges} exchanges: {info.opening[:40]}") for info in repl.talk.other_sessions())
 
 
 @command(

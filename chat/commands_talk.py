@@ -50,9 +50,10 @@ def undo(repl: Repl, argument: str) -> None:
 
 @command("retry", "/retry", "answer the last message again")
 def retry(repl: Repl, argument: str) -> None:
-    if repl.talk.transcript.last_question is None:
+    before = repl.talk.transcript
+    if before.last_question is None:
         raise UsageError("There is nothing to answer again.")
-    repl.answer(repl.talk.transcript.without_reply())
+    repl.answering.answer(before.without_reply(), before)
 
 
 def _questions(repl: Repl, word: str) -> Iterable[Value]:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from chat.agreement import GREEDY, judged
-from chat.answering import with_seed
+from chat.answering import left_out_note, with_seed
 from chat.page import Page
 from chat.talk import Talk
 from chat.work import Work
@@ -49,9 +49,10 @@ class Comparing:
         try:
             for number, candidate in enumerate(candidates, 1):
                 reply = self._reply(candidate, f"{candidate.label} ({number} of {len(candidates)}): ")
-                if reply.finish == "cancelled":
+                if reply.finish != "cancelled":
+                    replies[candidate.label] = reply
+                if self._work.to_stop:
                     break
-                replies[candidate.label] = reply
         finally:
             self._work.rest()
         if replies:
@@ -60,7 +61,10 @@ class Comparing:
             self._page.note(f"Stopped: {len(replies)} of {len(candidates)} replies were made.")
 
     def _candidates(self, name: str, values: Sequence[str]) -> Iterator[Candidate]:
-        """The replies to make, all of them checked; the greedy one has room for the longest of the others."""
+        """The replies to make, all checked; the greedy one has room for the longest of the others.
+
+        What their prompt leaves out is said.
+        """
         base, drawn = self._talk.settings, secrets.randbelow(MAX_SEED)
         question = self._talk.transcript.without_reply()
         settings = {value: with_seed(base.with_value(name, value), drawn) for value in values}
@@ -74,9 +78,12 @@ class Comparing:
         )
         labelled = {**{f"{name} {value}": one for value, one in settings.items()}, GREEDY: greedy}
         # One prompt for all: what has room where there is least.
-        prompt = min((self._talk.fitted(question, one).token_ids for one in labelled.values()), key=len)
+        prompts = (self._talk.fitted(question, one) for one in labelled.values())
+        fitted = min(prompts, key=lambda prompt: len(prompt.token_ids))
+        if fitted.left_out:
+            self._page.note(left_out_note(fitted, question))
         for label, one in labelled.items():
-            yield Candidate(label=label, settings=one, prompt=prompt)
+            yield Candidate(label=label, settings=one, prompt=fitted.token_ids)
 
     def _reply(self, candidate: Candidate, doing: str) -> Reply:
         turn = Turn(

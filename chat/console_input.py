@@ -13,6 +13,7 @@ from prompt_toolkit.history import FileHistory
 from prompt_toolkit.layout.processors import Processor, Transformation, TransformationInput
 
 from chat.console_events import Complete
+from dist.errors import ChatError
 
 CHIP_LINES = 6
 CHIP_CHARACTERS = 1000
@@ -52,7 +53,7 @@ class LineCompleter(Completer):
         self._complete = complete
 
     def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterable[Completion]:
-        with suppress(OSError):  # a folder that cannot be listed has no completions
+        with suppress(OSError, ChatError):  # what cannot be listed has no completions
             for text, about, start in self._complete(document.text_before_cursor):
                 yield Completion(text, start_position=start, display_meta=about)
 

@@ -106,9 +106,9 @@ class InputLine:
             self._view.busy = True
             self._hand_over(text, live=False)
         elif word is None:
-            self.hint("Kept as a draft: send it when the reply is done (Ctrl-C stops the reply).")
+            self.hint("Kept as a draft: send it when this is done (Ctrl-C stops a reply).")
         elif word in self._commands and not self._commands[word].live:
-            self.hint(f"/{word} has to wait until the reply is done (Ctrl-C stops the reply).")
+            self.hint(f"/{word} has to wait until this is done (Ctrl-C stops a reply).")
         else:
             self._hand_over(text, live=True)
 
@@ -128,7 +128,7 @@ class InputLine:
                 self.abort()
             else:
                 self._events.put(Interrupt())
-            self.hint("Stopping. Ctrl-C three times in a row ends the program.")
+            self.hint("A reply stops after this pass. Ctrl-C three times in a row ends the program.")
             return
         if get_app().layout.is_searching:
             stop_search()
@@ -150,7 +150,7 @@ class InputLine:
 
     def leave(self) -> None:
         if self._view.busy:
-            self.hint("A reply is being made: Ctrl-C stops it.")
+            self.hint("Ctrl-D leaves when this is done (Ctrl-C stops a reply).")
         else:
             self._events.put(Leave())
 

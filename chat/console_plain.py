@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 
+from chat.cells import visible
 from chat.console_events import Abort, ConsoleEvent, Failed, Interrupt, Leave, Line, Submitted, command_word
 from chat.terminal import Streams
 from chat.terminal_mode import BaseMode
@@ -76,14 +77,9 @@ class PlainLines:
     def set_toolbar(self, text: str) -> None:
         """Nothing is redrawn here."""
 
-    def set_draft(self, text: str) -> None:
-        """A line cannot be prepared here; show it instead, to be copied."""
-        if text:
-            self.note(text)
-
     def edit(self, text: str) -> None:
         """Show `text`; the next line takes its place and is marked as edited, unless Ctrl-C comes first."""
-        self.note(text)
+        self.note(visible(text))
         self._editing = True
 
     def insert(self, text: str, label: str) -> None:
@@ -144,7 +140,7 @@ class PlainLines:
         elif command_word(text) is not None:
             self.events.put(Submitted(text, live=True))
         else:
-            self.note("Not sent: a reply is being made. Send it again afterwards.")
+            self.note("Not sent: send it again when this is done (Ctrl-C stops a reply).")
 
     def _interrupt(self) -> None:
         if not self._busy:

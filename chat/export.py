@@ -49,12 +49,13 @@ def export(target: str, conversation: Conversation, *, force: bool = False) -> P
         raise UsageError(
             f"Cannot tell the format of {target!r} from its extension.", f"It takes {', '.join(most)} or {last}."
         )
-    if path.is_dir():
-        raise UsageError(f"{path} is a folder.", mend="Name a file.")
-    if path.exists() and not force:
-        raise UsageError(f"{path} is there already.", mend=f"To replace it: /export {target} !")
     try:
-        write_whole(path, render(conversation).encode())
+        if path.is_dir():
+            raise UsageError(f"{path} is a folder.", mend="Name a file.")
+        if path.exists() and not force:
+            raise UsageError(f"{path} is there already.", mend=f"To replace it: /export {target} !")
+        # Names of folders that are no UTF-8 come with halves of characters.
+        write_whole(path, render(conversation).encode(errors="replace"))
     except OSError as error:
         raise ChatError(f"{path} cannot be written.", f"{error.strerror}.") from error
     return path

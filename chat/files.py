@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dist.errors import UsageError
+
 PROGRAM = "dllm-chat"
 
 
@@ -40,7 +42,9 @@ def home(environ: Mapping[str, str] = os.environ) -> Path:
 
 
 def expand(text: str) -> Path:
-    """The path that a person typed, with `~` filled in."""
+    """The path that a person typed, with `~` filled in. Raises UsageError for what no system takes as a name."""
+    if "\0" in text:
+        raise UsageError("A file's name cannot hold a NUL character.")
     path = Path(text)
     try:
         return path.expanduser()

@@ -6,14 +6,14 @@ import queue
 from collections import deque
 from collections.abc import Callable
 
-from chat.console_events import ConsoleEvent, Interrupt, Leave, Submitted
+from chat.console_events import ConsoleEvent, Failed, Interrupt, Submitted
 
 
 class Inbox:
     """The console's events. `run_live` runs a command line in the middle of a reply.
 
     stop     the person wants the present work stopped
-    leaving  the person wants to leave, or the console is gone
+    leaving  the person wants to leave
     """
 
     def __init__(self, events: queue.Queue[ConsoleEvent], run_live: Callable[[str], None]) -> None:
@@ -37,12 +37,15 @@ class Inbox:
             self._take(event)
 
     def _take(self, event: ConsoleEvent) -> None:
-        if isinstance(event, Leave) or (isinstance(event, Submitted) and not event.live):
-            # Piped input runs ahead of the replies.
-            self._waiting.append(event)
-        elif isinstance(event, Submitted):
-            self._run_live(event.text)
-        else:
-            # Interrupt, Abort, or a console that is gone: in each case the work has to stop.
-            self.stop = True
-            self.leaving = self.leaving or not isinstance(event, Interrupt)
+        if isinstance(event, Submitted):
+            if event.live:
+                self._run_live(event.text)
+            else:
+                self._waiting.append(event)
+            return
+        # Ctrl-C, leaving, or a console that is gone: in each case the work has to stop.
+        self.stop = True
+        if isinstance(event, Failed):
+            self._waiting.append(event)  # why it is gone is told at the prompt
+        elif not isinstance(event, Interrupt):
+            self.leaving = True

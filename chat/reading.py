@@ -11,13 +11,15 @@ MOST_BYTES = 32 << 20
 def read_text(name: str) -> str:
     """The text of the file `name`: line ends are newlines, with none at its end.
 
-    Raises UsageError for what is no text in UTF-8, for an empty file and for more than 32 MiB; ChatError if the
-    disk refuses.
+    Raises UsageError for what is no text in UTF-8 or no regular file, for an empty file and for more than 32 MiB;
+    ChatError if the disk refuses.
     """
     path = expand(name)
     try:
         if path.is_dir():
             raise UsageError(f"{path} is a folder.", mend="Name a file.")
+        if path.exists() and not path.is_file():  # opening a pipe would wait for a writer
+            raise UsageError(f"{path} is no regular file.", mend="Name a file on disk.")
         with path.open("rb") as file:
             data = file.read(MOST_BYTES + 1)
     except FileNotFoundError:

@@ -88,19 +88,25 @@ class Repl:
 
     def _take(self, event: Submitted) -> None:
         """Run a command or answer a message; an error is shown and the conversation goes on."""
-        before, self._before_edit = self._before_edit, None
-        if before is None or not event.edited:
-            before = self.talk.transcript
+        is_command = event.text.startswith("/")
+        edited = self._before_edit if event.edited and not is_command else None
+        self._before_edit = None
+        present = self.talk.transcript
         try:
             self.page.echo(event.text)
-            if event.text.startswith("/"):
+            if is_command:
                 dispatch(self, event.text)
+            elif edited is not None:
+                self.answering.answer(edited.with_user(event.text), present)
             else:
-                self.answer(before.with_user(event.text))
+                self.answering.answer(present.with_user(event.text))
         except (RankError, WeightsLost):
             raise
         except ChatError as error:
             self.page.error(error)
+            if edited is not None:  # what is sent next is still the edit
+                self._before_edit = edited
+                self.page.console.edit(event.text)
 
     def _run_live(self, line: str) -> None:
         """Run a command in the middle of a reply."""
@@ -110,10 +116,6 @@ class Repl:
             self.page.error(error)
 
     # What commands and the program ask for.
-
-    def answer(self, transcript: Transcript) -> None:
-        """Answer the last message of `transcript`, which becomes the conversation. Raises ChatError."""
-        self.answering.answer(transcript)
 
     def edit(self, n: int) -> None:
         """Put the n-th last message of the person's into the input line; sending it goes on from there."""

@@ -9,8 +9,10 @@ import fcntl
 import os
 import re
 import secrets
+import stat
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -184,22 +186,25 @@ def find_session(folder: Path, name: str = "") -> Path:
 
 
 def journals(folder: Path) -> list[Path]:
-    """All journals in `folder`, the one changed last first."""
+    """All journals in `folder` that can be read, the one changed last first."""
     dated: list[tuple[float, Path]] = []
     for path in folder.glob("*" + SUFFIX):
         try:
-            dated.append((path.stat().st_mtime, path))
-        except FileNotFoundError:  # renamed in this moment by the program that has it open
+            found = path.stat()
+        except OSError:  # renamed in this moment by the program that has it open, or a link to nothing
             continue
+        if stat.S_ISREG(found.st_mode) and os.access(path, os.R_OK):
+            dated.append((found.st_mtime, path))
     return [path for _, path in sorted(dated, reverse=True)]
 
 
 def list_sessions(folder: Path) -> tuple[SessionInfo, ...]:
-    """A few words on every session, the one changed last first. Raises ChatError."""
-    try:
-        return tuple(describe(path) for path in journals(folder))
-    except OSError as error:
-        raise ChatError(f"The sessions in {folder} cannot be read.", f"{error}.") from error
+    """A few words on every session that can be read, the one changed last first."""
+    found: list[SessionInfo] = []
+    for path in journals(folder):
+        with suppress(OSError):
+            found.append(describe(path))
+    return tuple(found)
 
 
 def _open(path: Path, more: int = 0) -> int:

@@ -20,7 +20,7 @@ from chat.page import Page
 from chat.session import Session, list_sessions
 from chat.tokenizer import ChatTokenizer
 from chat.transcript import Transcript
-from dist.errors import ChatError, PromptError, RankError, WeightsLost
+from dist.errors import ChatError, PromptError, RankError, UsageError, WeightsLost
 from dist.protocol import Reply
 from dist.settings import GenerationSettings
 
@@ -87,9 +87,10 @@ class Talk:
             use_template=self._use_template,
         )
         if fitted.left_out and self.overflow == "refuse":
+            there = len(transcript.for_model().exchanges)
             raise PromptError(
                 f"The conversation no longer fits {fitted.limit:,} tokens.",
-                f"{len(fitted.left_out)} of its {len(transcript.exchanges)} exchanges would have to be left out.",
+                f"{len(fitted.left_out)} of its {there} exchanges would have to be left out.",
                 "/set overflow drop leaves them out; /clear starts over.",
             )
         return fitted
@@ -164,8 +165,8 @@ class Talk:
         self._page.note(
             f"{who} answers from here on, ready in {self.facts['ready_seconds']} s: {self.facts['checkpoint']}"
         )
-        if adopted.slow_reason:
-            self._page.note(f"Decoding by the plain rule, which is slow: {adopted.slow_reason}.")
+        if adopted.remark:
+            self._page.note(adopted.remark)
 
     def _reading(self, what: str) -> OnBytes:
         """Shows how far reading has come, a few times a second."""
@@ -200,9 +201,13 @@ class Talk:
         self._session.rename(name)
 
     def resume(self, name: str) -> None:
-        """Go on with another session; raises UsageError if there is none."""
-        others = [info.name for info in self.sessions() if info.name != self._session.name]
-        session, restored = Session.resume(self._sessions_folder, name or (others[0] if others else ""))
+        """Go on with another session, the latest if `name` is empty; raises ChatError if there is none."""
+        if name == self._session.name:
+            raise UsageError(f"The session {name} is the present one.", mend="/sessions lists the others.")
+        others = self.other_sessions()
+        if not name and not others:
+            raise UsageError("There is no other session to go on with.")
+        session, restored = Session.resume(self._sessions_folder, name or others[0].name)
         self._session.close()
         self._session = session
         self.journal(lambda session: session.set_facts(self.facts))
@@ -218,6 +223,10 @@ class Talk:
     def sessions(self) -> Iterable[SessionInfo]:
         """The sessions on disk, latest first."""
         return list_sessions(self._sessions_folder)
+
+    def other_sessions(self) -> Sequence[SessionInfo]:
+        """The sessions on disk but this one, latest first."""
+        return [info for info in self.sessions() if info.name != self._session.name]
 
     def journal(self, write: Callable[[Session], None]) -> None:
         """Write to the journal; a disk that refuses is said once and does not end the conversation."""

@@ -58,6 +58,11 @@ class Work:
                 self._page.status(f"{doing}block {event.index + 1}, pass {event.iteration}")
         raise AssertionError("the engine ended a turn without a reply")
 
+    @property
+    def to_stop(self) -> bool:
+        """Whether the person wanted the last reply stopped, be it finished or not."""
+        return self._inbox.stop
+
     def rest(self) -> None:
         """Nothing is made any more: clear what showed it."""
         self._busy = False

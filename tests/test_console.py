@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from prompt_toolkit.completion import CompleteEvent
+from prompt_toolkit.document import Document
 from pty_screen import (
     ALT_ENTER,
     CTRL_BACKSLASH,
@@ -22,6 +24,9 @@ from pty_screen import (
     PtyScreen,
     pasted,
 )
+
+from chat.console_input import LineCompleter
+from dist.errors import ChatError
 
 CHILD = Path(__file__).with_name("console_child.py")
 PROMPT = "›"
@@ -244,6 +249,22 @@ def test_where_no_line_can_be_prepared_the_next_one_is_the_edited(start: Start, 
     talk.wait_event(f"Submitted(text='/echo next', live=False, edited={not leave})")
 
 
+def test_where_no_line_can_be_prepared_the_one_to_edit_is_shown_without_its_escape_codes(start: Start) -> None:
+    talk = start(TERM="dumb")
+    talk.send("/edit red\x1b[31m\n")
+    talk.wait_for("\nred^[[31m\n>")
+    assert b"\x1b" not in talk.raw
+
+
+def test_candidates_that_cannot_be_found_are_none() -> None:
+    def refuse(before: str) -> Iterator[tuple[str, str, int]]:
+        yield "/one", "", 0
+        raise ChatError("The sessions cannot be read.")
+
+    found = LineCompleter(refuse).get_completions(Document("/"), CompleteEvent())
+    assert [one.text for one in found] == ["/one"]
+
+
 def test_a_files_text_is_a_chip_in_front_of_what_is_typed_and_never_a_command(start: Start) -> None:
     talk = start()
     talk.send("/insert 300 notes.txt" + ENTER)
@@ -358,12 +379,6 @@ def test_what_was_sent_stands_apart_from_what_came_before(start: Start) -> None:
     talk.send("/echo two" + ENTER)
     talk.wait_for("\n/echo two")
     assert talk.text.startswith("› /echo one\n\n/echo one\n\n› /echo two\n\n/echo two\n›")
-
-
-def test_a_draft_can_be_offered(start: Start) -> None:
-    talk = start()
-    talk.send("/draft words to change" + ENTER)
-    talk.wait_for("› words to change")
 
 
 def test_vi_keys(start: Start) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
 
 import pytest
@@ -12,9 +13,9 @@ from checkpoints import CASES, build_model
 from plain_rule import plain_rule
 from scripted_console import ScriptedConsole
 
-from chat.clipboard import osc_52
+from chat.clipboard import code_blocks, osc_52
 from chat.commands import COMMANDS, complete, dispatch
-from chat.console_events import Interrupt, Submitted
+from chat.console_events import Failed, Interrupt, Leave, Submitted
 from chat.fitting import prompt_ids
 from chat.journal import read_journal
 from chat.repl import Repl
@@ -23,7 +24,7 @@ from chat.session import Session, list_sessions
 from chat.tokenizer import ChatTokenizer, load_tokenizer
 from chat.transcript import Transcript
 from dist.engine import Engine
-from dist.errors import CheckpointError, UsageError
+from dist.errors import CheckpointError, PromptError, UsageError
 from dist.group import SoloGroup
 from dist.settings import GenerationSettings
 
@@ -147,6 +148,12 @@ def test_ctrl_c_before_the_first_block_leaves_the_message_unanswered_for_retry(t
         ("/export /nowhere/x.md", "/nowhere/x.md cannot be written."),
         ("/resume nothing", "There is no session to go on with."),
         ("/help nothing", "There is no command /nothing."),
+        ("/read a\0b", "A file's name cannot hold a NUL character."),
+        (f"/read {'x' * 300}", "x cannot be read.\nFile name too long."),
+        ("/export a\0b.md", "A file's name cannot hold a NUL character."),
+        (f"/export {'x' * 300}.md", "x.md cannot be written.\nFile name too long."),
+        ("/max_new_tokens 99999999999999999999", "It takes a whole number from 1 to 2147483647."),
+        ("/resume", "There is no other session to go on with."),
     ],
 )
 def test_what_cannot_be_is_refused_with_one_message_and_changes_nothing(talk, line, message):
@@ -220,7 +227,10 @@ def test_a_file_is_read_into_the_next_message_or_refused(talk, tmp_path):
     binary.write_bytes(b"PK\x03\xff\xfe")
     large.write_text("word " * 3000)
     empty.write_text("\n")
-    repl, console = talk(*(f"/read {path}" for path in (notes, binary, large, empty)))
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    repl, console = talk(*(f"/read {path}" for path in (notes, binary, large, empty, pipe)))
+    assert f"{pipe} is no regular file." in console.shown
     assert console.inserted == ("One line\nand another", "notes.txt")
     assert re.search(r"notes.txt is part of your next message: 20 characters, \d+ tokens.", console.shown)
     assert f"{binary} is not text in UTF-8.\nByte 3 cannot be read: invalid start byte." in console.shown
@@ -456,3 +466,83 @@ def test_a_model_that_fails_in_mid_reply_is_told_and_the_message_kept(talk, tiny
             weight[5] = kept
     assert "The model's output is not a number (NaN)." in console.shown
     assert repl.talk.transcript.messages[-1].unanswered
+
+
+def test_a_console_that_dies_in_mid_reply_is_told_and_a_closed_terminal_leaves(talk):
+    with pytest.raises(ValueError, match="no keys"):
+        talk("Hello", (3, Failed(ValueError("no keys"))))
+    repl, _ = talk("Hello", (3, Failed(EOFError())), "More")
+    assert repl.talk.transcript.questions == ("Hello",)
+
+
+def test_the_end_of_input_in_mid_reply_stops_it_and_leaves(talk):
+    repl, _ = talk("Hello", (5, Leave()), "More")
+    assert repl.talk.transcript.questions == ("Hello",)
+    assert repl.talk.transcript.messages[-1].stopped
+
+
+def conversation(tmp_path, repl):
+    """What is held, what a resumed session would hold, and what an export holds: all the same."""
+    (path,) = (tmp_path / "sessions").iterdir()
+    assert read_journal(path.read_bytes()).transcript == repl.talk.transcript
+    return [message.content for message in repl.talk.transcript.messages]
+
+
+@pytest.mark.parametrize("again", [("/retry",), ("/edit 2", Submitted("Changed", edited=True))])
+def test_a_retry_or_an_edit_stopped_before_its_first_block_leaves_all_as_it_was(talk, tmp_path, again):
+    repl, console = talk("First", "Second", *again, (0, Interrupt()))
+    assert "Stopped before the first block was finished. The conversation is as it was." in console.shown
+    stopped = conversation(tmp_path, repl)
+    (tmp_path / "sessions").rename(tmp_path / "kept")
+    repl, _ = talk("First", "Second")
+    assert stopped == conversation(tmp_path, repl)
+
+
+def test_a_retry_that_fails_leaves_all_as_it_was(tiny, talk, tmp_path, monkeypatch):
+    answer, turns = tiny[1].answer, []
+
+    def failing(turn, poll):
+        turns.append(turn)
+        if len(turns) == 2:
+            raise PromptError("The model's output is not a number (NaN).")
+        return answer(turn, poll)
+
+    monkeypatch.setattr(tiny[1], "answer", failing)
+    repl, console = talk("First", "/retry")
+    assert "not a number" in console.shown
+    assert len(conversation(tmp_path, repl)) == 3
+    assert not any(message.unanswered for message in repl.talk.transcript.messages)
+
+
+def test_a_refused_edit_goes_on_being_one(talk):
+    refused, accepted = Submitted("word " * 3000, edited=True), Submitted("Changed", edited=True)
+    repl, console = talk("First", "Second", "/edit 2", refused, accepted)
+    assert console.draft == refused.text
+    assert repl.talk.transcript.questions == ("Changed",)
+
+
+@pytest.mark.parametrize("at", range(8))
+def test_ctrl_c_in_any_pass_of_a_comparison_stops_it(talk, at):
+    """Six passes make the first reply, so one of these comes with the pass that finishes it."""
+    _, console = talk("Hello", "/compare refine_iter 1 2 4", (at, Interrupt()))
+    assert re.search(r"Stopped: [01] of 4 replies were made\.", console.shown)
+
+
+def test_a_comparison_says_what_its_prompt_leaves_out_and_counts_what_was_answered(talk):
+    settings = GenerationSettings(add_eos_length=7, refine_iter=2, max_new_tokens=8, max_length=150)
+    lines = ("Skipped", (0, Interrupt()), *(f"{word} question" for word in ("One", "Two", "Three", "Four", "Five")))
+    _, console = talk(*lines, "/compare refine_iter 1 2", settings=settings)
+    counts = re.findall(r"the oldest \d+ of (\d+) exchanges are left out of the prompt \(\"One", console.shown)
+    assert counts[-2:] == ["5", "5"]
+
+
+def test_a_session_does_not_go_on_with_itself(talk, tmp_path):
+    repl, console = talk("Hello", "/save mine", "/resume mine", "/resume")
+    assert "The session mine is the present one." in console.shown
+    assert "There is no other session to go on with." in console.shown
+    talk("Else", "/save other")
+    assert [text for text, _, _ in complete(repl, "/resume ")] == ["other"]
+
+
+def test_the_code_to_copy_is_what_the_screen_shows_as_code():
+    assert code_blocks("    four blanks\n\n```\nls\n```\n") == ("ls\n",)

@@ -60,14 +60,13 @@ def test_a_session_without_a_turn_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_conversation_comes_back_with_ids_settings_and_facts(tmp_path: Path) -> None:
+def test_a_conversation_comes_back_with_ids_and_facts(tmp_path: Path) -> None:
     session = started(tmp_path)
     one_turn(session)
     session.close()
     again, restored = Session.resume(tmp_path)
     assert again.name == session.name
     assert restored.transcript.messages == (Message("system", "Be kind."), Message("user", HELLO), REPLY)
-    assert restored.settings == SETTINGS
     assert restored.facts == {"step": 3}
     again.close()
 
@@ -243,6 +242,17 @@ def test_the_latest_session_is_the_one_changed_last(tmp_path: Path) -> None:
     assert {one.exchanges for one in listed} == {1}
     assert find_session(tmp_path).name == "s1.jsonl"
     assert find_session(tmp_path, "s0").name == "s0.jsonl"
+
+
+def test_a_journal_that_cannot_be_read_is_passed_over(tmp_path: Path) -> None:
+    session = started(tmp_path, "poems")
+    one_turn(session)
+    session.close()
+    age(session, 10)
+    (tmp_path / "folder.jsonl").mkdir()
+    (tmp_path / "link.jsonl").symlink_to(tmp_path / "nothing")
+    assert [one.name for one in list_sessions(tmp_path)] == ["poems"]
+    assert find_session(tmp_path).name == "poems.jsonl"
 
 
 def test_a_missing_session_is_named_with_the_ones_there_are(tmp_path: Path) -> None:

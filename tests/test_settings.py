@@ -16,6 +16,8 @@ from dist.settings import SETTINGS, GenerationSettings
         ("add_eos_length", "-1", "add_eos_length cannot be '-1'. It takes a whole number from 0 to 4095."),
         ("temperature", "nan", "temperature cannot be 'nan'. It takes a number from 0 (greedy) to 10."),
         ("top_p", 0, "top_p cannot be 0. It takes a number above 0, at most 1 (off)."),
+        ("max_length", 2**31, "max_length cannot be 2147483648. It takes a whole number from 2 to 2147483647."),
+        ("top_k", 1e300, "top_k cannot be 1e+300. It takes a whole number from 0 (off) to 2147483647."),
         ("max_new_tokens", True, "max_new_tokens cannot be True."),
         ("seed", "x", "seed cannot be 'x'. It takes a whole number from 0, or none"),
         ("decoder", "fast", "decoder cannot be 'fast'. It takes cached or plain."),
