@@ -61,7 +61,8 @@ class Answering:
             stop_ids=talk.tokenizer.stop_ids,
             trace=self.trace == "top",
         )
-        talk.journal(lambda session: session.turn(transcript, turn.settings.as_dict()))
+        made_under = turn.settings.as_dict()
+        talk.journal(lambda session: session.turn(transcript, made_under, tentative=before is not None))
         view, trace = self._page.reply_view(talk.reply_text), self._page.trace(talk.reply_text)
         self.busy = True
         try:
@@ -89,9 +90,7 @@ class Answering:
         if update.done:
             self._talk.journal(lambda session: session.block(update.token_ids, view.text))
 
-    def _finish(
-        self, reply: Reply, view: ReplyView, fitted: FittedPrompt, before: Transcript | None
-    ) -> None:
+    def _finish(self, reply: Reply, view: ReplyView, fitted: FittedPrompt, before: Transcript | None) -> None:
         """Adopt a reply and show its figures."""
         talk = self._talk
         self._page.console.commit(view.finish(reply))

@@ -48,7 +48,10 @@ class Comparing:
         replies: dict[str, Reply] = {}
         try:
             for number, candidate in enumerate(candidates, 1):
-                reply = self._reply(candidate, f"{candidate.label} ({number} of {len(candidates)}): ")
+                place = f"{candidate.label} ({number} of {len(candidates)})"
+                if not self._page.redraws:
+                    self._page.note(f"{place} ...")
+                reply = self._reply(candidate, f"{place}: ")
                 if reply.finish != "cancelled":
                     replies[candidate.label] = reply
                 if self._work.to_stop:

@@ -45,7 +45,7 @@ def read_journal(data: bytes) -> Restored:
     """Everything that the whole lines of a journal say.
 
     A reply that was being made when the journal ends is given with its finished blocks, as stopped; a message
-    without a finished block is marked unanswered.
+    without a finished block is marked unanswered, and a retry or an edit without one counts for nothing.
     """
     reader = _Reader()
     for record in _records(data):
@@ -73,6 +73,7 @@ class _Reader:
         self.facts: Mapping[str, Any] = {}
         self._ids: tuple[int, ...] = ()
         self._text = ""
+        self._before: Transcript | None = None  # what holds again unless this turn finishes a block
 
     def take(self, record: Mapping[str, Any]) -> None:
         """Add what one record says; one that lacks something is passed over."""
@@ -88,7 +89,10 @@ class _Reader:
                 self.transcript = Transcript(tuple(map(message_from, record["messages"])))
             case "turn":
                 message = message_from(record["message"])
+                start = tuple(map(message_from, record["messages"])) if "messages" in record else None
                 self.end_turn()
+                if start is not None:
+                    self._before, self.transcript = self.transcript, Transcript(start)
                 self.transcript = Transcript((*self.transcript.messages, message))
             case "block":
                 self._ids += tuple(record["token_ids"])
@@ -105,6 +109,8 @@ class _Reader:
         """The program ended here, or went on without a word on how the reply ended."""
         if self._ids:
             self.transcript = self.transcript.with_reply(self._text, self._ids, stopped=True)
+        elif self._before is not None:
+            self.transcript = self._before
         self.transcript = self.transcript.mark_unanswered()
         self._forget_blocks()
 
@@ -114,4 +120,4 @@ class _Reader:
         self._forget_blocks()
 
     def _forget_blocks(self) -> None:
-        self._ids, self._text = (), ""
+        self._ids, self._text, self._before = (), "", None

@@ -46,6 +46,11 @@ class Page:
         self.console = console
         self.palette = palette
 
+    @property
+    def redraws(self) -> bool:
+        """Whether live lines and the status are seen; elsewhere only what is added is."""
+        return self.palette.ink != "none"
+
     def note(self, text: str) -> None:
         """Something that the program says."""
         self.console.note(screen.notice(text, self.palette, self.console.width))

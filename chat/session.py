@@ -89,14 +89,21 @@ class Session:
         """Where the journal is, or will be."""
         return self._folder / (self.name + SUFFIX)
 
-    def turn(self, transcript: Transcript, settings: Mapping[str, Any]) -> None:
-        """The conversation with the person's message at its end, before anything is generated."""
+    def turn(self, transcript: Transcript, settings: Mapping[str, Any], *, tentative: bool = False) -> None:
+        """The conversation with the person's message at its end, before anything is generated.
+
+        `tentative`: it takes the place of what the journal holds once a block is finished, and not before.
+        """
         *before, message = transcript.messages
-        # A retry or an edit does not go on from what the journal holds, nor does what follows an error in a reply.
-        if self._in_reply or self._known.mark_unanswered().messages != tuple(before):
+        start: dict[str, Any] = {}
+        if tentative:
+            start = {"messages": [one.as_dict() for one in before]}
+        # What follows an error in a reply does not go on from what the journal holds.
+        elif self._in_reply or self._known.mark_unanswered().messages != tuple(before):
             self.replace(Transcript(tuple(before)))
         self._so_far = ""
-        self._write("turn", message=message.as_dict(), settings=dict(settings))
+        self._in_reply = False
+        self._write("turn", **start, message=message.as_dict(), settings=dict(settings))
         self._known = transcript
 
     def block(self, token_ids: Sequence[int], text: str) -> None:

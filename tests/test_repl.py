@@ -358,6 +358,8 @@ def test_a_comparison_answers_the_same_prompt_under_every_value_and_changes_noth
     assert not rows["refine_iter 1"][4].startswith("100")
     assert "refine_iter 4 / refine_iter auto / greedy, N = 0\n" in console.shown
     assert any(re.match(r"refine_iter 4 \(3 of 5\): block 1, pass 1", status) for status in console.status)
+    # A plain terminal shows no status.
+    assert "refine_iter 4 (3 of 5) ...\n" in console.shown
     assert console.status[-1] == ""
 
 

@@ -71,6 +71,21 @@ def test_a_conversation_comes_back_with_ids_and_facts(tmp_path: Path) -> None:
     again.close()
 
 
+def test_a_retry_or_an_edit_counts_from_its_first_finished_block_on(tmp_path: Path) -> None:
+    session = started(tmp_path)
+    before = one_turn(session)
+    session.turn(START.with_user("changed"), SETTINGS, tentative=True)
+    assert read_journal(session.path.read_bytes()).transcript == before
+    session.block((1, 2), "One two")
+    assert contents(read_journal(session.path.read_bytes()).transcript) == ["Be kind.", "changed", "One two"]
+    session.reply(REPLY)
+    after = read_journal(session.path.read_bytes()).transcript
+    assert contents(after) == ["Be kind.", "changed", REPLY.content]
+    one_turn(session, after, "more")
+    assert contents(read_journal(session.path.read_bytes()).transcript)[1:4:2] == ["changed", "more"]
+    session.close()
+
+
 def test_what_was_said_is_on_disk_before_anything_is_generated(tmp_path: Path) -> None:
     session = started(tmp_path)
     session.turn(START.with_user(HELLO), SETTINGS)
