@@ -178,13 +178,14 @@ def hold_conversation(ready: Ready) -> int:
     """Talk until the person leaves; returns the exit code."""
     from chat.commands import COMMANDS, complete
     from chat.console import Console, PlainLines
+    from chat.page import Page
     from chat.repl import Repl
     from chat.screen import Palette
     from chat.session import Session, history_path, sessions_folder
+    from chat.talk import Talk
     from chat.transcript import Transcript
 
     streams = ready.streams
-    palette = Palette.of(streams)
     sessions = sessions_folder()
     transcript = Transcript().with_system(default_system(ready.options))
     if ready.options.resume is not None:
@@ -208,11 +209,10 @@ def hold_conversation(ready: Ready) -> int:
                 vi_mode=ready.options.editing_mode == "vi",
                 on_abort=ready.lifeline.ask_abort,
             )
-        repl = Repl(
-            engine=ready.engine,
+        page = Page(console, Palette.of(streams))
+        talk = Talk(
+            page=page,
             tokenizer=ready.tokenizer,
-            console=console,
-            palette=palette,
             settings=ready.settings,
             origins=ready.origins,
             facts=ready.facts,
@@ -221,7 +221,9 @@ def hold_conversation(ready: Ready) -> int:
             transcript=transcript,
             use_template=ready.use_template,
             checkpoints=ready.checkpoints,
+            positions=ready.engine.max_positions,
         )
+        repl = Repl(engine=ready.engine, page=page, talk=talk)
 
         def put_back() -> None:
             closing = threading.Thread(target=console.close, daemon=True)

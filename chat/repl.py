@@ -5,65 +5,27 @@ Everything runs on the main thread; what the person does in the middle of a repl
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
-
 from chat.answering import Answering
 from chat.commands import dispatch
 from chat.comparing import Comparing
 from chat.console_events import Failed, Leave, Submitted
 from chat.inbox import Inbox
-from chat.page import Console, Page
-from chat.screen import Palette
-from chat.session import Session
-from chat.talk import Checkpoints, Talk
-from chat.tokenizer import ChatTokenizer
+from chat.page import Page
+from chat.talk import Talk
 from chat.transcript import Transcript
 from chat.work import Work
 from dist.engine import Engine
 from dist.errors import ChatError, RankError, WeightsLost
-from dist.settings import GenerationSettings
 
 
 class Repl:
-    """One conversation: what it holds (`talk`), what it says (`page`), how its messages are answered (`answering`).
+    """One conversation: what it holds (`talk`), what it says (`page`), how messages are answered (`answering`)."""
 
-    `origins` says where each setting came from, `facts` what is known of the checkpoint (facts are only shown).
-    """
-
-    def __init__(
-        self,
-        *,
-        engine: Engine,
-        tokenizer: ChatTokenizer,
-        console: Console,
-        palette: Palette,
-        settings: GenerationSettings,
-        origins: Mapping[str, str],
-        facts: Mapping[str, Any],
-        session: Session,
-        sessions_folder: Path,
-        transcript: Transcript,
-        use_template: bool,
-        checkpoints: Checkpoints,
-    ) -> None:
-        self.page = Page(console, palette)
-        self.talk = Talk(
-            page=self.page,
-            tokenizer=tokenizer,
-            settings=settings,
-            origins=origins,
-            facts=facts,
-            session=session,
-            sessions_folder=sessions_folder,
-            transcript=transcript,
-            use_template=use_template,
-            checkpoints=checkpoints,
-            positions=engine.max_positions,
-        )
+    def __init__(self, *, engine: Engine, page: Page, talk: Talk) -> None:
+        self.page = page
+        self.talk = talk
         self._engine = engine
-        self._inbox = Inbox(console.events, self._run_live)
+        self._inbox = Inbox(page.console.events, self._run_live)
         self._work = work = Work(engine, self._inbox, self.page)
         self.answering = Answering(self.talk, work, self.page)
         self.comparing = Comparing(self.talk, work, self.page)

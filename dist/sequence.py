@@ -22,6 +22,7 @@ from dist.settings import GenerationSettings
 # For a pass's own tensors, beside the storage.
 HEADROOM_BYTES = 512 << 20
 ROUND_TOKENS = 256
+NOT_CAPTURED = "Passes are not captured as CUDA graphs, which costs time"
 
 
 class SequenceForward:
@@ -47,10 +48,6 @@ class SequenceForward:
     def token_ids(self) -> list[int]:
         """The tokens whose keys and values are kept."""
         return self._present.cache.token_ids
-
-    def forget(self) -> None:
-        """Keep nothing."""
-        self._present.cache.truncate(0)
 
     def for_turn(self, wishes: Iterable[GenerationSettings]) -> CachedForward | CapturedForward:
         """All ranks: the forward for prompts under these settings, one after the other.
@@ -79,16 +76,15 @@ class SequenceForward:
         if need > free:
             self._too_much = capacity
             self.notice = (
-                "Passes are not captured as CUDA graphs, which costs time: keys and values of "
-                f"{capacity} tokens take {gib(need)}, and {gib(max(free, 0))} are free for them. "
-                "A lower max_length needs less."
+                f"{NOT_CAPTURED}: keys and values of {capacity} tokens take {gib(need)}, "
+                f"and {gib(max(free, 0))} are free for them. A lower max_length needs less."
             )
             return None
         forward, problem = self._attempt(capacity)
         problems = self._group.gather_errors(problem)
         if problems or forward is None:
             self.captures = False
-            self.notice = f"Passes are not captured as CUDA graphs, which costs time: {problems[min(problems)]}."
+            self.notice = f"{NOT_CAPTURED}: {problems[min(problems)]}."
             return None
         self.notice, self._too_much = None, None
         return forward

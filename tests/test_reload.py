@@ -24,9 +24,11 @@ from chat.facts import checkpoint_facts, facts_table, short_count, size
 from chat.fitting import prompt_ids
 from chat.opening import load
 from chat.options import LaunchOptions, resolve_settings
+from chat.page import Page
 from chat.repl import Repl
 from chat.screen import Palette
 from chat.session import Session
+from chat.talk import Talk
 from chat.tokenizer import load_tokenizer
 from chat.transcript import Transcript
 from dist.checkpoint import open_checkpoint
@@ -138,11 +140,10 @@ def talk(tmp_path):
         engine, reloader = load(options, SoloGroup(torch.device("cpu")))
         facts = checkpoint_facts(reloader.loaded, 1, 1.0)
         console = ActingConsole(*script)
-        repl = Repl(
-            engine=engine,
+        page = Page(console, Palette(ink="none"))
+        talk = Talk(
+            page=page,
             tokenizer=tokenizer,
-            console=console,
-            palette=Palette(ink="none"),
             settings=settings,
             origins=origins,
             facts=facts,
@@ -159,7 +160,9 @@ def talk(tmp_path):
                 ranks=1,
                 run=run_folder(checkpoint.steps),
             ),
+            positions=engine.max_positions,
         )
+        repl = Repl(engine=engine, page=page, talk=talk)
         console.error = None
         try:
             repl.run()

@@ -18,9 +18,11 @@ from chat.commands import COMMANDS, complete, dispatch
 from chat.console_events import Failed, Interrupt, Leave, Submitted
 from chat.fitting import prompt_ids
 from chat.journal import read_journal
+from chat.page import Page
 from chat.repl import Repl
 from chat.screen import Palette
 from chat.session import Session, list_sessions
+from chat.talk import Talk
 from chat.tokenizer import ChatTokenizer, load_tokenizer
 from chat.transcript import Transcript
 from dist.engine import Engine
@@ -61,11 +63,10 @@ def talk(tiny, tmp_path):
     def run(*script, settings=START):
         console = ScriptedConsole(*script)
         start = Transcript().with_system("Be brief.")
-        repl = Repl(
-            engine=engine,
+        page = Page(console, Palette(ink="none"))
+        talk = Talk(
+            page=page,
             tokenizer=tokenizer,
-            console=console,
-            palette=Palette(ink="none"),
             settings=settings,
             origins={"refine_iter": "checkpoint"},
             facts={"checkpoint": "tiny", "dtype": "float32"},
@@ -74,7 +75,9 @@ def talk(tiny, tmp_path):
             transcript=start,
             use_template=True,
             checkpoints=OneCheckpoint(),
+            positions=engine.max_positions,
         )
+        repl = Repl(engine=engine, page=page, talk=talk)
         repl.run()
         return repl, console
 
