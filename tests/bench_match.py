@@ -18,6 +18,8 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import math
+import random
 import shutil
 import sys
 import time
@@ -82,11 +84,14 @@ class Bench:
         return f"{device}, {versions}, {self.loaded.facts.dtype}. C: {way}"
 
     def run(
-        self, prompts: Sequence[tuple[int, ...]], wishes: Sequence[GenerationSettings]
+        self, prompts: Sequence[tuple[int, ...]], wishes: Sequence[GenerationSettings], seconds: float
     ) -> list[list[Comparison]]:
-        """Per setting its comparisons, one a prompt; a prompt under all settings, then the next."""
+        """Per setting its comparisons, one a prompt. No prompt is begun after so many seconds."""
         rows: list[list[Comparison]] = [[] for _ in wishes]
+        started = time.perf_counter()
         for done, prompt in enumerate(prompts, 1):
+            if time.perf_counter() - started > seconds:
+                break
             self.loop.forget()
             self.judge.forget()
             for row, settings in zip(rows, wishes):
@@ -105,10 +110,9 @@ def plain_module(checkpoint: Checkpoint, loaded: LoadedModel) -> Any:
 
 
 def prompts_of(tokenizer: ChatTokenizer, count: int) -> list[tuple[int, ...]]:
-    """So many of the held-out questions, evenly over all topics, through the checkpoint's own template."""
+    """So many of the held-out questions, drawn from all topics, through the checkpoint's own template."""
     questions = held_out_questions()
-    count = min(count, len(questions))
-    asked = [questions[index * len(questions) // count] for index in range(count)]
+    asked = random.Random(0).sample(questions, min(count, len(questions)))
     transcripts = [Transcript(tuple(Message(role, text) for role, text in one.messages)) for one in asked]
     return [prompt_ids(one, tokenizer, tokenizer.wants_template(None)) for one in transcripts]
 
@@ -146,6 +150,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--base", type=Path, help="first write CHECKPOINT: this model with the adapter merged")
     parser.add_argument("--prompts", type=int, default=100, help="how many of the held-out questions (100)")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="begin no further prompt after so long")
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
     parser.add_argument("--max_new_tokens", type=int, default=64)
     parser.add_argument("--cells", nargs="*", default=CELLS, metavar="N,R", help=" ".join(CELLS))
@@ -164,10 +169,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if longest > (bench.loaded.max_positions or longest):
         raise SystemExit(f"The model has {bench.loaded.max_positions} positions; {longest} would be needed.")
     started = time.perf_counter()
-    compared = bench.run(prompts, wishes)
+    compared = bench.run(prompts, wishes, options.seconds)
     rows = [figures(cell, row) for cell, row in zip(options.cells, compared)]
     print(
-        f"{bench.words()}\n{len(prompts)} prompts, at most {options.max_new_tokens} tokens each; "
+        f"{bench.words()}\n{len(compared[0])} prompts, at most {options.max_new_tokens} tokens each; "
         f"{time.perf_counter() - started:.0f} s, of it {bench.loop.seconds:.0f} s for {bench.loop.forwards} "
         f"forwards of B\n\n{tables(rows)}"
     )

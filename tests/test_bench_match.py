@@ -182,7 +182,13 @@ def test_a_checkpoint_of_verls_matches_wholly_in_float32(tiny_checkpoint, tmp_pa
     assert all(row["replies_same"] == 5 and row["pass_same"] == row["pass_places"] for row in saved["rows"])
     assert all(one == {"first": None, "passes": [], "judged": []} for row in saved["differences"] for one in row)
     shown = capsys.readouterr().out
-    assert shown.count("100 %") == 15 and "float32. C: uncaptured" in shown
+    assert shown.count("100 %") == 15 and "float32. C: uncaptured" in shown and "5 prompts" in shown
+
+
+def test_no_prompt_is_begun_after_the_time_that_was_given(tiny_checkpoint, capsys):
+    options = ["--dtype", "float32", "--max_new_tokens", "4", "--cells", "3,2", "--seconds", "1e-3"]
+    main([str(tiny_checkpoint("fsdp1", 2)), *options])
+    assert "1 prompts" in capsys.readouterr().out
 
 
 def test_a_base_model_and_an_adapter_become_a_checkpoint(tiny_checkpoint, tmp_path):
