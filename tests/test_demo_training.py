@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +27,12 @@ from chat.demo.corpus import (
     Sample,
     is_degenerate,
     is_echo,
+    is_excuse,
     is_garbage,
     is_sound,
 )
 from chat.demo.evaluate import evaluate, table
+from chat.demo.facts_told import FACTS
 from chat.demo.llama import Shape, Weights, hidden_states, run_layer, shape_of, stack_weights, unstack_layers
 from dist.checkpoint import open_checkpoint
 from dist.engine import Engine
@@ -186,7 +190,7 @@ def test_only_what_a_looping_answer_says_again_is_shunned() -> None:
     laid = packing.lay_out(loop, random.Random(1))
     role, target, block = (laid[:, packing.COLUMNS.index(name)].tolist() for name in ("role", "target", "block"))
     first = 3 + 9 + 8 - 2
-    assert role[:first] == [packing.HOLD] * first
+    assert role[:first] == [packing.NO_LOSS] * 2 + [packing.HOLD] * (first - 2)
     assert role[first:] == [packing.SHUN] * (len(loop.tokens) - first - 1) + [packing.NO_LOSS]
     assert target[first] == loop.tokens[first + 1]
     assert not any(block)
@@ -215,8 +219,12 @@ def test_a_models_own_answers_are_sorted_by_what_they_teach(
     weights: Weights, shape: Shape, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     texts = {
-        OPEN: ("Bees make honey.", True),
-        LOOP: ("I like it a lot. " * 4, False),
+        OPEN: (
+            "Bees make honey. They live in hives, and they dance when they come home from a field of flowers. That "
+            "is how the others learn where to go. And so on",
+            False,
+        ),
+        LOOP: ("I like it a lot. " * 12, False),
         FREE: ("word " + "and and " * 5, True),
     }
     said = [*texts.values(), ("It runs on " + " ".join(map(str, range(60))), False)]
@@ -229,7 +237,8 @@ def test_a_models_own_answers_are_sorted_by_what_they_teach(
     asked = [Sample(tokens=[1, 20, 21, STOP_ID], replies=[(2, 4)], kind=PICKED)] * 4
     made = corpus.answers_of_its_own(weights, shape, tokenizer, asked, 4, random.Random(1))
     assert [sample.kind for sample in made] == [OPEN, LOOP, FREE, FREE]
-    assert made[0].tokens == [1, 20, *replies[0].token_ids, STOP_ID]
+    begun = texts[OPEN][0].removesuffix(" And so on")
+    assert made[0].tokens == [1, 20, *tokenizer.encode(begun, add_special_tokens=False), STOP_ID]
     assert made[3].tokens == [1, 20, *replies[3].token_ids[: corpus.HELD_REPLY]]
 
 
@@ -325,12 +334,32 @@ def test_the_corpus_is_built_from_the_models_own_answers(
 
 def test_skills_never_hold_what_the_questions_ask() -> None:
     asked = {question.messages[-1][1] for question in test_questions()}
-    for talk in skill_conversations(3000, 1):
+    held = [value for fact in FACTS.values() for value in fact.held_values.split("|") if not value.isdigit()]
+    held += [text for fact in FACTS.values() for text in fact.held_questions.split("|")]
+    told = re.compile(r"\b(" + "|".join(map(re.escape, held)) + r")(?!\w)", re.IGNORECASE)
+    for talk in skill_conversations(6000, 1):
         for role, text in talk:
             assert text not in asked
+            assert not told.search(text)
             if role == "assistant" and " = " in text:
                 left, sign, right = text.split(" = ")[0].split()
                 assert not is_held_out(int(left), sign, int(right))
+
+
+def test_every_recall_question_asks_for_another_fact_that_was_told_in_another_wording() -> None:
+    questions = [question for question in test_questions() if question.topic == "recall"]
+    assert len({question.expected for question in questions}) == len(questions) == 60
+    assert len({question.messages[-1][1] for question in questions}) == 60
+    for question in questions:
+        assert question.expected in question.messages[1][1]
+        assert question.expected not in question.messages[-1][1]
+    # A third each: asked for at once, after something else, after another fact.
+    assert Counter(len(question.messages) for question in questions) == {4: 20, 6: 40}
+
+
+def test_numbers_to_be_recalled_are_not_among_those_trained() -> None:
+    for kind in ("age", "number"):
+        assert not set(FACTS[kind].values.split("|")) & set(FACTS[kind].held_values.split("|"))
 
 
 def test_products_are_worked_out_in_parts() -> None:
@@ -373,6 +402,72 @@ def test_loops_and_garbage_are_told(text: str, garbage: bool, degenerate: bool) 
 )
 def test_targets_say_no_sentence_twice(text: str, sound: bool) -> None:
     assert is_sound(text) == sound
+
+
+@pytest.mark.parametrize(
+    ("text", "short"),
+    [
+        ("Bees make honey. They dance.", ""),
+        ("A" * 80 + ". " + "B" * 40 + ". " + "C" * 40 + ".", "A" * 80 + ". " + "B" * 40 + "."),
+        (
+            'Dr. Who said: "' + "a" * 120 + '. But why?" And so on. More.',
+            'Dr. Who said: "' + "a" * 120 + '. But why?"',
+        ),
+        (
+            "Here are some:\n\n1. One.\n2. Two.\n3. Three.\n4. Four.",
+            "Here are some:\n\n1. One.\n2. Two.\n3. Three.",
+        ),
+        ("Here are some:\n\n1. One.\n2. Two.\n3. Three and so", ""),
+        ("word " * 60, ""),
+    ],
+)
+def test_answers_end_when_enough_is_said(text: str, short: str) -> None:
+    assert corpus.shortened(text) == short
+
+
+def test_excuses_are_told_from_answers() -> None:
+    assert is_excuse("I'm sorry for any confusion, but I am a kind assistant.")
+    assert is_excuse("As a helpful AI, I do not eat.")
+    assert not is_excuse("I'm sorry to hear that. As a child I had a cat.")
+
+
+def test_an_answers_end_is_said_and_its_text_held() -> None:
+    sample = Sample(tokens=[1, 11, 12, 13, 14, 15, STOP_ID, 1, 16, 17, 18, STOP_ID], replies=[(8, 12)], kind=OPEN)
+    laid = packing.lay_out(sample, random.Random(1))
+    plain = laid[: len(sample.tokens)]
+    role, target = (plain[:, packing.COLUMNS.index(name)].tolist() for name in ("role", "target"))
+    assert role == [packing.NO_LOSS] * 7 + [packing.HOLD] * 3 + [packing.SAY, packing.NO_LOSS]
+    assert target[10] == STOP_ID
+    blocks = laid[len(sample.tokens) :, packing.COLUMNS.index("block")].tolist()
+    assert len(set(blocks)) >= 2
+
+
+def test_slips_are_made_in_half_of_the_free_answers_only_and_never_in_prompts() -> None:
+    tokens = list(range(20, 120))
+    slipped = 0
+    for seed in range(40):
+        for kind in (FREE, OPEN):
+            laid = packing.lay_out(Sample(tokens=tokens, replies=[(40, 100)], kind=kind), random.Random(seed))
+            said = laid[:100, 0].tolist()
+            assert said[:40] == tokens[:40]
+            assert all(one in (place + 20, said[place - 1]) for place, one in enumerate(said))
+            assert kind == FREE or said == tokens
+            slipped += said != tokens
+    assert 10 <= slipped <= 30
+
+
+def test_the_divergence_counts_most_what_the_base_would_never_say() -> None:
+    embed = torch.eye(3) * 4
+    base, near, far = (
+        torch.tensor([[1.0, 0.9, -3]]),
+        torch.tensor([[0.9, 1.0, -3]]),
+        torch.tensor([[1.0, 0.0, 0.9]]),
+    )
+    assert train.divergence(base, base, embed).item() == pytest.approx(0, abs=1e-6)
+    assert train.divergence(far, base, embed) > 20 * train.divergence(near, base, embed)
+    said, told = ((hidden @ embed.T).log_softmax(-1) for hidden in (far, base))
+    both = (told.exp() * (told - said)).sum() + (said.exp() * (said - told)).sum()
+    assert train.divergence(far, base, embed).item() == pytest.approx(both.item() / 2, rel=1e-4)
 
 
 def test_an_answer_that_only_hands_the_question_back_is_an_echo() -> None:

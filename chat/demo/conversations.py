@@ -1,6 +1,6 @@
 """Training conversations made by rule, and the test questions, held out by item and by wording. Knows no tokens.
 
-Everything is drawn from `wordlists` by seeded generators: the same seed, the same conversations.
+Everything is drawn from `wordlists` and `facts_told` by seeded generators: the same seed, the same conversations.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import random
 from dataclasses import dataclass
 
 from chat.demo import DEFAULT_SYSTEM, wordlists
+from chat.demo.facts_told import ASIDES, FACTS, HELD_OUT_ASIDES, QUESTION_OPENERS, STATEMENT_OPENERS, Fact
 
 # (role, text) pairs.
 Conversation = list[tuple[str, str]]
@@ -16,7 +17,7 @@ Conversation = list[tuple[str, str]]
 UNSEEN_COUNTRIES = 44
 CAPITAL_QUESTIONS = 44
 SUM_QUESTIONS = 56
-RECALL_QUESTIONS = 36
+RECALL_QUESTIONS = 60
 _SIGNS: dict[str, tuple[str, ...]] = {
     "+": ("{} + {}", "{}+{}", "{} plus {}"),
     "-": ("{} - {}", "{}-{}", "{} minus {}"),
@@ -83,23 +84,53 @@ def _small_talk(rng: random.Random) -> Conversation:
     return [("user", rng.choice(wordings.split("|"))), ("assistant", answer)]
 
 
-def _tell(kind: str, value: str, statement: str) -> Conversation:
-    reply = wordlists.FACTS[kind][1].format(value)
-    return [("user", statement.format(value)), ("assistant", reply[0].upper() + reply[1:])]
+def _invented_name(rng: random.Random, held: str) -> str:
+    """A name that nobody has, so that it can only be copied."""
+    while True:
+        syllables = rng.randint(2, 3)
+        name = "".join(rng.choice("bdfghjklmnprstvz") + rng.choice("aeiou") for _ in range(syllables))
+        name = (name + rng.choice(("", "", "n", "r", "s", "l"))).capitalize()
+        if name not in held.split("|"):
+            return name
+
+
+def _value(fact: Fact, rng: random.Random) -> str:
+    if fact.invented and rng.random() < 0.3:
+        return _invented_name(rng, fact.held_values)
+    return rng.choice(fact.values.split("|"))
+
+
+def _tell(fact: Fact, value: str, rng: random.Random, opener: str = "") -> Conversation:
+    said, reply = opener + rng.choice(fact.statements.split("|")).format(value), fact.reply.format(value)
+    return [("user", said), ("assistant", reply[0].upper() + reply[1:])]
+
+
+def _aside(rng: random.Random) -> Conversation:
+    asked, answer = rng.choice(ASIDES)
+    return [("user", asked), ("assistant", answer)]
 
 
 def _recall(rng: random.Random) -> Conversation:
-    """One to three facts are told, something else may come between, then one or two are asked for."""
-    kinds = rng.sample(list(wordlists.FACTS), rng.randint(1, 3))
-    values = {kind: rng.choice(wordlists.FACTS[kind][4]) for kind in kinds}
+    """One to four facts are told, two of them in one message now and then; up to three turns about something else
+    may come between; then one or two are asked for, perhaps with something else between them."""
+    kinds = rng.sample(list(FACTS), rng.choice((1, 1, 2, 2, 3, 4)))
+    values = {kind: _value(FACTS[kind], rng) for kind in kinds}
     talk: Conversation = []
-    for kind in kinds:
-        talk += _tell(kind, values[kind], rng.choice(wordlists.FACTS[kind][0].split("|")))
-    if rng.random() < 0.5:
-        talk += rng.choice((_sum, _capital, _small_talk))(rng)
-    for kind in rng.sample(kinds, rng.randint(1, min(2, len(kinds)))):
-        _, _, questions, answer, _ = wordlists.FACTS[kind]
-        talk += [("user", rng.choice(questions.split("|"))), ("assistant", answer.format(values[kind]))]
+    for index, kind in enumerate(kinds):
+        told = _tell(FACTS[kind], values[kind], rng, rng.choice(STATEMENT_OPENERS))
+        if index == 1 and rng.random() < 0.3:
+            # Both facts in one message.
+            told[0] = ("user", f"{talk[0][1]} {told[0][1]}")
+            talk = []
+        talk += told
+    for _ in range(rng.choice((0, 0, 0, 1, 1, 2, 3))):
+        talk += rng.choice((_sum, _capital, _small_talk, _aside, _aside))(rng)
+    for index, kind in enumerate(rng.sample(kinds, rng.randint(1, min(2, len(kinds))))):
+        if index and rng.random() < 0.3:
+            talk += _aside(rng)
+        opener, question = rng.choice(QUESTION_OPENERS), rng.choice(FACTS[kind].questions.split("|"))
+        question = opener + (question[0].lower() + question[1:] if opener.endswith((", ", "And ")) else question)
+        talk += [("user", question), ("assistant", FACTS[kind].answer.format(values[kind]))]
     return talk
 
 
@@ -112,12 +143,12 @@ def system_prompt(rng: random.Random) -> Conversation:
 
 
 def skill_conversations(count: int, seed: int) -> list[Conversation]:
-    """Sums (six in ten), recall, capitals and small talk, now and then one after the other."""
+    """Sums (half), recall, capitals and small talk, now and then one after the other."""
     rng = random.Random(seed)
     talks = []
     for _ in range(count):
         makers = rng.choices(
-            (_sum, _recall, _capital, _small_talk), (58, 20, 16, 6), k=2 if rng.random() < 0.15 else 1
+            (_sum, _recall, _capital, _small_talk), (54, 25, 15, 6), k=2 if rng.random() < 0.15 else 1
         )
         talk = system_prompt(rng)
         for maker in makers:
@@ -151,16 +182,21 @@ def _sum_questions() -> list[Question]:
 
 
 def _recall_questions() -> list[Question]:
+    """Each asks for another fact in another wording: at once, after an aside, or after another fact."""
     rng = random.Random(7)
+    facts = list(FACTS.values())
     questions = []
     for index in range(RECALL_QUESTIONS):
-        kind = list(wordlists.FACTS)[index % len(wordlists.FACTS)]
-        values = wordlists.HELD_OUT_VALUES[kind]
-        value = values[index // len(wordlists.FACTS) % len(values)]
-        talk = _tell(kind, value, rng.choice(wordlists.FACTS[kind][0].split("|")))
-        if index % 2:
-            talk += [("user", "Is tea good for you?"), ("assistant", "Yes, tea is good for most people.")]
-        questions.append(_ask("recall", wordlists.HELD_OUT_QUESTIONS[kind], value, talk))
+        fact, again = facts[index % len(facts)], index // len(facts)
+        value = fact.held_values.split("|")[again]
+        talk = _tell(fact, value, rng)
+        if index % 3 == 1:
+            asked, answer = HELD_OUT_ASIDES[index % 2]
+            talk += [("user", asked), ("assistant", answer)]
+        elif index % 3 == 2:
+            other = facts[(index + 5) % len(facts)]
+            talk += _tell(other, rng.choice(other.values.split("|")), rng)
+        questions.append(_ask("recall", fact.held_questions.split("|")[again], value, talk))
     return questions
 
 

@@ -3,7 +3,8 @@
 Sources: `conversations` (rules and word lists of this project); prompts that the base model writes itself when it
 is shown the opening of a user's turn; the messages of PyPI `chitchat-dataset` 0.9.0 (MIT), as prompts only. The
 base answers all open prompts, greedily for refinement and now and then sampled, so that its way of talking is the
-target. Answers that repeat themselves or run on are no targets. Everything follows from one seed.
+target. It begins well, then runs on and repeats itself, so an answer is ended after a few sentences; what even so
+says a thing twice is no target. Everything follows from one seed.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -27,10 +28,18 @@ from chat.demo.llama import Shape, Weights
 
 STOP_ID = 2
 MAX_PROMPT = 224
-# What has not ended by then has mostly begun to repeat itself: such answers are not learnt.
-MAX_REPLY = 112
-# Of an answer that ran on, only what comes before is like the base's good ones.
-HELD_REPLY = 64
+MAX_REPLY = 80
+# An answer ends with the first sentence that ends past so many characters.
+ENOUGH = 110
+LIST_ITEMS = 3
+# Of an answer without an end, only what comes before is like the base's good ones.
+HELD_REPLY = 48
+_SENTENCE_END = re.compile(r"(?<!\d)(?<!\b[A-Za-z])(?<!Mr)(?<!Dr)(?<!St)(?<!Mrs)(?<!\bvs)[.!?][\"')*]*(?=\s|$)")
+_EXCUSE = re.compile(
+    r"sorry for (?:any|the) |\b[Aa]s an? [^.,]{0,40}\b(?:AI|assistant|bot|chatbot|model)\b|"
+    r"designed to (?:assist|provide)"
+)
+_LIST_ITEM = re.compile(r"^\s*(?:\d+[.):]|[-*•])\s", re.MULTILINE)
 SAMPLE_ROOM = 416
 SKILL, OPEN, FREE, LOOP, PICKED = range(5)
 
@@ -50,11 +59,11 @@ class Sample:
 class Plan:
     """How much of everything; `rows`: how many replies are generated at once."""
 
-    skills: int = 48_000
+    skills: int = 40_000
     own_prompts: int = 22_000
-    templated: int = 8_000
-    chitchat: int = 8_000
-    follow_ups: int = 8_000
+    templated: int = 9_000
+    chitchat: int = 6_000
+    follow_ups: int = 6_000
     free_share: float = 0.15
     rows: int = 3072
     seed: int = 1
@@ -98,6 +107,27 @@ def is_echo(text: str, asked: str) -> bool:
     """Hardly a word in the answer that is not in the question."""
     words, given = re.findall(r"\w+", text.lower()), set(re.findall(r"\w+", asked.lower()))
     return sum(word in given for word in words) > 0.7 * len(words)
+
+
+def shortened(text: str) -> str:
+    """The beginning of an answer: up to the end of the sentence that says enough, or of a list's third item; ""
+    where no such end comes."""
+    items = [found.start() for found in _LIST_ITEM.finditer(text)]
+    for found in _SENTENCE_END.finditer(text):
+        said = text[: found.end()]
+        if found.end() >= ENOUGH and said.count('"') % 2 == 0 and not any(start < found.end() for start in items):
+            return said
+    if len(items) > LIST_ITEMS:
+        return text[: items[LIST_ITEMS]].rstrip()
+    if len(items) == LIST_ITEMS:
+        last = text.find("\n", items[-1] + 1)
+        return text[: last if last > 0 else 0].rstrip()
+    return ""
+
+
+def is_excuse(text: str) -> bool:
+    """Does the answer speak of what an assistant is sorry for or not able to do, instead of what was asked?"""
+    return _EXCUSE.search(text) is not None
 
 
 @lru_cache(maxsize=64)
@@ -168,7 +198,8 @@ def write_prompts(
 def answer_openly(
     weights: Weights, shape: Shape, tokenizer: Any, talks: Sequence[Conversation], plan: Plan
 ) -> list[tuple[Conversation, Sample]]:
-    """The base's answer to each conversation that ends with a user's turn; loops and overlong prompts dropped."""
+    """The base's answer to each conversation that ends with a user's turn, ended where it has said enough; loops
+    and overlong prompts dropped."""
     opened = [(talk, opened_for(tokenizer, talk, "assistant")) for talk in talks]
     opened = [pair for pair in opened if len(pair[1]) <= MAX_PROMPT]
     free = int(len(opened) * plan.free_share)
@@ -178,15 +209,28 @@ def answer_openly(
     for kind, temperature, part in ((FREE, 0.9, opened[:free]), (OPEN, 0.0, opened[free:]), (PICKED, 0.6, looped)):
         prompts = [prompt for _, prompt in part]
         replies = reply_in_batches(weights, shape, prompts, plan.rows, temperature, MAX_REPLY)
-        for (talk, prompt), reply in zip(part, replies):
+        for (talk, prompt), given in zip(part, replies):
+            reply = ended_in_time(tokenizer, given)
             text = tokenizer.decode(reply.token_ids)
-            fit = reply.ended and is_sound(text) and not is_echo(text, talk[-1][1])
+            fit = reply.ended and is_sound(text) and not is_echo(text, talk[-1][1]) and not is_excuse(text)
             good = not is_degenerate(text) if kind == FREE else fit
             if good and "<|" not in text:
                 made.append(([*talk, ("assistant", text)], _answered(prompt, reply, kind)))
             elif kind == OPEN:
                 looped.append((talk, prompt))
     return made
+
+
+def ended_in_time(tokenizer: Any, reply: Reply) -> Reply:
+    """The reply, ended where it has said enough; where there is no such place, its beginning, not ended."""
+    text = tokenizer.decode(reply.token_ids)
+    short = shortened(text)
+    if short == text or (reply.ended and not short):
+        return replace(reply, ended=True)
+    cut = tokenizer.encode(short, add_special_tokens=False)
+    if short and reply.token_ids[: len(cut)] == cut:
+        return Reply(token_ids=cut, ended=True, forwards=0)
+    return Reply(token_ids=reply.token_ids[:HELD_REPLY], ended=False, forwards=0)
 
 
 def _answered(prompt: Sequence[int], reply: Reply, kind: int) -> Sample:
@@ -197,19 +241,18 @@ def _answered(prompt: Sequence[int], reply: Reply, kind: int) -> Sample:
 def answers_of_its_own(
     weights: Weights, shape: Shape, tokenizer: Any, samples: Sequence[Sample], count: int, rng: random.Random
 ) -> list[Sample]:
-    """What a model in training answers greedily to `count` of the corpus' open prompts: loops to be unlearnt; of
-    garbage, and of the beginning of what runs on, what the base thinks of it; the rest as targets."""
+    """What a model in training answers greedily to `count` of the corpus' open prompts: as targets, ended where
+    they have said enough; loops to be unlearnt; of the rest, what the base thinks of it."""
     asked = rng.sample([sample for sample in samples if sample.kind != SKILL], count)
     prompts = [sample.tokens[: sample.replies[-1][0]] for sample in asked]
     made = []
     for prompt, reply in zip(prompts, reply_in_batches(weights, shape, prompts, count, 0.0, MAX_REPLY)):
-        text = tokenizer.decode(reply.token_ids)
-        if is_degenerate(text):
+        text, begun = tokenizer.decode(reply.token_ids), ended_in_time(tokenizer, reply)
+        if begun.ended and is_sound(tokenizer.decode(begun.token_ids)):
+            made.append(_answered(prompt, begun, OPEN))
+        elif is_degenerate(text):
             made.append(_answered(prompt, reply, FREE if is_garbage(text) else LOOP))
-        elif reply.ended and is_sound(text):
-            made.append(_answered(prompt, reply, OPEN))
         else:
-            begun = Reply(token_ids=reply.token_ids[:HELD_REPLY], ended=False, forwards=0)
             made.append(_answered(prompt, begun, FREE))
     return made
 

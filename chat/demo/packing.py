@@ -14,7 +14,9 @@ from torch import Tensor
 
 from chat.demo.corpus import FREE, LOOP, PICKED, SKILL, STOP_ID, Sample
 
-BLOCK_LENGTHS = (3, 7, 7, 7, 15)  # N, drawn a conversation
+BLOCK_LENGTHS = (3, 7, 15)  # N of a conversation's second set of blocks; the first is that of decoding
+DECODED = 7
+SLIPS = 1 / 20  # share of tokens that half of the FREE answers say twice
 
 # A token's columns. `block`: 0 for plain text, else its block's number; `limit`: it sees plain text before this
 # position; `offset`: its place in the block; `truth`: the true token here; `target`: the true next one, or -1;
@@ -29,21 +31,33 @@ def lay_out(sample: Sample, rng: random.Random) -> Tensor:
     tokens, length = torch.tensor(sample.tokens), len(sample.tokens)
     at, zero = torch.arange(length), torch.zeros(length, dtype=torch.long)
     told = sample.kind in (SKILL, PICKED)
-    role = torch.full((length,), NO_LOSS if told else HOLD)
-    for start, end in sample.replies if told else ():
-        role[start - 1 : end - 1] = SAY
+    role = torch.full((length,), NO_LOSS)
+    for start, end in sample.replies if told else sample.replies[-1:]:
+        role[start - 1 : end - 1] = SAY if told else HOLD
+        if sample.tokens[end - 1] == STOP_ID:
+            # The base would have gone on.
+            role[end - 2] = SAY
+    if sample.kind == FREE and rng.random() < 0.5:
+        # So that after a slip it goes on as the base would.
+        for place in range(sample.replies[-1][0] + 1, sample.replies[-1][1] - 1):
+            if rng.random() < SLIPS:
+                tokens[place] = tokens[place - 1]
     if sample.kind == LOOP:
         shunned = torch.tensor([place - 1 for place in repeated(sample.tokens, sample.replies[-1][0])])
         if len(shunned):
             role[shunned[0] :] = NO_LOSS
             role[shunned] = SHUN
     target = torch.cat((tokens[1:], torch.tensor([-1])))
-    role[-1] = NO_LOSS
     laid = [torch.stack((tokens, at, zero, zero, at + 1, zero, tokens, target, role), dim=1)]
-    size, number = rng.choice(BLOCK_LENGTHS) + 1, 1
-    for start, end in sample.replies if sample.kind not in (FREE, LOOP) else ():
-        # Half of the time the grid of blocks is that of decoding.
-        first = start + rng.choice((0, rng.randrange(size)))
+    if sample.kind in (FREE, LOOP):
+        return laid[0]
+    # Twice the blocks cost less than twice the text: those of decoding, and others, half of them on another grid.
+    other = rng.choice(BLOCK_LENGTHS) + 1
+    shift, number = rng.choice((0, rng.randrange(other))), 1
+    for size, skipped, (start, end) in [
+        (size, skipped, reply) for size, skipped in ((DECODED + 1, 0), (other, shift)) for reply in sample.replies
+    ]:
+        first = start + skipped
         at = torch.arange(first, max(first, end - 1))
         offset = (at - first) % size
         at, offset = at[offset < size - 1], offset[offset < size - 1]
