@@ -28,9 +28,9 @@ from dist.forward import (
     logits_agree,
     most_likely,
 )
-from dist.fused import FusedRotary
 from dist.head import Head
 from dist.model_build import position_limit
+from dist.rotary import FusedRotary
 
 WARM_UPS = 2
 PROBE_TOKENS, PROBE_START = 12, 7
@@ -82,7 +82,7 @@ class CapturedForward:
         logits_NV = passed.logits[first : first + step.wanted]
         if step.settings.samples:
             return choices_of([logits_NV], steps, trace, self._head)
-        chosen = passed.chosen[first : first + step.wanted].tolist()
+        chosen = passed.chosen(first, step.wanted)
         return [Choices(token_ids=chosen, candidates=most_likely(self._head.whole(logits_NV)) if trace else None)]
 
     def agrees(self) -> bool:
@@ -153,11 +153,10 @@ def _capture_errors() -> tuple[type[Exception], ...]:
 class FixedWidth:
     """Passes of exactly `width` tokens with logits after `kept` neighbours among them, captured or not.
 
-    `logits` [K, V] (this rank's part) and `chosen` [K], greedily, are those of the last `run`.
+    `logits` [K, V] (this rank's part) are those of the last `run`.
     """
 
     logits: torch.Tensor
-    chosen: torch.Tensor
 
     def __init__(
         self, module: Any, head: Head, cache: FixedCache, rotary: FusedRotary, width: int, kept: int
@@ -170,9 +169,12 @@ class FixedWidth:
         self._kept = kept
         self._graph: torch.cuda.CUDAGraph | None = None
         device = next(module.parameters()).device
+        self._on_gpu = device.type == "cuda"
         # The tokens, where the first of them belongs, and which is the first to keep logits of.
-        self._order = torch.zeros(width + 2, dtype=torch.int64, pin_memory=device.type == "cuda")
+        self._order = torch.zeros(width + 2, dtype=torch.int64, pin_memory=self._on_gpu)
         self._input = self._order.to(device)
+        # Both copies, to the device and back, are part of the graph.
+        self._result = torch.zeros(kept, dtype=torch.int64, pin_memory=self._on_gpu)
 
     @torch.inference_mode()
     def run(self, token_ids: list[int], start: int, wanted: int) -> int:
@@ -180,8 +182,7 @@ class FixedWidth:
         last = len(token_ids) - wanted
         first = min(last, self._width - self._kept)
         filling = [token_ids[-1]] * (self._width - len(token_ids))
-        self._order.copy_(torch.tensor([*token_ids, *filling, start, first]))
-        self._input.copy_(self._order, non_blocking=True)
+        self._order.numpy()[:] = [*token_ids, *filling, start, first]
         if self._graph is not None:
             self._graph.replay()
         else:
@@ -192,8 +193,8 @@ class FixedWidth:
     @torch.inference_mode()
     def capture(self, start: int, pool: Any) -> None:
         """Capture the pass, its memory in `pool`; junk is written to the slots from `start` on."""
-        self._input.zero_()
-        self._input[self._width] = start
+        self._order.zero_()
+        self._order[self._width] = start
         stream: torch.cuda.Stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with fixed_storage_attention(self._module), self._rotary.used():
@@ -208,12 +209,20 @@ class FixedWidth:
                 self._body()
         self._graph = graph
 
+    def chosen(self, first: int, count: int) -> list[int]:
+        """So many of the tokens chosen by the last run, greedily; waits for the device."""
+        if self._on_gpu:
+            torch.cuda.current_stream().synchronize()
+        tokens: list[int] = self._result[first : first + count].tolist()
+        return tokens
+
     def _body(self) -> None:
+        self._input.copy_(self._order, non_blocking=True)
         start, first = self._input[self._width], self._input[self._width + 1]
         slots_W = start + torch.arange(self._width, device=self._input.device)
         keep_K = first + torch.arange(self._kept, device=self._input.device)
         self.logits = _pass(self._module, self._cache, self._input[: self._width], slots_W, keep_K)
-        self.chosen = self._head.greedy(self.logits)
+        self._result.copy_(self._head.greedy(self.logits), non_blocking=True)
 
 
 def _pass(

@@ -1,24 +1,42 @@
-"""Fewer and larger kernels for a model on a GPU, with the weights where they are. Knows no decoding.
+"""Fewer and faster kernels for a model on a GPU, with the weights where they are. Knows no decoding.
 
 With few rows a forward is as fast as its weights are read, and every small kernel between the products costs. So
-products of one input (queries, keys and values; gate and up) become one over joined weights; norms that are plain
-RMS norms are computed by torch's own kernel, and rotary embeddings by one of ours, each after a comparison with
-what it replaces. While products are joined, one layer's weights are held twice.
+products of one input (queries, keys and values; gate and up) become one over joined weights; RMS norms, gates and
+the sums between a layer's halves take one launch each or none (dist/steps.py). What a model computes is not taken
+for granted: each norm, MLP and layer is replaced only if the replacement gives the same. While products are joined,
+one layer's weights are held twice.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-JOINED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-ROTARY = "apply_rotary_pos_emb"
+from dist.rotary import alike
+from dist.steps import product, rms_norm, silu_product
+from dist.tensor_parallel import SummedLinear
+
+ATTENTION, MLP = "self_attn", "mlp"
+FIRST_NORM, SECOND_NORM = "input_layernorm", "post_attention_layernorm"
+GATE, UP, DOWN = "gate_proj", "up_proj", "down_proj"
+JOINED = (("q_proj", "k_proj", "v_proj"), (GATE, UP))
+PROBE_TOKENS = 4
+
+
+class QuickLinear(nn.Module):
+    """A linear by the faster of the kernels there are; its parameters are those of the linear given."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.weight, self.bias = linear.weight, linear.bias
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+
+    def forward(self, x: torch.Tensor, added: torch.Tensor | None = None) -> torch.Tensor:
+        """The product, plus `added`, which may be overwritten."""
+        return product(x, self.weight, self.bias, added)
 
 
 class JointProduct:
@@ -37,12 +55,15 @@ class JointProduct:
         self._input: torch.Tensor | None = None
         self._parts: dict[int, torch.Tensor] = {}
 
+    def whole(self, x: torch.Tensor) -> torch.Tensor:
+        """What all linears give for `x`, one behind the other."""
+        return product(x, self._weight, self._bias)
+
     def part(self, index: int, x: torch.Tensor) -> torch.Tensor:
         """What linear `index` gives for `x`."""
         if self._input is not x or index not in self._parts:
             self._input = x
-            product = F.linear(x, self._weight, self._bias)
-            self._parts = dict(enumerate(torch.split(product, self._sizes, dim=-1)))
+            self._parts = dict(enumerate(torch.split(self.whole(x), self._sizes, dim=-1)))
         result = self._parts.pop(index)
         if not self._parts:
             self._input = None
@@ -56,15 +77,15 @@ class JointLinear(nn.Module):
         super().__init__()
         self.weight, self.bias = linear.weight, linear.bias
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        self._product = product
+        self.product = product
         self._index = index
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self._product.part(self._index, x)
+        return self.product.part(self._index, x)
 
 
 class FusedNorm(nn.Module):
-    """An RMS norm by torch's own kernel."""
+    """An RMS norm in one launch."""
 
     def __init__(self, weight: nn.Parameter, epsilon: float) -> None:
         super().__init__()
@@ -72,24 +93,65 @@ class FusedNorm(nn.Module):
         self.epsilon = epsilon
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight, self.epsilon)
+        return self.of_sum(x, None)[1]
+
+    def of_sum(self, x: torch.Tensor, added: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """x + added, and the norm of that."""
+        return rms_norm(x, self.weight, self.epsilon, added)
+
+
+class GatedMLP(nn.Module):
+    """down(SiLU(gate(x)) * up(x)), gate and up joined; holds the linears of the MLP given."""
+
+    def __init__(self, mlp: Any) -> None:
+        super().__init__()
+        self.gate_proj, self.up_proj, self.down_proj = mlp.gate_proj, mlp.up_proj, mlp.down_proj
+
+    def forward(self, x: torch.Tensor, added: torch.Tensor | None = None) -> torch.Tensor:
+        """The MLP's result, plus `added`, which may be overwritten."""
+        result: torch.Tensor = self.down_proj(silu_product(self.gate_proj.product.whole(x)), added)
+        return result
+
+
+class UsualLayer(nn.Module):
+    """x + attention(norm(x)), then x + MLP(norm(x)): the layer given, its sums made in other kernels."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        # Models ask their layers for attributes of many names.
+        self.__dict__.update(layer.__dict__)
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        layer: Any = self
+        attended = layer.self_attn(layer.input_layernorm(hidden_states), *args, **kwargs)[0]
+        hidden_states, normed = layer.post_attention_layernorm.of_sum(hidden_states, attended)
+        result: torch.Tensor = layer.mlp(normed, hidden_states)
+        return result
 
 
 @torch.no_grad()
 def fuse(module: Any) -> None:
-    """Join products and replace norms in place. Names and values of all parameters stay."""
+    """Replace what can be replaced, in place. Names and values of all parameters stay."""
     for parent in list(module.modules()):
         children = dict(parent.named_children())
         for names in JOINED:
             linears = [children[name] for name in names if name in children]
             if len(linears) == len(names) and _can_join(linears):
-                product = JointProduct(linears)
+                joint = JointProduct(linears)
                 for index, name in enumerate(names):
-                    setattr(parent, name, JointLinear(linears[index], product, index))
-        for name, child in children.items():
+                    setattr(parent, name, JointLinear(linears[index], joint, index))
+        for name, child in parent.named_children():
             norm = _fused_norm(child)
             if norm is not None:
                 setattr(parent, name, norm)
+            elif _can_join([child]):
+                setattr(parent, name, QuickLinear(child))
+    for parent in list(module.modules()):
+        for name, child in parent.named_children():
+            mlp = _gated_mlp(child)
+            if mlp is not None:
+                setattr(parent, name, mlp)
+    _replace_layers(module)
 
 
 def _can_join(linears: Sequence[nn.Module]) -> bool:
@@ -111,66 +173,53 @@ def _fused_norm(norm: nn.Module) -> FusedNorm | None:
     if not type(norm).__name__.endswith("RMSNorm") or weight is None or weight.dim() != 1 or epsilon is None:
         return None
     fused = FusedNorm(weight, float(epsilon))
-    x = torch.linspace(-3, 5, 2 * weight.numel(), dtype=weight.dtype, device=weight.device).view(2, -1)
-    return fused if _alike(fused(x), norm(x)) else None
+    x = _probe(weight)
+    return fused if alike(fused(x), norm(x)) else None
 
 
-class FusedRotary:
-    """The function by which a model's file rotates queries and keys, and one kernel that does the same.
-
-    `usual` says whether it does: transformers' usual rotation of halves, on a GPU.
-    """
-
-    def __init__(self, module: Any) -> None:
-        self._file = sys.modules[type(module).__module__]
-        self._original: Any = getattr(self._file, ROTARY, None)
-        parameter = next(module.parameters())
-        self.usual = parameter.is_cuda and self._original is not None and _rotates_halves(self._original, parameter)
-
-    @contextmanager
-    def used(self) -> Iterator[None]:
-        """While it lasts, the model's file uses the kernel, if that does the same."""
-        if not self.usual:
-            yield
-            return
-        setattr(self._file, ROTARY, self._rotate)
-        try:
-            yield
-        finally:
-            setattr(self._file, ROTARY, self._original)
-
-    def _rotate(
-        self, q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *more: Any, **named: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """[1, heads, L, size] each, cos and sin [1, L, size]; another layout, or a part of each head, as before."""
-        if more or named or cos.shape[-1] != q.shape[-1]:
-            rotated: tuple[torch.Tensor, torch.Tensor] = self._original(q, k, cos, sin, *more, **named)
-            return rotated
-        return _rotate(q, k, cos, sin)
+def _gated_mlp(mlp: Any) -> GatedMLP | None:
+    children = dict(mlp.named_children())
+    if not {GATE, UP, DOWN} <= children.keys() or not isinstance(children[GATE], JointLinear):
+        return None
+    if not isinstance(children[DOWN], (QuickLinear, SummedLinear)):
+        return None
+    x = _probe(children[GATE].weight)
+    fused = GatedMLP(mlp)
+    return fused if alike(fused(x), mlp(x)) else None
 
 
-def _rotate(
-    q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    from dist.attention_kernels import rotate_halves
+def _replace_layers(module: Any) -> None:
+    """Each layer of the usual parts, if it then gives the same for what a forward gives it."""
+    candidates: dict[nn.Module, tuple[nn.Module, str]] = {}
+    for parent in module.modules():
+        for name, child in parent.named_children():
+            parts = dict(child.named_children())
+            if (
+                parts.keys() == {ATTENTION, MLP, FIRST_NORM, SECOND_NORM}
+                and isinstance(parts[MLP], GatedMLP)
+                and isinstance(parts[SECOND_NORM], FusedNorm)
+            ):
+                candidates[child] = (parent, name)
 
-    query, key = rotate_halves(q[0], k[0], cos[0], sin[0])
-    return query.unsqueeze(0), key.unsqueeze(0)
+    seen: dict[nn.Module, tuple[Any, Any, Any]] = {}
+
+    def note(layer: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        seen[layer] = args, kwargs, output
+
+    handles = [layer.register_forward_hook(note, with_kwargs=True) for layer in candidates]
+    ids = torch.arange(PROBE_TOKENS, device=next(module.parameters()).device).unsqueeze(0)
+    if candidates:
+        module(input_ids=ids, use_cache=False)
+    for handle in handles:
+        handle.remove()
+    for layer, (args, kwargs, output) in seen.items():
+        replacement = UsualLayer(layer)
+        if isinstance(output, torch.Tensor) and alike(replacement(*args, **kwargs), output):
+            parent, name = candidates[layer]
+            setattr(parent, name, replacement)
 
 
-def _rotates_halves(original: Any, parameter: torch.Tensor) -> bool:
-    q, k, angle = (
-        torch.linspace(-1, end, heads * 48, dtype=parameter.dtype, device=parameter.device).view(1, heads, 3, 16)
-        for heads, end in ((4, 2.0), (2, 3.0), (1, 1.0))
-    )
-    cos, sin = angle[0].cos(), angle[0].sin()
-    try:
-        theirs = original(q, k, cos, sin)
-    except (TypeError, ValueError, RuntimeError, IndexError):
-        return False
-    return all(_alike(a, b) for a, b in zip(_rotate(q, k, cos, sin), theirs))
-
-
-def _alike(a: torch.Tensor, b: torch.Tensor) -> bool:
-    tolerance = 1e-5 if a.dtype == torch.float32 else 2e-2
-    return a.shape == b.shape and bool((a - b).abs().max() <= tolerance * b.abs().max())
+def _probe(weight: torch.Tensor) -> torch.Tensor:
+    """Two rows of numbers of either sign for what takes as many inputs as `weight` has columns."""
+    x = torch.linspace(-3, 5, 2 * weight.shape[-1], dtype=weight.dtype, device=weight.device)
+    return x.view(2, -1)

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from dist.errors import CheckpointError
 from dist.head import Head, VocabularyHead, WholeHead
 from dist.protocol import Group
 from dist.shard_plan import Box, even_bounds
+from dist.steps import product
 
 BY_OUTPUTS, BY_INPUTS = "colwise", "rowwise"
 # Styles that matter in training or spare memory only: what they name is held whole here.
@@ -78,10 +78,13 @@ class SummedLinear(nn.Linear):
         self.training = linear.training
         self._group = group
 
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        output = F.linear(input, self.weight)
+    def forward(self, input: torch.Tensor, added: torch.Tensor | None = None) -> torch.Tensor:
+        """The sum over the ranks, plus the bias, plus `added`."""
+        output = product(input, self.weight, None)
         self._group.sum_in_place(output)
-        return output if self.bias is None else output + self.bias
+        for more in (self.bias, added):
+            output = output if more is None else output + more
+        return output
 
 
 def plan_cut(module: Any, rank: int, size: int) -> Cut:

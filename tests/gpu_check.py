@@ -1,6 +1,6 @@
 """What no CPU can check: `python tests/gpu_check.py`. Needs a GPU; ends with 1 if a check fails.
 
-The attention kernels against float64, and captured passes against the plain rule, token for token in float32, for
+The kernels against float64, and captured passes against the plain rule, token for token in float32, for
 every family of tests/tiny_models.py; storage behind what is in use is poisoned.
 """
 
@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
@@ -27,8 +28,10 @@ from dist.fused import fuse  # noqa: E402
 from dist.group import SoloGroup  # noqa: E402
 from dist.protocol import Control, Reply, Turn  # noqa: E402
 from dist.settings import GenerationSettings  # noqa: E402
+from dist.steps import product, rms_norm, silu_product  # noqa: E402
 
 HEADS = ((28, 4, 128), (9, 3, 64), (4, 2, 80))
+SHAPES = ((3584, 4608), (576, 130), (8192, 300), (9000, 64))
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 
 
@@ -47,6 +50,31 @@ def kernels() -> bool:
             exact = reference_attention(q.double(), k.double(), v.double(), where, **more)
             worst[dtype] = max(worst[dtype], float((ours - exact).norm() / exact.norm()))
     print(f"attention kernels, worst relative error: {worst}", flush=True)
+    return all(worst[dtype] < limit for dtype, limit in TOLERANCE.items())
+
+
+def steps() -> bool:
+    """Relative errors of products, norms and gates over shapes that do and do not fill their tiles."""
+    worst = dict.fromkeys(TOLERANCE, 0.0)
+    for dtype, rows, (inputs, outputs) in itertools.product(TOLERANCE, (1, 8, 15, 32, 33), SHAPES):
+        x, added = (torch.randn(rows, size, device="cuda", dtype=dtype) for size in (inputs, outputs))
+        weight, bias, gain = (
+            torch.randn(*size, device="cuda", dtype=dtype) for size in ((outputs, inputs), (outputs,), (inputs,))
+        )
+        exact_x, exact_weight = x.double(), weight.double()
+        total = exact_x + x.flip(0).double()
+        normed = F.rms_norm(total, (inputs,), gain.double(), 1e-6)
+        gate, other = total[:, : inputs // 2], total[:, inputs // 2 :]
+        x_sum, x_normed = rms_norm(x, gain, 1e-6, x.flip(0))
+        for ours, exact in (
+            (product(x, weight, bias), exact_x @ exact_weight.T + bias.double()),
+            (product(x, weight, None, added.clone()), exact_x @ exact_weight.T + added.double()),
+            (x_sum, total),
+            (x_normed, normed),
+            (silu_product(x_sum), F.silu(gate) * other),
+        ):
+            worst[dtype] = max(worst[dtype], float((ours.double() - exact).norm() / exact.norm()))
+    print(f"products, norms and gates, worst relative error: {worst}", flush=True)
     return all(worst[dtype] < limit for dtype, limit in TOLERANCE.items())
 
 
@@ -83,5 +111,5 @@ def family(name: str) -> bool:
 
 if __name__ == "__main__":
     torch.backends.cuda.matmul.allow_tf32 = False
-    fine = [kernels(), *(family(name) for name in FAMILIES)]
+    fine = [kernels(), steps(), *(family(name) for name in FAMILIES)]
     sys.exit(0 if all(fine) else 1)

@@ -6,10 +6,12 @@ import copy
 
 import pytest
 import torch
-from tiny_models import FAMILIES, tiny_model
+import transformers
+from tiny_models import COMMON, FAMILIES, tiny_model
 from torch import nn
 
-from dist.fused import FusedNorm, FusedRotary, JointLinear, fuse
+from dist.fused import FusedNorm, GatedMLP, JointLinear, QuickLinear, UsualLayer, fuse
+from dist.rotary import FusedRotary
 
 IDS = torch.arange(3, 40).unsqueeze(0)
 
@@ -40,9 +42,31 @@ def test_three_projections_become_one_product_and_gate_and_up_another():
     attention, mlp = layer.self_attn, layer.mlp
     joined = [attention.q_proj, attention.k_proj, attention.v_proj, mlp.gate_proj, mlp.up_proj]
     assert [type(module) for module in joined] == [JointLinear] * 5
-    assert attention.q_proj._product is attention.v_proj._product is not mlp.up_proj._product
-    assert type(attention.o_proj) is type(mlp.down_proj) is nn.Linear
+    assert attention.q_proj.product is attention.v_proj.product is not mlp.up_proj.product
+    assert type(attention.o_proj) is type(mlp.down_proj) is QuickLinear
     assert isinstance(layer.input_layernorm, FusedNorm)
+
+
+@pytest.mark.parametrize("family", ("qwen2", "llama", "qwen3", "mistral with a sliding window"))
+def test_layers_of_the_usual_parts_are_replaced_and_keep_their_attributes(family):
+    plain, fused = tiny_model(family).model.layers[0], fused_twin(family).model.layers[0]
+    assert type(fused) is UsualLayer and type(fused.mlp) is GatedMLP
+    assert vars(fused).keys() == vars(plain).keys()
+
+
+def test_what_computes_something_else_under_the_usual_names_is_left_alone():
+    gemma = fused_twin("gemma2").model.layers[0]
+    assert not isinstance(gemma, UsualLayer) and not isinstance(gemma.mlp, GatedMLP)
+    # Granite's layers scale what they add, under the very names of Llama's parts.
+    config = transformers.GraniteConfig(**COMMON, residual_multiplier=0.5)
+    granite = transformers.AutoModelForCausalLM.from_config(config).eval()
+    granite.model.layers[0].mlp.act_fn = nn.GELU()
+    with torch.inference_mode():
+        expected = granite(IDS).logits
+        fuse(granite)
+        torch.testing.assert_close(granite(IDS).logits, expected, rtol=1e-4, atol=1e-4)
+    assert not any(isinstance(layer, UsualLayer) for layer in granite.model.layers)
+    assert [type(layer.mlp) is GatedMLP for layer in granite.model.layers] == [False, True]
 
 
 def test_a_norm_that_is_more_than_an_rms_norm_is_left_alone():
@@ -79,7 +103,8 @@ def test_linears_that_are_hooked_or_hold_rows_only_are_not_joined():
         parent.gate_proj, parent.up_proj = nn.Linear(4, 3), nn.Linear(4, 3)
         spoil(parent.up_proj)
         fuse(parent)
-        assert type(parent.gate_proj) is nn.Linear
+        assert type(parent.gate_proj) is QuickLinear
+        assert type(parent.up_proj) is nn.Linear
 
 
 def test_on_a_cpu_rotary_embeddings_stay_as_they_are():
