@@ -70,19 +70,16 @@ class Engine:
         self._module = module
         self._reloader = reloader
         self._packed = packed
-        self._captured = captured
         if packed:
             pack(module)
         self._head = head or WholeHead()
         self._plain = PlainForward(module, self._head)
+        self._sequence = SequenceForward(module, self._head, group, max_positions, captured=captured)
         self._chunk = CHUNK_GPU if group.device.type == "cuda" else CHUNK_CPU
-        self._begin_anew()
+        self._examine()
 
-    def _begin_anew(self) -> None:
-        """Find out what can be relied on with these weights; nothing is kept of others."""
-        self._sequence = SequenceForward(
-            self._module, self._head, self._group, self.max_positions, captured=self._captured
-        )
+    def _examine(self) -> None:
+        """Find out what can be relied on with these weights."""
         self._causality = probe_causality(self._module, self._head)
         self.slow_reason = self._causality.problem
         self._together: bool | None = None
@@ -184,7 +181,9 @@ class Engine:
         finally:
             if self._packed:
                 pack(self._module)
-        self._begin_anew()
+        # The weights are where the old ones were, so captured passes hold; what they computed does not.
+        self._sequence.forget()
+        self._examine()
 
     def warm_up(self, settings: GenerationSettings) -> None:
         """Rank 0: answer a turn of no meaning, so that the first real one finds all kernels ready.

@@ -103,36 +103,54 @@ def _few_rows_product(
 
 
 def rms_norm(
-    x_LI: torch.Tensor, added_LI: torch.Tensor | None, gain_I: torch.Tensor, epsilon: float
+    x_LHI: torch.Tensor, added_LHI: torch.Tensor | None, gain_I: torch.Tensor, epsilon: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The sum, and its rows over their root mean square, times the gain; contiguous, computed in float32."""
-    rows, inputs = x_LI.shape
-    sum_LI = x_LI if added_LI is None else torch.empty_like(x_LI)
-    normed_LI = torch.empty_like(x_LI)
+    """The sum, and its rows over their root mean square, times the gain; computed in float32.
+
+    What is added is contiguous; x may have any strides but the last dimension's. The results are contiguous.
+    """
+    rows, heads, inputs = x_LHI.shape
+    total_LHI = x_LHI if added_LHI is None else torch.empty_like(added_LHI)
+    normed_LHI = torch.empty(x_LHI.shape, dtype=x_LHI.dtype, device=x_LHI.device)
     padded = triton.next_power_of_2(inputs)
-    _rms_norm[(rows,)](
-        x_LI,
-        added_LI,
+    _rms_norm[(rows, heads)](
+        x_LHI,
+        added_LHI,
         gain_I,
-        sum_LI,
-        normed_LI,
+        total_LHI,
+        normed_LHI,
         inputs,
+        x_LHI.stride(0),
+        x_LHI.stride(1),
         epsilon,
         PADDED=padded,
-        ADDED=added_LI is not None,
+        ADDED=added_LHI is not None,
         num_warps=min(16, max(1, padded // 512)),
     )
-    return sum_LI, normed_LI
+    return total_LHI, normed_LHI
 
 
 @triton.jit
-def _rms_norm(x, added, gain, total, normed, inputs, epsilon, PADDED: tl.constexpr, ADDED: tl.constexpr):
-    """One row."""
+def _rms_norm(
+    x,
+    added,
+    gain,
+    total,
+    normed,
+    inputs,
+    row_stride,
+    head_stride,
+    epsilon,
+    PADDED: tl.constexpr,
+    ADDED: tl.constexpr,
+):
+    """One row of one head."""
+    row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     column = tl.arange(0, PADDED)
     inside = column < inputs
-    place = tl.program_id(0).to(tl.int64) * inputs + column
+    place = (row * tl.num_programs(1) + head) * inputs + column
     kind = normed.dtype.element_ty
-    value = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
+    value = tl.load(x + row * row_stride + head * head_stride + column, mask=inside, other=0.0).to(tl.float32)
     if ADDED:
         rounded = (value + tl.load(added + place, mask=inside, other=0.0).to(tl.float32)).to(kind)
         tl.store(total + place, rounded, mask=inside)

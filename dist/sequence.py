@@ -49,6 +49,10 @@ class SequenceForward:
         """The tokens whose keys and values are kept."""
         return self._present.cache.token_ids
 
+    def forget(self) -> None:
+        """Drop all keys and values: the weights that made them are gone."""
+        self._present.cache.truncate(0)
+
     def for_turn(self, wishes: Iterable[GenerationSettings]) -> CachedForward | CapturedForward:
         """All ranks: the forward for prompts under these settings, one after the other.
 

@@ -37,9 +37,10 @@ def rms_norm(
     if x.is_cuda:
         from dist.product_kernels import rms_norm as one_launch
 
-        flat = None if added is None else added.reshape(-1, x.shape[-1])
-        total, normed = one_launch(x.reshape(-1, x.shape[-1]), flat, gain_I, epsilon)
-        return total.view_as(x), normed.view_as(x)
+        # Heads are parts of wider rows (of the joined product): no copy of them is made.
+        rows = x.flatten(0, -3) if x.dim() > 3 else x.reshape(-1, 1, x.shape[-1])
+        total, normed = one_launch(rows, None if added is None else added.reshape(rows.shape), gain_I, epsilon)
+        return total.view(x.shape) if added is not None else x, normed.view(x.shape)
     total = x if added is None else x + added
     return total, F.rms_norm(total, gain_I.shape, gain_I, epsilon)
 

@@ -65,6 +65,7 @@ def steps() -> bool:
         total = exact_x + x.flip(0).double()
         normed = F.rms_norm(total, (inputs,), gain.double(), 1e-6)
         gate, other = total[:, : inputs // 2], total[:, inputs // 2 :]
+        heads = x[:, :100].view(1, rows, 2, 50)
         x_sum, x_normed = rms_norm(x, gain, 1e-6, x.flip(0))
         for ours, exact in (
             (product(x, weight, bias), exact_x @ exact_weight.T + bias.double()),
@@ -72,6 +73,7 @@ def steps() -> bool:
             (x_sum, total),
             (x_normed, normed),
             (silu_product(x_sum), F.silu(gate) * other),
+            (rms_norm(heads, gain[:50], 1e-6)[1], F.rms_norm(heads.double(), (50,), gain[:50].double(), 1e-6)),
         ):
             worst[dtype] = max(worst[dtype], float((ours.double() - exact).norm() / exact.norm()))
     print(f"products, norms and gates, worst relative error: {worst}", flush=True)

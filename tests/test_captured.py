@@ -164,6 +164,25 @@ def test_a_warm_up_changes_no_reply():
     assert reply(engine, prompt, wish).token_ids == plain_rule(tiny_model(), prompt, wish, 2, (2,), LIMIT)
 
 
+def test_captured_passes_serve_other_weights_in_the_same_place():
+    model = copy.deepcopy(tiny_model())
+
+    class Weights:
+        def swap(self, folder, ready, progress):
+            for name, parameter in model.named_parameters():
+                parameter.data.copy_(tiny_model(seed=int(folder)).get_parameter(name))
+
+    engine = Engine(model, SoloGroup(torch.device("cpu")), max_positions=LIMIT, reloader=Weights())
+    engine._sequence = Fixed(model)
+    prompt, wish = range(3, 40), GenerationSettings(add_eos_length=7, refine_iter=2, max_new_tokens=30)
+    reply(engine, prompt, wish)
+    widths = dict(engine._sequence._present._widths)
+    engine._swap("1")
+    expected = plain_rule(tiny_model(seed=1), tuple(prompt), wish, PLACEHOLDER, (2,), LIMIT)
+    assert reply(engine, prompt, wish).token_ids == expected
+    assert widths and engine._sequence._present._widths == widths
+
+
 def test_on_a_cpu_a_sequence_is_decoded_as_it_comes():
     sequence = SequenceForward(tiny_model(), WholeHead(), SoloGroup(torch.device("cpu")), LIMIT)
     assert isinstance(sequence.for_turn(GenerationSettings()), CachedForward)
