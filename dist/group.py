@@ -1,6 +1,7 @@
 """The ranks of one run: orders, verdicts, errors and weights between them. Knows no model and no text.
 
-The only file with hand-written collectives. Three process groups, because their waits differ:
+The only file with hand-written collectives, but for small sums through memory that GPUs share
+(`dist/symmetric.py`). Three process groups, because their waits differ:
 
 default   NCCL on GPUs, gloo on CPUs: weights, and what tensor parallel layers exchange. Ordinary timeout.
 orders    gloo, a timeout of years: followers wait here for the next turn; an idle NCCL wait would hold the GPU.
@@ -9,6 +10,7 @@ verdicts  gloo, ordinary timeout: one small broadcast per iteration, so that a h
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -18,6 +20,7 @@ import torch.distributed as torch_dist
 
 from dist.errors import RankError
 from dist.protocol import Order
+from dist.symmetric import NoPeerSums, PeerSums, open_peer_sums
 from dist.wire import order_from_bytes, order_to_bytes
 
 FRAME_BYTES = 4096
@@ -55,6 +58,9 @@ class SoloGroup:
 
     def spread_rows(self, tensor: torch.Tensor, bounds: Sequence[int]) -> None:
         pass
+
+    def open_sums(self) -> str | None:
+        return None
 
     def sum_in_place(self, tensor: torch.Tensor) -> None:
         pass
@@ -104,7 +110,9 @@ class TorchGroup:
         self._verdicts = torch_dist.new_group(backend="gloo", timeout=HANG)
         self._store = torch_dist.distributed_c10d._get_default_store()
         self._counters = 0
-        self._process_ids = self._exchange_process_ids()
+        self._process_ids, self._devices = self._exchange_places()
+        self._sums: PeerSums | None = None
+        self._sums_told: str | None = None
 
     def publish(self, order: Order) -> None:
         """Rank 0: one frame of 4 KiB, length first; a longer order sends its tail in a second broadcast."""
@@ -154,7 +162,21 @@ class TorchGroup:
                 # As bytes: gloo does not know every dtype.
                 self._broadcast(rows.reshape(-1).view(torch.uint8), None, source)
 
+    def open_sums(self) -> str | None:
+        if self.device.type == "cuda" and self._sums_told is None:
+            self._sums_told = "sums by NCCL"
+            if len(self._process_ids) == self.size:
+                with contextlib.suppress(NoPeerSums):
+                    self._sums = open_peer_sums(
+                        self, torch_dist.distributed_c10d._get_default_group(), self._devices
+                    )
+                    self._sums_told = "sums through shared GPU memory"
+        return self._sums_told
+
     def sum_in_place(self, tensor: torch.Tensor) -> None:
+        if self._sums is not None and self._sums.takes(tensor):
+            self._sums.sum_in_place(tensor)
+            return
         try:
             torch_dist.all_reduce(tensor)
         except RuntimeError as problem:
@@ -206,11 +228,13 @@ class TorchGroup:
         """Leave the run. Without this, gloo can abort the process at exit."""
         torch_dist.destroy_process_group()
 
-    def _exchange_process_ids(self) -> dict[int, int]:
-        host = os.uname().nodename
-        self._store.set(f"process/{self.rank}", f"{os.getpid()} {host}")
-        entries = [self._store.get(f"process/{rank}").decode().split(" ", 1) for rank in range(self.size)]
-        return {rank: int(pid) for rank, (pid, where) in enumerate(entries) if where == host}
+    def _exchange_places(self) -> tuple[dict[int, int], list[int]]:
+        """{rank: process id} of the ranks on this host, and the device of every rank (-1: a CPU)."""
+        host, index = os.uname().nodename, -1 if self.device.index is None else self.device.index
+        self._store.set(f"process/{self.rank}", f"{os.getpid()} {index} {host}")
+        entries = [self._store.get(f"process/{rank}").decode().split(" ", 2) for rank in range(self.size)]
+        ids = {rank: int(pid) for rank, (pid, _, where) in enumerate(entries) if where == host}
+        return ids, [int(device) for _, device, _ in entries]
 
     def _broadcast(
         self, tensor: torch.Tensor, group: torch_dist.ProcessGroup | None, source: int = 0

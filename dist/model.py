@@ -120,7 +120,11 @@ def load_model(
     started = time.monotonic()
     filler.fill(layout.placement)
     seconds = time.monotonic() - started
-    head = WholeHead() if layout.cut is None else finish_cut(plan.module, layout.cut, group)
+    head: Head = WholeHead()
+    words = layout.words
+    if layout.cut is not None:
+        head, sums = finish_cut(plan.module, layout.cut, group), group.open_sums()
+        words += f"; {sums}" if sums else ""
     if group.device.type == "cuda" and layout.placement != "shares":
         fuse(plan.module)
     return LoadedModel(
@@ -129,7 +133,7 @@ def load_model(
             checkpoint,
             plan.module,
             dtype=str(torch_dtype).removeprefix("torch."),
-            parallel=layout.words,
+            parallel=words,
             load_seconds=seconds,
             load_bytes=filler.bytes_read,
         ),

@@ -203,6 +203,13 @@ class Group(Protocol):
     def spread_rows(self, tensor: torch.Tensor, bounds: Sequence[int]) -> None:
         """In place: rank r brings rows bounds[r] to bounds[r + 1] of `tensor`; afterwards all hold all."""
 
+    def open_sums(self) -> str | None:
+        """All ranks, before anything is captured: speed up small sums where that works.
+
+        Returns how ranks now sum, in words, or None where there is but one way.
+        """
+        ...
+
     def sum_in_place(self, tensor: torch.Tensor) -> None:
         """In place: the sum of what the ranks bring, contiguous and of one shape. The host does not wait."""
 

@@ -23,6 +23,7 @@ ALLOWED = {
         "dist/group",
         "dist/model",
         "dist/gathering",
+        "dist/symmetric",
         "dist/verl",
         "chat/launch",
         "chat/demo/shard",
