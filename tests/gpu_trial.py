@@ -1,8 +1,9 @@
 """A conversation on GPUs: `python tests/gpu_trial.py [FOLDER] [--ranks N]`. Needs N GPUs and no test framework.
 
 Writes checkpoints on the GPUs with the torch calls that verl makes (FSDP1 and FSDP2, NCCL), then talks to them
-through run_chat.sh: prompts on N ranks and on one, which must choose the same tokens in float32, and a
-conversation in a real terminal with a reply that is stopped and a setting changed in its middle.
+through run_chat.sh: prompts on N ranks and on one, which must choose the same tokens in float32 (with one GPU there
+is nothing to compare), and a conversation in a real terminal with a reply that is stopped, a setting changed in
+its middle and other weights loaded.
 """
 
 from __future__ import annotations
@@ -90,9 +91,11 @@ def same_tokens(home: Path, checkpoint: Path, ranks: int, dtype: str) -> None:
     assert dtype != "float32" or rows[0]["token_ids"] == rows[1]["token_ids"]
 
 
-def converse(home: Path, checkpoint: Path, ranks: int) -> None:
-    """A few turns in a terminal; prints the screen at its end."""
+def converse(home: Path, checkpoint: Path, other: Path, ranks: int) -> None:
+    """A few turns in a terminal with both checkpoints; prints the screen at its end."""
+    began = time.monotonic()
     with Chat(home, str(ranks), str(checkpoint), "--add_eos_length", "7", "--max_new_tokens", "64") as chat:
+        print(f"{checkpoint.name} on {ranks}: ready in {time.monotonic() - began:.1f} s", flush=True)
         chat.say("Hello there")
         chat.wait_for("tok/s")
         chat.say("/max_new_tokens 6000")
@@ -104,6 +107,11 @@ def converse(home: Path, checkpoint: Path, ranks: int) -> None:
         chat.send(CTRL_C)
         chat.wait_for("[stopped]")
         chat.say("/max_new_tokens 32")
+        began = time.monotonic()
+        chat.say(f"/load {other}")
+        chat.wait_for("answers from here on")
+        print(f"{other.name} loaded in {time.monotonic() - began:.1f} s", flush=True)
+        chat.say("And now?")
         chat.say("/model")
         chat.wait_for("processes")
         screen = chat.text
@@ -125,10 +133,10 @@ def main() -> None:
         return
     subprocess.run(torchrun(options.ranks, __file__, str(folder), "--write"), check=True)
     home = folder / "home"
-    for name in ("fsdp1", "fsdp2"):
+    for name in ("fsdp1", "fsdp2") if options.ranks > 1 else ():
         for dtype in ("float32", "bfloat16"):
             same_tokens(home, folder / name, options.ranks, dtype)
-    converse(home, folder / "fsdp2", options.ranks)
+    converse(home, folder / "fsdp2", folder / "fsdp1", options.ranks)
     print("all fine")
 
 
