@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 
@@ -28,6 +29,7 @@ LENGTH_BYTES = 8
 ERROR_BYTES = 2048
 YEARS = timedelta(days=3650)
 HANG = timedelta(minutes=10)
+GRACE_S = 0.05
 # Its name since torch 2.13, and before.
 _all_gather = getattr(torch_dist, "all_gather_single", torch_dist.all_gather_into_tensor)
 
@@ -226,6 +228,9 @@ class TorchGroup:
 
     def close(self) -> None:
         """Leave the run. Without this, gloo can abort the process at exit."""
+        # Gloo's threads need Python's lock once more to drop their last tensors. In torch 2.5 a group that is taken
+        # apart before holds the lock and waits for them for ever.
+        time.sleep(GRACE_S)
         torch_dist.destroy_process_group()
 
     def _exchange_places(self) -> tuple[dict[int, int], list[int]]:

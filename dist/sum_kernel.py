@@ -18,7 +18,7 @@ PROGRAM_WORDS = 1024  # of 4 bytes, for one program
 PROGRAM_BYTES = 4 * PROGRAM_WORDS
 WARPS = 8
 DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
-FOREVER = 2**62
+FOREVER = 0
 
 
 def programs_together(ranks: int) -> int:
@@ -49,7 +49,7 @@ def sum_among_peers(
     `tensor` is contiguous, of a dtype in DTYPES, aligned to 16 bytes and a multiple of them long, at most
     `capacity` 4-byte words, which is a multiple of PROGRAM_WORDS. `inboxes`: the address of each rank's inbox,
     zeroed before the first call. `calls` [capacity // PROGRAM_WORDS], int32, begins as zeros. After `patience`
-    looks for words that have not come, a program goes on with what there is.
+    looks for words that have not come, if it is not FOREVER, a program goes on with what there is.
     """
     sixteens = tensor.numel() * tensor.element_size() // 16
     grid = (triton.cdiv(4 * sixteens, PROGRAM_WORDS),)
@@ -101,15 +101,17 @@ def _sum_among_peers(
     # A word of a 16-bit dtype holds two values.
     low = tl.zeros([WORDS], dtype=tl.float32)
     high = tl.zeros([WORDS], dtype=tl.float32)
-    looks = patience * 0
+    looks = 0
     for rank in tl.static_range(RANKS):
         if rank == RANK:
             word = mine
         else:
             sent = inbox + half + rank * CAPACITY + place
             letters = tl.load(sent, volatile=True)
-            while (tl.max(((letters >> 32) != call).to(tl.int32), axis=0) > 0) & (looks < patience):
+            late = tl.max(((letters >> 32) != call).to(tl.int32), axis=0)
+            while (late > 0) & ((looks < patience) | (patience <= 0)):
                 letters = tl.load(sent, volatile=True)
+                late = tl.max(((letters >> 32) != call).to(tl.int32), axis=0)
                 looks += 1
             word = letters.to(tl.int32)
         if WIDE:
