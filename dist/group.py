@@ -64,8 +64,9 @@ class SoloGroup:
     def open_sums(self) -> str | None:
         return None
 
-    def sum_in_place(self, tensor: torch.Tensor) -> None:
-        pass
+    def sum_in_place(self, tensor: torch.Tensor, added: torch.Tensor | None = None) -> None:
+        if added is not None:
+            tensor += added
 
     def gather(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.unsqueeze(0)
@@ -175,14 +176,16 @@ class TorchGroup:
                     self._sums_told = "sums through shared GPU memory"
         return self._sums_told
 
-    def sum_in_place(self, tensor: torch.Tensor) -> None:
+    def sum_in_place(self, tensor: torch.Tensor, added: torch.Tensor | None = None) -> None:
         if self._sums is not None and self._sums.takes(tensor):
-            self._sums.sum_in_place(tensor)
+            self._sums.sum_in_place(tensor, added)
             return
         try:
             torch_dist.all_reduce(tensor)
         except RuntimeError as problem:
             raise _lost(problem) from problem
+        if added is not None:
+            tensor += added
 
     def gather(self, tensor: torch.Tensor) -> torch.Tensor:
         with torch.inference_mode(False):

@@ -210,8 +210,11 @@ class Group(Protocol):
         """
         ...
 
-    def sum_in_place(self, tensor: torch.Tensor) -> None:
-        """In place: the sum of what the ranks bring, contiguous and of one shape. The host does not wait."""
+    def sum_in_place(self, tensor: torch.Tensor, added: torch.Tensor | None = None) -> None:
+        """In place: the sum of what the ranks bring, contiguous and of one shape; then `added`, the same on all.
+
+        The host does not wait.
+        """
 
     def gather(self, tensor: torch.Tensor) -> torch.Tensor:
         """[size, ...]: what every rank brings, contiguous and of one shape. The host does not wait."""

@@ -36,24 +36,25 @@ def inbox_words(ranks: int, capacity: int) -> int:
 
 def sum_among_peers(
     tensor: torch.Tensor,
+    added: torch.Tensor | None = None,
+    *,
     inboxes: tuple[int, ...],
     calls: torch.Tensor,
-    *,
     rank: int,
     capacity: int,
     patience: int = FOREVER,
     compile_only: bool = False,
 ) -> None:
-    """In place: the sum over the ranks, each of which makes the same calls.
+    """In place: the sum over the ranks, each of which makes the same calls; then this rank's `added` is added.
 
     `tensor` is contiguous, of a dtype in DTYPES, aligned to 16 bytes and a multiple of them long, at most
-    `capacity` 4-byte words, which is a multiple of PROGRAM_WORDS. `inboxes`: the address of each rank's inbox,
-    zeroed before the first call. `calls` [capacity // PROGRAM_WORDS], int32, begins as zeros. After `patience`
-    looks for words that have not come, if it is not FOREVER, a program goes on with what there is.
+    `capacity` 4-byte words, which is a multiple of PROGRAM_WORDS; `added` is like it. `inboxes`: the address of
+    each rank's inbox, zeroed before the first call. `calls` [capacity // PROGRAM_WORDS], int32, begins as zeros.
+    After `patience` looks for words that have not come, if it is not FOREVER, a program goes on with what there is.
     """
     sixteens = tensor.numel() * tensor.element_size() // 16
     grid = (triton.cdiv(4 * sixteens, PROGRAM_WORDS),)
-    arguments = (tensor, inboxes, calls, sixteens, patience)
+    arguments = (tensor, added, inboxes, calls, sixteens, patience)
     constants = {
         "DTYPE": DTYPES[tensor.dtype],
         "WIDE": tensor.element_size() == 4,
@@ -72,6 +73,7 @@ def sum_among_peers(
 @triton.jit(do_not_specialize=["sixteens", "patience"])
 def _sum_among_peers(
     tensor,
+    added,
     inboxes,
     calls,
     sixteens,
@@ -91,6 +93,9 @@ def _sum_among_peers(
     # So written that it is seen to be the same for four neighbours, which are then loaded together.
     is_there = place // 4 < sixteens
     mine = tl.load(own, mask=is_there, other=0)
+    more = mine
+    if added is not None:
+        more = tl.load(added.to(tl.pointer_type(tl.int32)) + place, mask=is_there, other=0)
     half = (call & 1) * (RANKS * CAPACITY)
     # Words past the tensor's end are sent too: what lies in a half is of two calls ago, never older.
     letters = (call.to(tl.int64) << 32) | (mine.to(tl.int64) & 0xFFFFFFFF)
@@ -117,12 +122,24 @@ def _sum_among_peers(
         if WIDE:
             low += word.to(tl.float32, bitcast=True)
         else:
-            low += word.to(tl.int16).to(DTYPE, bitcast=True).to(tl.float32)
-            high += (word >> 16).to(tl.int16).to(DTYPE, bitcast=True).to(tl.float32)
+            low += _value(word, DTYPE)
+            high += _value(word >> 16, DTYPE)
     if WIDE:
+        if added is not None:
+            low += more.to(tl.float32, bitcast=True)
         total = low.to(tl.int32, bitcast=True)
     else:
+        if added is not None:
+            # The sum is rounded before, as it would be by itself.
+            low = low.to(DTYPE).to(tl.float32) + _value(more, DTYPE)
+            high = high.to(DTYPE).to(tl.float32) + _value(more >> 16, DTYPE)
         total = low.to(DTYPE).to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF
         total |= high.to(DTYPE).to(tl.int16, bitcast=True).to(tl.int32) << 16
     tl.store(own, total, mask=is_there)
     tl.store(calls + program, call)
+
+
+@triton.jit
+def _value(words, DTYPE: tl.constexpr):
+    """The numbers in the lower halves."""
+    return words.to(tl.int16).to(DTYPE, bitcast=True).to(tl.float32)

@@ -36,7 +36,14 @@ class NoPeerSums(Exception):
 class Run(Protocol):
     """`sum_kernel.sum_among_peers` with all bound but the tensor."""
 
-    def __call__(self, tensor: torch.Tensor, *, patience: int = ..., compile_only: bool = ...) -> None: ...
+    def __call__(
+        self,
+        tensor: torch.Tensor,
+        added: torch.Tensor | None = ...,
+        *,
+        patience: int = ...,
+        compile_only: bool = ...,
+    ) -> None: ...
 
 
 class PeerSums:
@@ -55,14 +62,20 @@ class PeerSums:
         fits = 0 < size <= self._most_bytes and size % ALIGNMENT == 0
         return fits and tensor.dtype in DTYPES and tensor.device == self._device
 
-    def sum_in_place(self, tensor: torch.Tensor) -> None:
-        """The sum of what all ranks bring, bit for bit the same on all; contiguous."""
-        if tensor.data_ptr() % ALIGNMENT:
-            aligned = tensor.clone()
-            self._run(aligned)
-            tensor.copy_(aligned)
-        else:
-            self._run(tensor)
+    def sum_in_place(self, tensor: torch.Tensor, added: torch.Tensor | None = None) -> None:
+        """The sum of what all ranks bring, contiguous, the same bits on all, and then this rank's `added`."""
+        summed = tensor if _aligned(tensor) else tensor.clone()
+        alike = added is not None and (added.dtype, added.shape) == (tensor.dtype, tensor.shape)
+        joined = added if added is not None and alike and _aligned(added) else None
+        self._run(summed, joined)
+        if summed is not tensor:
+            tensor.copy_(summed)
+        if added is not None and joined is None:
+            tensor += added
+
+
+def _aligned(tensor: torch.Tensor) -> bool:
+    return tensor.is_contiguous() and tensor.data_ptr() % ALIGNMENT == 0
 
 
 def open_peer_sums(group: Group, process_group: torch_dist.ProcessGroup, devices: Sequence[int]) -> PeerSums:
@@ -154,20 +167,24 @@ def _compiled(group: Group, addresses: tuple[int, ...], capacity: int) -> Run:
     calls = torch.zeros(capacity // PROGRAM_WORDS, dtype=torch.int32, device=group.device)
     run = functools.partial(sum_among_peers, inboxes=addresses, calls=calls, rank=group.rank, capacity=capacity)
     for dtype in DTYPES:
-        run(torch.empty(PROBE_ELEMENTS, dtype=dtype, device=group.device), compile_only=True)
+        tensor = torch.empty(PROBE_ELEMENTS, dtype=dtype, device=group.device)
+        run(tensor, compile_only=True)
+        run(tensor, tensor, compile_only=True)
     return run
 
 
 def _probe(run: Run, group: Group) -> None:
     """Raise RuntimeError where sums of numbers that all ranks know are not right to the bit."""
     generator = torch.Generator().manual_seed(0)
-    for _ in range(PROBE_ROUNDS):
-        for dtype in DTYPES:
-            shares = torch.randn((group.size, PROBE_ELEMENTS), generator=generator).to(dtype)
-            right = torch.zeros(PROBE_ELEMENTS)
-            for share in shares:
-                right += share.float()
-            mine = shares[group.rank].to(group.device)
-            run(mine, patience=PROBE_PATIENCE)
-            if not torch.equal(mine.cpu(), right.to(dtype)):
-                raise RuntimeError(f"sums through shared memory are wrong in {dtype}")
+    for index in range(PROBE_ROUNDS * len(DTYPES)):
+        dtype = DTYPES[index // PROBE_ROUNDS]
+        shares = torch.randn((group.size, PROBE_ELEMENTS), generator=generator).to(dtype)
+        total = torch.zeros(PROBE_ELEMENTS)
+        for share in shares:
+            total += share.float()
+        right, mine, added = total.to(dtype), shares[group.rank].to(group.device, copy=True), None
+        if index % 2:
+            right, added = right + shares[0], shares[0].to(group.device)
+        run(mine, added, patience=PROBE_PATIENCE)
+        if not torch.equal(mine.cpu(), right):
+            raise RuntimeError(f"sums through shared memory are wrong in {dtype}")

@@ -81,10 +81,11 @@ class SummedLinear(nn.Linear):
     def forward(self, input: torch.Tensor, added: torch.Tensor | None = None) -> torch.Tensor:
         """The sum over the ranks, plus the bias, plus `added`."""
         output = product(input, self.weight, None)
-        self._group.sum_in_place(output)
-        for more in (self.bias, added):
-            output = output if more is None else output + more
-        return output
+        if self.bias is None:
+            self._group.sum_in_place(output, added)
+            return output
+        self._group.sum_in_place(output, self.bias.expand_as(output))
+        return output if added is None else output.add_(added)
 
 
 def plan_cut(module: Any, rank: int, size: int) -> Cut:

@@ -22,10 +22,15 @@ from dist.group import SoloGroup
 from dist.symmetric import NoPeerSums, PeerSums, open_peer_sums
 
 
-def doubled(tensor: torch.Tensor, **_: object) -> None:
+def doubled(tensor: torch.Tensor, added: torch.Tensor | None = None) -> None:
     """What the kernel does, as if two ranks brought the same."""
-    assert tensor.data_ptr() % 16 == 0
+    for given in (tensor, *([] if added is None else [added])):
+        assert given.data_ptr() % 16 == 0
+        assert given.is_contiguous()
+        assert (given.shape, given.dtype) == (tensor.shape, tensor.dtype)
     tensor *= 2
+    if added is not None:
+        tensor += added
 
 
 @pytest.fixture
@@ -62,11 +67,28 @@ def test_a_tensor_that_begins_at_an_odd_place_is_summed_too(sums):
     assert numbers.tolist() == [0.0, *(4.0 * n for n in range(1, 16)), 32.0]
 
 
+@pytest.mark.parametrize(
+    "added",
+    [
+        torch.arange(8.0).expand(2, 8).contiguous(),
+        torch.arange(8.0),  # a bias
+        torch.arange(8.0).expand(2, 8),
+        torch.arange(8.0).bfloat16().expand(2, 8).contiguous(),
+        torch.cat([torch.zeros(1), torch.arange(8.0), torch.arange(8.0)])[1:].view(2, 8),
+    ],
+    ids=["like the sum", "one row", "no memory of its own", "another dtype", "an odd place"],
+)
+def test_what_is_added_may_lie_as_it_likes(sums, added):
+    numbers = torch.ones(2, 8)
+    sums.sum_in_place(numbers, added)
+    assert numbers.tolist() == [[2.0 + n for n in range(8)]] * 2
+
+
 def on_gloo(group) -> dict:
     """Two real ranks without GPUs."""
     told = {"opened": group.open_sums(), "devices": group._devices}
     ones = torch.ones(8)
-    group.sum_in_place(ones)
+    group.sum_in_place(ones, torch.full((8,), 0.5))
     told["sum"] = ones.tolist()
     try:
         open_peer_sums(group, torch_dist.distributed_c10d._get_default_group(), group._devices)
@@ -81,7 +103,7 @@ def test_ranks_without_gpus_sum_as_ever_and_are_told_of_no_choice():
     told = results_of_forks([2], on_gloo)[2]
     assert told["opened"] is None
     assert told["devices"] == [-1, -1]
-    assert told["sum"] == [2.0] * 8
+    assert told["sum"] == [2.5] * 8
     assert told["smallest"] == 5
     assert told["refused"]
 
@@ -115,12 +137,14 @@ def test_a_wrong_sum_is_found_before_it_is_relied_on(monkeypatch):
         monkeypatch.setattr(dist.symmetric, "_compiled", lambda group, addresses, capacity: run)
         return open_peer_sums(group, None, [0, 1])
 
-    def right(tensor: torch.Tensor, patience: int) -> None:
+    def right(tensor: torch.Tensor, added: torch.Tensor | None, patience: int) -> None:
         shares = next(brought)
         tensor.copy_(shares[0].float() + shares[1].float())
+        if added is not None:
+            tensor += added
 
-    def almost_right(tensor: torch.Tensor, patience: int) -> None:
-        right(tensor, patience)
+    def almost_right(tensor: torch.Tensor, added: torch.Tensor | None, patience: int) -> None:
+        right(tensor, added, patience)
         tensor[-1] = tensor[-1].nextafter(torch.tensor(9.0, dtype=tensor.dtype))
 
     group = TwoRanks({})
@@ -138,8 +162,8 @@ def test_a_wrong_sum_is_found_before_it_is_relied_on(monkeypatch):
 def numbers_of_the_probe():
     """What both ranks bring, sum by sum."""
     generator = torch.Generator().manual_seed(0)
-    for _ in range(dist.symmetric.PROBE_ROUNDS):
-        for dtype in dist.symmetric.DTYPES:
+    for dtype in dist.symmetric.DTYPES:
+        for _ in range(dist.symmetric.PROBE_ROUNDS):
             yield torch.randn((2, dist.symmetric.PROBE_ELEMENTS), generator=generator).to(dtype)
 
 
