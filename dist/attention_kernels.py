@@ -14,9 +14,12 @@ import torch
 import triton  # comes with torch where there are GPUs
 import triton.language as tl
 
+from dist.kernels import stages_that_fit
+
 PROGRAMS = 256  # about two for each multiprocessor of a large GPU
 MOST_PARTS = 64
 KEYS_AT_ONCE = 64
+STAGES = 3
 
 
 def split_kv_attention(
@@ -47,6 +50,8 @@ def split_kv_attention(
     result_LHD = torch.empty((rows, heads, size), dtype=query_HLD.dtype, device=device)
     padded = max(16, triton.next_power_of_2(size))
     is_float32 = query_HLD.dtype == torch.float32
+    keys_at_once = KEYS_AT_ONCE // 2 if is_float32 or padded > 128 else KEYS_AT_ONCE
+    row_bytes = padded * query_HLD.itemsize
     _attend_to_part[(key_heads, tiles, parts)](
         query_HLD,
         key_KCD,
@@ -67,9 +72,10 @@ def split_kv_attention(
         SIZE=size,
         PADDED=padded,
         ROWS=block_rows,
-        KEYS=KEYS_AT_ONCE // 2 if is_float32 or padded > 128 else KEYS_AT_ONCE,
+        KEYS=keys_at_once,
         PARTS=parts,
         PRECISION="ieee" if is_float32 else "tf32",
+        num_stages=stages_that_fit(device, STAGES, 2 * keys_at_once * row_bytes, block_rows * row_bytes),
     )
     _merge_parts[(rows, heads)](
         sums_SHLD,

@@ -10,7 +10,6 @@ Shape suffixes: W tokens fed (the width), K logits kept, V vocabulary.
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -29,6 +28,7 @@ from dist.forward import (
     most_likely,
 )
 from dist.head import Head
+from dist.kernels import kernel_errors
 from dist.model_build import position_limit
 from dist.rotary import FusedRotary
 
@@ -129,25 +129,16 @@ def capture_problem(
     others = set(getattr(config, "layer_types", None) or ()) - KNOWN_LAYERS
     if others or getattr(config, "attention_chunk_size", None):
         return None, f"its attention is of another kind ({', '.join(sorted(others)) or 'chunked'})"
+    refusals: tuple[type[Exception], ...] = (*FORWARD_ERRORS, *kernel_errors())
     try:
         forward = CapturedForward(module, head, capacity, capture=capture)
         if forward.agrees():
             return forward, None
     except torch.OutOfMemoryError:
         raise
-    except _capture_errors() as error:
+    except refusals as error:
         return None, f"{type(error).__name__}: {(str(error) or 'no words').splitlines()[0].rstrip('.')}"
     return None, "it gives other logits with its keys and values in fixed storage"
-
-
-def _capture_errors() -> tuple[type[Exception], ...]:
-    """What models raise that cannot be captured, and machines on which no kernel can be compiled."""
-    usual = (*FORWARD_ERRORS, ImportError, OSError, subprocess.SubprocessError)
-    try:
-        from triton.errors import TritonError
-    except ImportError:
-        return usual
-    return (*usual, TritonError)
 
 
 class FixedWidth:

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from dist.rotary import alike
-from dist.steps import product, rms_norm, silu_product
+from dist.steps import kernels_run, product, rms_norm, silu_product
 from dist.tensor_parallel import SummedLinear
 
 ATTENTION, MLP = "self_attn", "mlp"
@@ -131,7 +131,12 @@ class UsualLayer(nn.Module):
 
 @torch.no_grad()
 def fuse(module: Any) -> None:
-    """Replace what can be replaced, in place. Names and values of all parameters stay."""
+    """Replace what can be replaced, in place. Names and values of all parameters stay.
+
+    Where our kernels cannot be started the model stays as it is.
+    """
+    if not kernels_run(next(module.parameters())):
+        return
     for parent in list(module.modules()):
         children = dict(parent.named_children())
         for names in JOINED:

@@ -13,6 +13,8 @@ import torch
 import triton  # comes with torch where there are GPUs
 import triton.language as tl
 
+from dist.kernels import stages_that_fit
+
 # (outputs, inputs) that a program holds at once. From so many inputs on it is better to have more programs.
 AT_ONCE, LONG_AT_ONCE, LONG_INPUT = (64, 128), (32, 256), 8192
 STAGES = 6
@@ -30,6 +32,7 @@ def few_rows_product(
     outputs_at_once, inputs_at_once = LONG_AT_ONCE if inputs >= LONG_INPUT else AT_ONCE
     result_LO = torch.empty((rows, outputs), dtype=x_LI.dtype, device=x_LI.device)
     padded = max(16, triton.next_power_of_2(rows))
+    most = STAGES if padded == 16 else STAGES // 2
     _few_rows_product[(triton.cdiv(outputs, outputs_at_once),)](
         x_LI,
         weight_OI,
@@ -47,8 +50,7 @@ def few_rows_product(
         EVEN=inputs % inputs_at_once == 0,
         BIASED=bias_O is not None,
         ADDED=added_LO is not None,
-        # Twice the rows take twice the shared memory.
-        STAGES=STAGES if padded == 16 else STAGES // 2,
+        STAGES=stages_that_fit(x_LI.device, most, (outputs_at_once + padded) * inputs_at_once * x_LI.itemsize),
         num_warps=4,
     )
     return result_LO

@@ -8,8 +8,20 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from dist.kernels import kernel_errors
+
 # With more rows cuBLAS is at least as fast (measured on an H100 with the shapes of a 7B model).
 FEW_ROWS = 32
+
+
+def kernels_run(like: torch.Tensor) -> bool:
+    """Whether the kernels can be compiled and started for this dtype and device."""
+    try:
+        x = like.new_ones((1, 64))
+        rms_norm(silu_product(product(x, like.new_ones((128, 64)), None)), x[0], 1e-6)
+    except kernel_errors():
+        return False
+    return True
 
 
 def product(

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import functools
 import os
-import subprocess
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
 import torch.distributed as torch_dist
 
+from dist.kernels import kernel_errors
 from dist.protocol import Group
 
 # What a rank sends at most in one sum; with more, a sum takes as long as its words take to travel.
@@ -25,6 +25,8 @@ MOST_RANKS = 8
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 ALIGNMENT = 16
 PROBE_ELEMENTS, PROBE_ROUNDS = 5000, 3
+# What other versions of torch and Triton raise, beside kernel_errors().
+VERSION_ERRORS = (AssertionError, AttributeError, LookupError, TypeError, ValueError)
 # Looks at memory, each of about a microsecond: enough for a rank that comes late, and an end if words never come.
 PROBE_PATIENCE = 1 << 24
 
@@ -94,25 +96,15 @@ def open_peer_sums(group: Group, process_group: torch_dist.ProcessGroup, devices
 def _agreed(group: Group, work: Callable[[], Any]) -> Any:
     """What `work` gives; NoPeerSums on all ranks where it fails on any."""
     result, problem = None, None
+    refusals: tuple[type[Exception], ...] = (*VERSION_ERRORS, *kernel_errors())
     try:
         result = work()
-    except _failures() as error:
+    except refusals as error:
         problem = f"{type(error).__name__}: {(str(error) or 'no words').splitlines()[0]}"
     problems = group.gather_errors(problem)
     if problems:
         raise NoPeerSums(problems[min(problems)])
     return result
-
-
-def _failures() -> tuple[type[Exception], ...]:
-    """What drivers, compilers and other versions of torch and Triton raise."""
-    code = (AssertionError, AttributeError, LookupError, TypeError, ValueError)
-    usual = (*code, ImportError, OSError, RuntimeError, subprocess.SubprocessError)
-    try:
-        from triton.errors import TritonError
-    except ImportError:
-        return usual
-    return (*usual, TritonError)
 
 
 def _capacity(group: Group, devices: Sequence[int]) -> int:

@@ -109,3 +109,10 @@ def test_linears_that_are_hooked_or_hold_rows_only_are_not_joined():
 
 def test_on_a_cpu_rotary_embeddings_stay_as_they_are():
     assert not FusedRotary(tiny_model()).usual
+
+
+def test_where_no_kernel_can_be_started_a_model_stays_as_it_is(monkeypatch):
+    monkeypatch.setattr("dist.fused.kernels_run", lambda like: False)
+    twin = copy.deepcopy(tiny_model())
+    fuse(twin)
+    assert [type(module) for module in twin.modules()] == [type(module) for module in tiny_model().modules()]
