@@ -126,7 +126,7 @@ def load_model(
         head, sums = finish_cut(plan.module, layout.cut, group), group.open_sums()
         words += f"; {sums}" if sums else ""
     if group.device.type == "cuda" and layout.placement != "shares":
-        fuse(plan.module)
+        fuse(plan.module, group)
     return LoadedModel(
         module=plan.module,
         facts=model_facts(

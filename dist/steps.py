@@ -32,8 +32,9 @@ def product(
     if x.is_cuda and x.dtype.itemsize == 2 and x.numel() <= FEW_ROWS * inputs and weight_OI.is_contiguous():
         from dist.product_kernels import few_rows_product
 
-        flat = None if added is None else added.reshape(-1, outputs)
-        return few_rows_product(x.reshape(-1, inputs), weight_OI, bias_O, flat).view(*x.shape[:-1], outputs)
+        rows = _side_by_side(x.reshape(-1, inputs))
+        flat = None if added is None else _side_by_side(added.reshape(-1, outputs))
+        return few_rows_product(rows, weight_OI, bias_O, flat).view(*x.shape[:-1], outputs)
     if added is None:
         return F.linear(x, weight_OI, bias_O)
     if bias_O is None and added.is_contiguous():
@@ -50,8 +51,9 @@ def rms_norm(
         from dist.product_kernels import rms_norm as one_launch
 
         # Heads are parts of wider rows (of the joined product): no copy of them is made.
-        rows = x.flatten(0, -3) if x.dim() > 3 else x.reshape(-1, 1, x.shape[-1])
-        total, normed = one_launch(rows, None if added is None else added.reshape(rows.shape), gain_I, epsilon)
+        rows = _side_by_side(x.flatten(0, -3) if x.dim() > 3 else x.reshape(-1, 1, x.shape[-1]))
+        more = None if added is None else added.reshape(rows.shape).contiguous()
+        total, normed = one_launch(rows, more, gain_I, epsilon)
         return total.view(x.shape) if added is not None else x, normed.view(x.shape)
     total = x if added is None else x + added
     return total, F.rms_norm(total, gain_I.shape, gain_I, epsilon)
@@ -62,6 +64,12 @@ def silu_product(both: torch.Tensor) -> torch.Tensor:
     if both.is_cuda:
         from dist.product_kernels import silu_product as one_launch
 
-        return one_launch(both.reshape(-1, both.shape[-1])).view(*both.shape[:-1], -1)
+        # The width by name: a pass may have no rows.
+        return one_launch(both.reshape(-1, both.shape[-1])).view(*both.shape[:-1], both.shape[-1] // 2)
     gate, other = both.chunk(2, dim=-1)
     return F.silu(gate) * other
+
+
+def _side_by_side(rows: torch.Tensor) -> torch.Tensor:
+    """The same with the numbers of each row next to each other, as kernels read them."""
+    return rows if rows.stride(-1) == 1 else rows.contiguous()

@@ -9,18 +9,18 @@ All else is held whole. A model that has anything more in the cut places is refu
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from dist.errors import CheckpointError
 from dist.head import Head, VocabularyHead, WholeHead
 from dist.protocol import Group
 from dist.shard_plan import Box, even_bounds
-from dist.steps import product
 
 BY_OUTPUTS, BY_INPUTS = "colwise", "rowwise"
 # Styles that matter in training or spare memory only: what they name is held whole here.
@@ -68,7 +68,12 @@ class Cut:
 
 
 class SummedLinear(nn.Linear):
-    """A linear that holds some inputs only: what the ranks get is summed, then the bias is added once."""
+    """A linear that holds some inputs only: what the ranks get is summed, then the bias is added once.
+
+    `product` gives x @ weight.T; one by a faster kernel may take its place.
+    """
+
+    product: Callable[[torch.Tensor, torch.Tensor, None], torch.Tensor]
 
     def __init__(self, linear: nn.Linear, group: Group) -> None:
         nn.Module.__init__(self)
@@ -76,11 +81,12 @@ class SummedLinear(nn.Linear):
         self.weight = linear.weight
         self.register_parameter("bias", linear.bias)
         self.training = linear.training
+        self.product = F.linear
         self._group = group
 
     def forward(self, input: torch.Tensor, added: torch.Tensor | None = None) -> torch.Tensor:
         """The sum over the ranks, plus the bias, plus `added`."""
-        output = product(input, self.weight, None)
+        output = self.product(input, self.weight, None)
         if self.bias is None:
             self._group.sum_in_place(output, added)
             return output

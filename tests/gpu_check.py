@@ -83,8 +83,9 @@ def steps() -> bool:
 def family(name: str) -> bool:
     """Replies of captured passes against the plain rule, two turns each."""
     model = tiny_model(name).cuda()
-    fuse(model)
-    engine = Engine(model, SoloGroup(torch.device("cuda")), max_positions=512)
+    group = SoloGroup(torch.device("cuda"))
+    fuse(model, group)
+    engine = Engine(model, group, max_positions=512)
     draw = random.Random(0)
     same = count = 0
     started = time.monotonic()
