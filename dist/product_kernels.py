@@ -174,7 +174,8 @@ def silu_product(both_LI: torch.Tensor) -> torch.Tensor:
     """SiLU of the first half of each row, times the second half: [L, I / 2]. Contiguous."""
     rows, width = both_LI.shape[0], both_LI.shape[1] // 2
     result_LO = torch.empty((rows, width), dtype=both_LI.dtype, device=both_LI.device)
-    grid = (triton.cdiv(width, SILU_AT_ONCE), rows)
+    # Only the first dimension of a grid takes as many programs as a long prompt has tokens.
+    grid = (rows, triton.cdiv(width, SILU_AT_ONCE))
     _silu_product[grid](both_LI, result_LO, width, AT_ONCE=SILU_AT_ONCE, num_warps=8)
     return result_LO
 
@@ -182,9 +183,9 @@ def silu_product(both_LI: torch.Tensor) -> torch.Tensor:
 @triton.jit
 def _silu_product(both, result, width, AT_ONCE: tl.constexpr):
     """A stretch of one row."""
-    column = tl.program_id(0) * AT_ONCE + tl.arange(0, AT_ONCE)
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * AT_ONCE + tl.arange(0, AT_ONCE)
     inside = column < width
-    row = tl.program_id(1).to(tl.int64)
     source = both + row * 2 * width + column
     gate = tl.load(source, mask=inside, other=0.0).to(tl.float32)
     other = tl.load(source + width, mask=inside, other=0.0).to(tl.float32)
