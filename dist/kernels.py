@@ -9,8 +9,11 @@ import torch
 
 
 def kernel_errors() -> tuple[type[Exception], ...]:
-    """What is raised where no kernel can be compiled or started: no Triton, no C compiler, another kind of GPU."""
-    usual = (ImportError, OSError, RuntimeError, subprocess.SubprocessError)
+    """What is raised where no kernel can be compiled or started: no Triton, no C compiler, another kind of GPU.
+
+    A LookupError is Triton 3.1's for bfloat16 on a GPU that has none (sm_75).
+    """
+    usual = (ImportError, LookupError, OSError, RuntimeError, subprocess.SubprocessError)
     try:
         from triton.errors import TritonError
     except ImportError:

@@ -15,7 +15,7 @@ from torch import nn
 from dist.fused import FusedNorm, GatedMLP, JointLinear, QuickLinear, UsualLayer, fuse
 from dist.group import SoloGroup
 from dist.rotary import FusedRotary
-from dist.steps import product, rms_norm, silu_product
+from dist.steps import kernels_run, product, rms_norm, silu_product
 from dist.tensor_parallel import SummedLinear
 
 SOLO = SoloGroup(torch.device("cpu"))
@@ -211,6 +211,16 @@ def unchanged(model) -> bool:
 def test_where_no_kernel_can_be_started_a_model_stays_as_it_is(monkeypatch):
     monkeypatch.setattr("dist.fused.kernels_run", lambda like: False)
     assert unchanged(fused_twin())
+
+
+@pytest.mark.parametrize("error", [ImportError, IndexError, OSError, RuntimeError])
+def test_whatever_a_first_launch_raises_is_taken_for_no(monkeypatch, error):
+    def launch(*_):
+        raise error("map::at")
+
+    assert kernels_run(torch.ones(1))
+    monkeypatch.setattr("dist.steps.product", launch)
+    assert not kernels_run(torch.ones(1))
 
 
 def test_where_another_rank_cannot_start_kernels_a_model_stays_as_it_is():
