@@ -78,15 +78,15 @@ class JointProduct:
 class JointLinear(nn.Module):
     """One of the linears of a JointProduct, under its own name and with its own parameters."""
 
-    def __init__(self, linear: nn.Linear, product: JointProduct, index: int) -> None:
+    def __init__(self, linear: nn.Linear, joint: JointProduct, index: int) -> None:
         super().__init__()
         self.weight, self.bias = linear.weight, linear.bias
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.product = product
+        self.joint = joint
         self._index = index
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.product.part(self._index, x)
+        return self.joint.part(self._index, x)
 
 
 class FusedNorm(nn.Module):
@@ -114,7 +114,7 @@ class GatedMLP(nn.Module):
 
     def forward(self, x: torch.Tensor, added: torch.Tensor | None = None) -> torch.Tensor:
         """The MLP's result, plus `added`, which may be overwritten."""
-        result: torch.Tensor = self.down_proj(silu_product(self.gate_proj.product.whole(x)), added)
+        result: torch.Tensor = self.down_proj(silu_product(self.gate_proj.joint.whole(x)), added)
         return result
 
 

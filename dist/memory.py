@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+
+from dist.errors import CheckpointError
+from dist.protocol import Group
 
 CGROUP_LIMITS = (
     (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current"), Path("/sys/fs/cgroup/memory.stat")),
@@ -45,6 +50,20 @@ def _cgroup_free() -> int:
         )
         return int(limit.read_text()) - int(usage.read_text()) + reclaimable
     return 1 << 62
+
+
+@contextmanager
+def shortage_told(group: Group, doing: str, mend: str) -> Iterator[None]:
+    """Turn running out of a GPU's memory into a CheckpointError that says so, with torch's numbers.
+
+    Of several ranks the one whose memory runs out ends, and with it the run: the others wait for it within a pass.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        if group.size > 1:
+            raise
+        raise CheckpointError(f"Out of GPU memory while {doing}.", str(error).splitlines()[0], mend) from error
 
 
 def gib(count: int) -> str:

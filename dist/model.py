@@ -22,7 +22,7 @@ from dist.errors import CheckpointError, UsageError
 from dist.fused import fuse
 from dist.gathering import layer_parameters
 from dist.head import Head, WholeHead
-from dist.memory import free_bytes, gib
+from dist.memory import free_bytes, gib, shortage_told
 from dist.model_build import build_model, choose_dtype, position_limit, tied_names, wanted_tensors
 from dist.model_fill import Filler, FillPlan, OnProgress, Placement, together
 from dist.protocol import Group
@@ -126,7 +126,8 @@ def load_model(
         head, sums = finish_cut(plan.module, layout.cut, group), group.open_sums()
         words += f"; {sums}" if sums else ""
     if group.device.type == "cuda" and layout.placement != "shares":
-        fuse(plan.module, group)
+        with shortage_told(group, "linear layers were joined", "Use more GPUs, or free memory."):
+            fuse(plan.module, group)
     return LoadedModel(
         module=plan.module,
         facts=model_facts(

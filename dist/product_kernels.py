@@ -18,8 +18,6 @@ from dist.kernels import stages_that_fit
 # (outputs, inputs) that a program holds at once. From so many inputs on it is better to have more programs.
 AT_ONCE, LONG_AT_ONCE, LONG_INPUT = (64, 128), (32, 256), 8192
 STAGES = 6
-# With fewer programs part of a GPU would be idle.
-FEWEST = 40
 
 
 def few_rows_product(
@@ -32,8 +30,6 @@ def few_rows_product(
     rows, inputs = x_LI.shape
     outputs = weight_OI.shape[0]
     outputs_at_once, inputs_at_once = LONG_AT_ONCE if inputs >= LONG_INPUT else AT_ONCE
-    while outputs_at_once > 16 and outputs < FEWEST * outputs_at_once:
-        outputs_at_once //= 2
     result_LO = torch.empty((rows, outputs), dtype=x_LI.dtype, device=x_LI.device)
     padded = max(16, triton.next_power_of_2(rows))
     most = STAGES if padded == 16 else STAGES // 2

@@ -8,14 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import torch
-
 from dist.captured import CapturedForward, capture_problem
-from dist.errors import CheckpointError
 from dist.footprint import storage_bytes
 from dist.forward import CachedForward
 from dist.head import Head
-from dist.memory import free_bytes, gib
+from dist.memory import free_bytes, gib, shortage_told
 from dist.protocol import Group
 from dist.settings import GenerationSettings
 
@@ -84,7 +81,8 @@ class SequenceForward:
                 f"and {gib(max(free, 0))} are free for them. A lower max_length needs less."
             )
             return None
-        forward, problem = self._attempt(capacity)
+        with shortage_told(self._group, "passes were captured", "Lower max_length, or use more GPUs."):
+            forward, problem = capture_problem(self._module, self._head, capacity)
         problems = self._group.gather_errors(problem)
         if problems or forward is None:
             self.captures = False
@@ -92,16 +90,3 @@ class SequenceForward:
             return None
         self.notice, self._too_much = None, None
         return forward
-
-    def _attempt(self, capacity: int) -> tuple[CapturedForward | None, str | None]:
-        try:
-            return capture_problem(self._module, self._head, capacity)
-        except torch.OutOfMemoryError as error:
-            if self._group.size > 1:
-                # The others wait for this rank within the pass: only its end sets them free.
-                raise
-            raise CheckpointError(
-                "Out of GPU memory while passes were captured.",
-                str(error).splitlines()[0],
-                "Lower max_length, or use more GPUs.",
-            ) from error

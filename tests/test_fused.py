@@ -48,7 +48,7 @@ def test_three_projections_become_one_product_and_gate_and_up_another():
     attention, mlp = layer.self_attn, layer.mlp
     joined = [attention.q_proj, attention.k_proj, attention.v_proj, mlp.gate_proj, mlp.up_proj]
     assert [type(module) for module in joined] == [JointLinear] * 5
-    assert attention.q_proj.product is attention.v_proj.product is not mlp.up_proj.product
+    assert attention.q_proj.joint is attention.v_proj.joint is not mlp.up_proj.joint
     assert type(attention.o_proj) is type(mlp.down_proj) is QuickLinear
     assert isinstance(layer.input_layernorm, FusedNorm)
 

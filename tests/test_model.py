@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 from dist.checkpoint import open_checkpoint
 from dist.errors import CheckpointError, UsageError
 from dist.group import SoloGroup
+from dist.memory import shortage_told
 from dist.model import load_model
 from dist.model_build import build_model, choose_dtype, position_limit
 
@@ -273,3 +275,18 @@ def test_remote_code_runs_only_when_trusted(tiny_checkpoint, tmp_path, solo):
         f"The model in {tmp_path} brings its own code. Its config.json names new.NewConfig, new.NewModel. "
         "Read that code; if you trust it, add --trust_remote_code."
     )
+
+
+def test_running_out_of_a_gpus_memory_is_told_with_torchs_numbers_where_one_process_can(solo):
+    def runs_out(group):
+        with shortage_told(group, "linear layers were joined", "Use more GPUs."):
+            raise torch.OutOfMemoryError("Tried to allocate 2.00 GiB.\nIf reserved but unallocated memory is large")
+
+    with pytest.raises(CheckpointError) as told:
+        runs_out(solo)
+    assert str(told.value) == (
+        "Out of GPU memory while linear layers were joined. Tried to allocate 2.00 GiB. Use more GPUs."
+    )
+    # One of two: the other one waits for it, so the run must end.
+    with pytest.raises(torch.OutOfMemoryError):
+        runs_out(SimpleNamespace(size=2))
