@@ -196,7 +196,11 @@ class FixedWidth:
             torch.cuda.current_stream().wait_stream(stream)
             graph = torch.cuda.CUDAGraph()
             # Other threads (NCCL's watchdog) may ask the device meanwhile.
-            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+            # The outer stream is set again even if the capture fails, which torch forgets.
+            with (
+                torch.cuda.stream(torch.cuda.current_stream()),
+                torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"),
+            ):
                 self._body()
         self._graph = graph
 
