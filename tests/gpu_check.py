@@ -27,7 +27,8 @@ from dist.attention import reference_attention  # noqa: E402
 from dist.attention_kernels import split_kv_attention  # noqa: E402
 from dist.engine import Engine  # noqa: E402
 from dist.forward import logits_agree  # noqa: E402
-from dist.fused import UsualLayer, fuse  # noqa: E402
+from dist.fused import fuse  # noqa: E402
+from dist.fused_modules import UsualLayer  # noqa: E402
 from dist.group import SoloGroup  # noqa: E402
 from dist.protocol import Control, Reply, Turn  # noqa: E402
 from dist.settings import GenerationSettings  # noqa: E402

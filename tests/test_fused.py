@@ -12,7 +12,8 @@ import transformers
 from tiny_models import COMMON, FAMILIES, tiny_model
 from torch import nn
 
-from dist.fused import FusedNorm, GatedMLP, JointLinear, QuickLinear, UsualLayer, fuse
+from dist.fused import fuse
+from dist.fused_modules import FusedNorm, GatedMLP, JointLinear, QuickLinear, UsualLayer
 from dist.group import SoloGroup
 from dist.rotary import FusedRotary
 from dist.steps import kernels_run, product, rms_norm, silu_product
