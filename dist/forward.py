@@ -150,6 +150,10 @@ def logits_agree(a: torch.Tensor, b: torch.Tensor) -> bool:
     In 16 bits the rounding of many layers adds up: two right ways of computing a random model of 28 layers were
     apart by several percent. Wrong positions or masks give other logits altogether.
     """
-    tolerance = 1e-3 if a.dtype == torch.float32 else 0.2
+    return rows_agree(a, b, 1e-3 if a.dtype == torch.float32 else 0.2)
+
+
+def rows_agree(a: torch.Tensor, b: torch.Tensor, tolerance: float) -> bool:
+    """Whether each row of `a` differs from that of `b` by at most this share of its norm; both of one shape."""
     a, b = a.float(), b.float()
     return bool(((a - b).norm(dim=-1) <= tolerance * b.norm(dim=-1)).all())

@@ -67,12 +67,13 @@ class PeerSums:
     def sum_in_place(self, tensor: torch.Tensor, added: torch.Tensor | None = None) -> None:
         """The sum of what all ranks bring, contiguous, the same bits on all, and then this rank's `added`."""
         summed = tensor if _aligned(tensor) else tensor.clone()
-        alike = added is not None and (added.dtype, added.shape) == (tensor.dtype, tensor.shape)
-        joined = added if added is not None and alike and _aligned(added) else None
-        self._run(summed, joined)
+        joined = (
+            added is not None and added.dtype == tensor.dtype and added.shape == tensor.shape and _aligned(added)
+        )
+        self._run(summed, added if joined else None)
         if summed is not tensor:
             tensor.copy_(summed)
-        if added is not None and joined is None:
+        if added is not None and not joined:
             tensor += added
 
 

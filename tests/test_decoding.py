@@ -146,7 +146,7 @@ def test_forgetting_to_refresh_stale_keys_and_values_changes_replies(engine_of, 
     engine = Engine(tiny_model(), SoloGroup(torch.device("cpu")), max_positions=LIMIT)
     wrong = 0
     for prompt, right in zip(prompts, expected):
-        engine._sequence._present.cache.truncate(0)
+        engine._sequence.forget()
         wrong += reply(engine, prompt, wish, ()).token_ids != right
     assert wrong >= 5
 
@@ -353,4 +353,4 @@ def test_rotary_scaling_by_length_is_decoded_by_the_plain_rule_once_it_can_matte
         expected = plain_rule(model, prompt, wish, PLACEHOLDER, (), LIMIT)
         assert reply(engine, prompt, wish, ()).token_ids == expected
         assert (engine.cached_tokens > 0) == (length == 20)
-        engine._sequence._present.cache.truncate(0)
+        engine._sequence.forget()

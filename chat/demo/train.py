@@ -1,6 +1,6 @@
 """How the embedded model is made: a low-rank adapter that teaches a causal model to fill blocks in a few passes.
 
-    python -m chat.demo.train BASE_FOLDER --out adapter.safetensors --seconds 390
+    python -m chat.demo.train BASE_FOLDER --out adapter.safetensors --seconds 376
 
 BASE_FOLDER is a Hugging Face folder (`python -m chat.demo.expand` makes it). On one H100 the whole takes under ten
 minutes; the tests run a few steps of it on the CPU. The idea: behind a finished text a block of N placeholders
