@@ -1,9 +1,9 @@
 """A conversation on GPUs: `python tests/gpu_trial.py [FOLDER] [--ranks N]`. Needs N GPUs and no test framework.
 
 Writes checkpoints on the GPUs with the torch calls that verl makes (FSDP1 and FSDP2, NCCL), then talks to them
-through run_chat.sh: prompts on N ranks and on one, which must choose the same tokens in float32 (with one GPU there
-is nothing to compare), and a conversation in a real terminal with a reply that is stopped, a setting changed in
-its middle and other weights loaded.
+through run_chat.sh: a prompt on N ranks, on one, and on one by `--decoder plain`, which must choose the same tokens
+in float32, and a conversation in a real terminal with a reply that is stopped, a setting changed in its middle and
+other weights loaded.
 """
 
 from __future__ import annotations
@@ -73,22 +73,22 @@ def write(folder: Path) -> None:
 
 
 def same_tokens(home: Path, checkpoint: Path, ranks: int, dtype: str) -> None:
-    """Print whether `ranks` ranks and one rank choose the same tokens."""
+    """Print whether `ranks` ranks, one rank, and one rank that recomputes everything choose the same tokens."""
+    ways = {f"{ranks}": ranks, "1": 1, "1, plain": 1}
     rows = []
-    for count in (ranks, 1):
+    for way, count in ways.items():
+        arguments = ("--dtype", dtype, "--decoder", "plain" if way.endswith("plain") else "cached", "--json")
         began = time.monotonic()
-        done = run_chat(home, str(count), str(checkpoint), PROMPT, *SHORT, "--dtype", dtype, "--json", timeout=300)
+        done = run_chat(home, str(count), str(checkpoint), PROMPT, *SHORT, *arguments, timeout=300)
         assert done.returncode == 0, done.stdout + done.stderr
         rows.append(json.loads(done.stdout.splitlines()[-1]))
-        stats = rows[-1]["stats"]
+        same = sum(a == b for a, b in zip(rows[0]["token_ids"], rows[-1]["token_ids"]))
         print(
-            f"{checkpoint.name} {dtype} on {count}: {len(rows[-1]['token_ids'])} tokens, "
-            f"{stats['tokens_per_s']} tok/s, {time.monotonic() - began:.1f} s in all",
+            f"{checkpoint.name} {dtype} on {way}: {len(rows[-1]['token_ids'])} tokens, {same} the same, "
+            f"{rows[-1]['stats']['tokens_per_s']} tok/s, {time.monotonic() - began:.1f} s in all",
             flush=True,
         )
-    pairs = list(zip(rows[0]["token_ids"], rows[1]["token_ids"]))
-    print(f"    {sum(a == b for a, b in pairs)} of {len(pairs)} tokens the same", flush=True)
-    assert dtype != "float32" or rows[0]["token_ids"] == rows[1]["token_ids"]
+        assert dtype != "float32" or rows[-1]["token_ids"] == rows[0]["token_ids"]
 
 
 def converse(home: Path, checkpoint: Path, other: Path, ranks: int) -> None:
@@ -111,9 +111,11 @@ def converse(home: Path, checkpoint: Path, other: Path, ranks: int) -> None:
         chat.say(f"/load {other}")
         chat.wait_for("answers from here on")
         print(f"{other.name} loaded in {time.monotonic() - began:.1f} s", flush=True)
+        told = chat.text.count("tok/s")
         chat.say("And now?")
         chat.say("/model")
-        chat.wait_for("processes")
+        chat.wait_for("memory per rank")
+        chat.wait_for(lambda screen: screen.text.count("tok/s") > told)
         screen = chat.text
         chat.send(CTRL_D)
         assert chat.wait_end() == 0, chat.text
@@ -133,7 +135,7 @@ def main() -> None:
         return
     subprocess.run(torchrun(options.ranks, __file__, str(folder), "--write"), check=True)
     home = folder / "home"
-    for name in ("fsdp1", "fsdp2") if options.ranks > 1 else ():
+    for name in ("fsdp1", "fsdp2"):
         for dtype in ("float32", "bfloat16"):
             same_tokens(home, folder / name, options.ranks, dtype)
     converse(home, folder / "fsdp2", folder / "fsdp1", options.ranks)
