@@ -5,7 +5,8 @@ idle), and a second kernel merges the parts' softmaxes. The query heads that sha
 rows of one matrix product. How many keys are in use is read on the device, so that one captured CUDA graph serves
 every length. The idea is FlashDecoding's (Dao, Haziza, Massa, Sizov, 2023). Knows no model and no cache.
 
-Shape suffixes: H query heads, K key heads, L query rows, C stored slots, D head size, S parts.
+Shape suffixes: T tokens of the forward, L query rows, H query heads, K key heads, C stored slots, D head size,
+P parts.
 """
 
 from __future__ import annotations
@@ -14,57 +15,61 @@ import torch
 import triton  # comes with torch where there are GPUs
 import triton.language as tl
 
+from dist.attention import Pieces
 from dist.kernels import stages_that_fit
 
 PROGRAMS = 256  # about two for each multiprocessor of a large GPU
-MOST_PARTS = 64
+FEW_PARTS, MOST_PARTS = 4, 64
 KEYS_AT_ONCE = 64
 STAGES = 3
 
 
 def split_kv_attention(
-    query_HLD: torch.Tensor,
+    query_HTD: torch.Tensor,
     key_KCD: torch.Tensor,
     value_KCD: torch.Tensor,
-    start: torch.Tensor,
+    pieces: Pieces,
     *,
     scale: float,
     window: int = 0,
     softcap: float = 0.0,
 ) -> torch.Tensor:
-    """Row l sees slots 0 to start + l (with a `window` only the last so many of them); returns [L, H, D].
+    """A token sees its piece's slots up to its own (with a `window` only the last so many of them); [T, H, D].
 
-    `start` is a whole number on the device. Slots from start + L on may hold anything. The last dimension of all
-    tensors is contiguous, keys and values have equal strides.
+    What other slots hold does not matter. The last dimension of all tensors is contiguous, keys and values have
+    equal strides.
     """
-    heads, rows, size = query_HLD.shape
+    heads, tokens, size = query_HTD.shape
     key_heads = key_KCD.shape[0]
     group = heads // key_heads
-    block_rows = min(64, max(16, triton.next_power_of_2(group * rows)))
-    tiles = triton.cdiv(group * rows, block_rows)
-    parts = min(MOST_PARTS, triton.next_power_of_2(max(1, PROGRAMS // (key_heads * tiles))))
-    device = query_HLD.device
-    sums_SHLD = torch.empty((parts, heads, rows, size), dtype=torch.float32, device=device)
-    peaks_SHL = torch.empty((parts, heads, rows), dtype=torch.float32, device=device)
-    weights_SHL = torch.empty_like(peaks_SHL)
-    result_LHD = torch.empty((rows, heads, size), dtype=query_HLD.dtype, device=device)
+    count = pieces.table_S4.shape[0]
+    block_rows = min(64, max(16, triton.next_power_of_2(group * pieces.longest)))
+    tiles = triton.cdiv(group * pieces.longest, block_rows)
+    parts = min(MOST_PARTS, triton.next_power_of_2(max(1, PROGRAMS // (key_heads * tiles * count))))
+    device = query_HTD.device
+    sums_PHTD = torch.empty((parts, heads, tokens, size), dtype=torch.float32, device=device)
+    peaks_PHT = torch.empty((parts, heads, tokens), dtype=torch.float32, device=device)
+    weights_PHT = torch.empty_like(peaks_PHT)
+    result_THD = torch.empty((tokens, heads, size), dtype=query_HTD.dtype, device=device)
     padded = max(16, triton.next_power_of_2(size))
-    is_float32 = query_HLD.dtype == torch.float32
+    is_float32 = query_HTD.dtype == torch.float32
     keys_at_once = KEYS_AT_ONCE // 2 if is_float32 or padded > 128 else KEYS_AT_ONCE
-    row_bytes = padded * query_HLD.itemsize
-    _attend_to_part[(key_heads, tiles, parts)](
-        query_HLD,
+    row_bytes = padded * query_HTD.itemsize
+    # Only the first dimension of a grid takes as many programs as long prompts have tiles.
+    _attend_to_part[(tiles * count, key_heads, parts)](
+        query_HTD,
         key_KCD,
         value_KCD,
-        start,
-        sums_SHLD,
-        peaks_SHL,
-        weights_SHL,
+        pieces.table_S4,
+        sums_PHTD,
+        peaks_PHT,
+        weights_PHT,
         scale,
-        rows,
+        tokens,
+        tiles,
         group,
-        query_HLD.stride(0),
-        query_HLD.stride(1),
+        query_HTD.stride(0),
+        query_HTD.stride(1),
         key_KCD.stride(0),
         key_KCD.stride(1),
         WINDOW=window,
@@ -73,36 +78,36 @@ def split_kv_attention(
         PADDED=padded,
         ROWS=block_rows,
         KEYS=keys_at_once,
-        PARTS=parts,
         PRECISION="ieee" if is_float32 else "tf32",
         num_stages=stages_that_fit(device, STAGES, 2 * keys_at_once * row_bytes, block_rows * row_bytes),
     )
-    _merge_parts[(rows, heads)](
-        sums_SHLD,
-        peaks_SHL,
-        weights_SHL,
-        result_LHD,
-        rows,
-        heads,
+    _merge_parts[(tokens, heads)](
+        sums_PHTD,
+        peaks_PHT,
+        weights_PHT,
+        result_THD,
+        parts,
         SIZE=size,
         PADDED=padded,
-        PARTS=parts,
+        # Two kinds of it, and not one for each number of parts, so that no prompt waits for a compiler.
+        PARTS=FEW_PARTS if parts <= FEW_PARTS else MOST_PARTS,
         num_warps=2,
     )
-    return result_LHD
+    return result_THD
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(do_not_specialize=["tokens", "tiles"])
 def _attend_to_part(
     query,
     key,
     value,
-    start_at,
+    table,
     sums,
     peaks,
     weights,
     scale,
-    rows,
+    tokens,
+    tiles,
     group,
     query_head_stride,
     query_row_stride,
@@ -114,24 +119,30 @@ def _attend_to_part(
     PADDED: tl.constexpr,
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
-    PARTS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """One tile of folded rows against one part of the keys: unnormalised sums, their peak score and weight."""
-    key_head, tile, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    start = tl.load(start_at).to(tl.int32)
+    key_head, part = tl.program_id(1), tl.program_id(2)
+    piece, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
+    first_row = tl.load(table + 4 * piece).to(tl.int32)
+    rows = tl.load(table + 4 * piece + 1).to(tl.int32)
+    start = tl.load(table + 4 * piece + 2).to(tl.int32)
+    first_slot = tl.load(table + 4 * piece + 3)
+    if tile * ROWS >= rows * group:
+        return  # a shorter piece than the longest
     used = start + rows
     folded = tile * ROWS + tl.arange(0, ROWS)
     is_row = folded < rows * group
     head = key_head * group + folded // rows
-    row = folded % rows
-    own = start + row
+    row = first_row + folded % rows
+    own = start + folded % rows
     column = tl.arange(0, PADDED)
     is_column = column < SIZE
 
-    length = tl.cdiv(tl.cdiv(used, PARTS), KEYS) * KEYS
+    length = tl.cdiv(tl.cdiv(used, tl.num_programs(2)), KEYS) * KEYS
     low = part * length
-    high = tl.minimum(low + length, used)
+    # No further than the last of these rows sees.
+    high = tl.minimum(low + length, tl.max(tl.where(is_row, own, 0)) + 1)
     if WINDOW > 0:
         low = tl.maximum(low, (start - WINDOW + 1) // KEYS * KEYS)
         low = tl.maximum(low, 0)
@@ -141,15 +152,17 @@ def _attend_to_part(
         mask=is_row[:, None] & is_column[None, :],
         other=0.0,
     )
+    keys = key + key_head * key_head_stride + first_slot * key_slot_stride
+    values = value + key_head * key_head_stride + first_slot * key_slot_stride
     peak = tl.full((ROWS,), float("-inf"), tl.float32)
     weight = tl.zeros((ROWS,), tl.float32)
     total = tl.zeros((ROWS, PADDED), tl.float32)
     for first in range(low, high, KEYS):
         slot = first + tl.arange(0, KEYS)
-        place = key_head * key_head_stride + slot.to(tl.int64)[:, None] * key_slot_stride + column[None, :]
+        place = slot.to(tl.int64)[:, None] * key_slot_stride + column[None, :]
         in_use = (slot < used)[:, None] & is_column[None, :]
-        k = tl.load(key + place, mask=in_use, other=0.0)
-        v = tl.load(value + place, mask=in_use, other=0.0)
+        k = tl.load(keys + place, mask=in_use, other=0.0)
+        v = tl.load(values + place, mask=in_use, other=0.0)
         score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
         if SOFTCAP > 0:
             score = SOFTCAP * (2 * tl.sigmoid(2 * score / SOFTCAP) - 1)
@@ -166,36 +179,38 @@ def _attend_to_part(
         total = total * fade[:, None] + tl.dot(share.to(v.dtype), v, input_precision=PRECISION)
         peak = higher
 
-    place = (part * (tl.num_programs(0) * group) + head) * rows + row
+    place = (part * (tl.num_programs(1) * group) + head) * tokens + row
     tl.store(peaks + place, peak, mask=is_row)
     tl.store(weights + place, weight, mask=is_row)
     if low < high:
-        tl.store(sums + place[:, None] * SIZE + column[None, :], total, mask=is_row[:, None] & is_column[None, :])
+        target = sums + place.to(tl.int64)[:, None] * SIZE + column[None, :]
+        tl.store(target, total, mask=is_row[:, None] & is_column[None, :])
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(do_not_specialize=["parts"])
 def _merge_parts(
     sums,
     peaks,
     weights,
     result,
-    rows,
-    heads,
+    parts,
     SIZE: tl.constexpr,
     PADDED: tl.constexpr,
     PARTS: tl.constexpr,
 ):
     """One row of one head: the softmax over all parts from those of each."""
     row, head = tl.program_id(0), tl.program_id(1)
+    rows, heads = tl.num_programs(0), tl.num_programs(1)
     part, column = tl.arange(0, PARTS), tl.arange(0, PADDED)
     place = (part * heads + head) * rows + row
-    peak = tl.load(peaks + place)
-    factor = tl.exp(peak - tl.max(peak, 0))
-    weight = tl.sum(factor * tl.load(weights + place), 0)
+    peak = tl.load(peaks + place, mask=part < parts, other=float("-inf"))
     # Parts without keys have not written their sums.
+    has_keys = peak > float("-inf")
+    factor = tl.exp(peak - tl.max(peak, 0))
+    weight = tl.sum(factor * tl.load(weights + place, mask=has_keys, other=0.0), 0)
     total = tl.load(
         sums + place.to(tl.int64)[:, None] * SIZE + column[None, :],
-        mask=(peak > float("-inf"))[:, None] & (column < SIZE)[None, :],
+        mask=has_keys[:, None] & (column < SIZE)[None, :],
         other=0.0,
     )
     mean = tl.sum(total * factor[:, None], 0) / weight

@@ -30,7 +30,6 @@ from dist.protocol import (
     Shutdown,
     Turn,
 )
-from dist.ragged import RaggedForward, decodes_together
 from dist.reload import Ready, Reloader
 from dist.sampling import NOT_A_NUMBER
 from dist.sequence import SequenceForward
@@ -39,7 +38,8 @@ from dist.verdict import Poll, Verdict
 
 CHUNK_CPU = 256
 CHUNK_GPU = 2048
-WARM_UP_TOKENS = 64
+# Prompts that are read by different kernels: of few rows, of some, of many.
+WARM_UP_TOKENS = 25, 100, 1025
 
 
 class Engine:
@@ -82,7 +82,6 @@ class Engine:
         """Find out what can be relied on with these weights."""
         self._causality = probe_causality(self._module, self._head)
         self.slow_reason = self._causality.problem
-        self._together: bool | None = None
 
     @property
     def captures(self) -> bool:
@@ -186,15 +185,17 @@ class Engine:
         self._examine()
 
     def warm_up(self, settings: GenerationSettings) -> None:
-        """Rank 0: answer a turn of no meaning, so that the first real one finds all kernels ready.
+        """Rank 0: answer turns of no meaning, so that the first real one finds all kernels ready.
 
-        What it leaves in the cache is exact and the same on all ranks.
+        What they leave in the cache is exact and the same on all ranks.
         """
         short = replace(settings, max_new_tokens=2 * (settings.add_eos_length + 1), temperature=0.0)
-        prompt = (1,) * min(WARM_UP_TOKENS, max(1, short.max_length // 2))
-        turn = Turn(prompts=(prompt,), settings=short, placeholder=1, stop_ids=())
-        for _ in self.answer(turn, lambda: Control(settings=short)):
-            pass
+        longest = max(1, min(short.max_length, self.max_positions or UNBOUNDED) // 2)
+        # Each of another token: what prompts share is not read again.
+        for token, length in enumerate(WARM_UP_TOKENS, start=1):
+            turn = Turn(prompts=((token,) * min(length, longest),), settings=short, placeholder=1, stop_ids=())
+            for _ in self.answer(turn, lambda: Control(settings=short)):
+                pass
 
     def shutdown(self) -> None:
         """Rank 0: let the followers go."""
@@ -205,52 +206,49 @@ class Engine:
         cached = turn.settings.decoder == "cached" and all(
             self._is_causal_for(prompt, turn.settings_of(row)) for row, prompt in enumerate(turn.prompts)
         )
-        if cached and len(rows) > 1 and self._decodes_together():
-            yield from self._replies(turn, rows, RaggedForward(self._module, len(rows), self._head), True, poll)
-            return
-        forward = self._sequence.for_turn(map(turn.settings_of, rows)) if cached else self._plain
-        for row in rows:
-            yield from self._replies(turn, [row], forward, cached, poll)
+        forward = self._sequence.for_turn(turn) if cached else self._plain
+        for first in rows[:: forward.rows]:
+            yield from self._replies(turn, rows[first : first + forward.rows], forward, cached, poll)
 
     def _replies(
         self, turn: Turn, rows: Sequence[int], forward: Forward, causal: bool, poll: Poll | None
     ) -> Iterator[Event]:
-        """The replies to some of a turn's prompts, made together."""
-        active = {row: self._refinement(turn, row, causal, forward.capacity) for row in rows}
-        clocks = {row: Clock() for row in rows}
+        """The replies to some of a turn's prompts, made together. `active` are those not finished, by place."""
+        active = {place: self._refinement(turn, row, causal, forward.capacity) for place, row in enumerate(rows)}
+        clocks = [Clock() for _ in rows]
         # 1. Read the prompts, but for what the first pass reads anyway.
         cancelled = False
-        for row, refinement in active.items():
-            for done, total in forward.prefill(row, refinement.next_pass(), self._chunk):
-                clocks[row].prefill_forwards += 1
-                cancelled = self._agree(Verdict.of(poll, turn.settings, []), 0).cancel
-                if cancelled:
-                    break
-                yield PrefillUpdate(done=done, total=total)
+        first_passes = [refinement.next_pass() for refinement in active.values()]
+        for places, done, total in forward.prefill(list(active), first_passes, self._chunk):
+            for place in places:
+                clocks[place].prefill_forwards += 1
+            cancelled = self._agree(Verdict.of(poll, turn.settings, []), 0).cancel
             if cancelled:
                 break
+            yield PrefillUpdate(done=done, total=total)
         # 2. Pass after pass, until every reply has ended.
         while active and not cancelled:
             steps = [refinement.next_pass() for refinement in active.values()]
-            for row in active:
-                clocks[row].pass_begins()
+            for place in active:
+                clocks[place].pass_begins()
             choices = forward(list(active), steps, trace=turn.trace)
             mine = [token for choice in choices for token in choice.token_ids]
             verdict = self._agree(Verdict.of(poll, turn.settings, mine), len(mine))
             cancelled = verdict.cancel
             tokens = iter(verdict.token_ids)
-            for (row, refinement), step, choice in zip(list(active.items()), steps, choices):
+            for (place, refinement), step, choice in zip(list(active.items()), steps, choices):
                 agreed = list(islice(tokens, step.wanted))
-                update = refinement.accept(agreed, turn.settings_of(row, verdict.settings), choice.candidates)
-                clocks[row].pass_ended(update.done)
+                wish = turn.settings_of(rows[place], verdict.settings)
+                update = refinement.accept(agreed, wish, choice.candidates)
+                clocks[place].pass_ended(update.done)
                 yield update
                 if refinement.finish is not None:
-                    del active[row]
-                    yield clocks[row].reply(row, refinement)
+                    del active[place]
+                    yield clocks[place].reply(rows[place], refinement)
         # 3. What was cancelled keeps its finished blocks.
-        for row, refinement in active.items():
+        for place, refinement in active.items():
             refinement.cancel()
-            yield clocks[row].reply(row, refinement)
+            yield clocks[place].reply(rows[place], refinement)
 
     def _refinement(self, turn: Turn, row: int, causal: bool, capacity: int) -> Refinement:
         return Refinement(
@@ -262,11 +260,6 @@ class Engine:
             causal=causal,
             row=row,
         )
-
-    def _decodes_together(self) -> bool:
-        if self._together is None:
-            self._together = decodes_together(self._module, self._head)
-        return self._together
 
     def _is_causal_for(self, prompt: tuple[int, ...], settings: GenerationSettings) -> bool:
         if self._causality.problem is not None:

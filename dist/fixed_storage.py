@@ -1,6 +1,8 @@
-"""Keys and values in storage that never moves, written at slots that are named on the device. Knows no model.
+"""Keys and values of several sequences in storage that never moves. Knows no model and no decoding rule.
 
-A captured CUDA graph holds addresses, so the storage is made once, for as many tokens as a reply may ever need.
+A captured CUDA graph holds addresses, so the storage is made once, for as many tokens as a sequence may ever need.
+The sequences ("rows") lie one behind the other. As in dist/cache.py, a row's keys and values are exact as far as
+the tokens that were read agree with those that are wanted; what lies behind is overwritten before it is read.
 """
 
 from __future__ import annotations
@@ -10,23 +12,23 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
-from dist.cache import SequenceCache
+from dist.cache import shared_prefix
 
 
 class FixedLayer(DynamicLayer):  # type: ignore[misc]
-    """One layer's storage, [1, heads, slots, size]. `slots` says where the next pass writes, int64 [L]."""
+    """One layer's storage, [1, heads, slots, size]. `slots` says where the next forward writes, int64 [T]."""
 
     is_initialized: bool
     slots: torch.Tensor
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, slot_count: int) -> None:
         super().__init__()
-        self._capacity = capacity
+        self._slot_count = slot_count
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write [1, heads, L, size]; returns the whole storage."""
+        """Write [1, heads, T, size]; returns the whole storage."""
         if not self.is_initialized:
             self.dtype, self.device = key_states.dtype, key_states.device
             self.keys, self.values = self._room(key_states), self._room(value_states)
@@ -41,25 +43,63 @@ class FixedLayer(DynamicLayer):  # type: ignore[misc]
         return self.keys, self.values
 
     def get_seq_length(self, *args: Any) -> int:
-        """Positions and slots are given with every pass, so nobody need know."""
+        """Positions and slots are given with every forward, so nobody need know."""
         return 0
 
-    def rewind(self, length: int) -> None:
-        """What lies behind is overwritten before it is read."""
+    def copy(self, source: int, target: int, count: int) -> None:
+        """Give so many slots from `target` on what those from `source` on hold; they do not overlap."""
+        for storage in (self.keys, self.values):
+            storage[:, :, target : target + count] = storage[:, :, source : source + count]
 
     def _room(self, states: torch.Tensor) -> torch.Tensor:
-        return states.new_zeros((*states.shape[:2], self._capacity, states.shape[3]))
+        return states.new_zeros((*states.shape[:2], self._slot_count, states.shape[3]))
 
 
-class FixedCache(SequenceCache):
-    """The cache of one sequence of at most `capacity` tokens, in a model of so many layers."""
+class FixedCache:
+    """The cache of `rows` sequences of at most `capacity` tokens, in a model of so many layers.
 
-    def __init__(self, layer_count: int, capacity: int) -> None:
-        super().__init__()
+    `stored[row]` are the tokens whose keys and values a row holds.
+    """
+
+    def __init__(self, layer_count: int, rows: int, capacity: int) -> None:
+        self.rows = rows
         self.capacity = capacity
-        self.layers = Cache(layers=[FixedLayer(capacity) for _ in range(layer_count)])
+        self.stored: list[list[int]] = [[] for _ in range(rows)]
+        self.layers = Cache(layers=[FixedLayer(rows * capacity) for _ in range(layer_count)])
+
+    @property
+    def token_ids(self) -> list[int]:
+        """What the first row holds, which is a conversation's."""
+        return self.stored[0]
+
+    def rest(self, row: int, token_ids: list[int], wanted: int) -> list[int]:
+        """Keep what `token_ids` shares with a row; returns the rest, which must be read.
+
+        At least the last `wanted` tokens are left to read, since their logits are asked for.
+        """
+        length = min(shared_prefix(self.stored[row], token_ids), len(token_ids) - wanted)
+        del self.stored[row][length:]
+        return token_ids[length:]
+
+    def most_shared(self, token_ids: list[int]) -> int:
+        """How many tokens from the start some row has read."""
+        return max(shared_prefix(stored, token_ids) for stored in self.stored)
+
+    def share(self, row: int, token_ids: list[int]) -> None:
+        """Copy from another row what it has read of the same beginning, if that is more."""
+        lengths = [shared_prefix(stored, token_ids) for stored in self.stored]
+        best = max(range(self.rows), key=lambda one: lengths[one])
+        if lengths[best] > lengths[row]:
+            for layer in self.layers.layers:
+                layer.copy(best * self.capacity, row * self.capacity, lengths[best])
+            self.stored[row] = token_ids[: lengths[best]]
 
     def write_at(self, slots: torch.Tensor) -> None:
-        """The next pass's keys and values belong into these slots."""
+        """The next forward's keys and values belong into these slots."""
         for layer in self.layers.layers:
             layer.slots = slots
+
+    def truncate(self, length: int) -> None:
+        """Forget all but the first `length` tokens of every row."""
+        for stored in self.stored:
+            del stored[length:]

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from dist.ragged import storage_slots
-
 # Where more no longer pays, and where a pass, which Ctrl-C waits for, gets long.
 MOST_ROWS_CPU, PASS_TOKENS_CPU = 16, 256
 MOST_ROWS_GPU, PASS_TOKENS_GPU = 64, 4096
+FEWEST_SLOTS = 256
 
 
 def rows_together(module: Any, tokens: int, block: int, free: int, *, gpu: bool) -> int:
@@ -29,16 +28,17 @@ def row_bytes(module: Any, tokens: int, block: int) -> int:
     """What one row of a batch takes at most on this rank, in bytes."""
     config = module.config.get_text_config()
     element_size = next(module.parameters()).element_size()
-    heads, kv_heads, head_size = _heads(module)
-    slots = storage_slots(tokens + 1)
-    # One layer at a time is copied when it grows, and repeated for every query head when it is read.
-    passing = 2 * (kv_heads + heads) * head_size * slots
-    # A pass reads up to two blocks: their masks, and what goes through a layer.
+    # A pass reads up to two blocks: what goes through a layer.
     width = 4 * config.hidden_size + 3 * (getattr(config, "intermediate_size", None) or 4 * config.hidden_size)
-    passing += 2 * block * (2 * slots + width)
+    passing = 2 * block * width * element_size
     # The logits as they come, side by side, and in float32 with what makes the choice of them.
     logits = block * config.vocab_size * (2 * element_size + 8)
-    return int(storage_bytes(module, slots) + passing * element_size + logits)
+    return int(storage_bytes(module, row_slots(tokens, block)) + passing + logits)
+
+
+def row_slots(tokens: int, block: int) -> int:
+    """How many slots a row of a batch has for so many tokens and two blocks: equal for batches of like lengths."""
+    return max(FEWEST_SLOTS, 1 << (tokens + 2 * block - 1).bit_length())
 
 
 def storage_bytes(module: Any, tokens: int) -> int:

@@ -32,16 +32,18 @@ class Choices:
 
 
 class Forward(Protocol):
-    """The model, as the engine sees it. `rows` are the replies that a pass is made for.
+    """The model, as the engine sees it: over at most `rows` sequences of at most `capacity` tokens, by number."""
 
-    `capacity` is how many tokens a sequence may have in it.
-    """
+    @property
+    def rows(self) -> int: ...
 
     @property
     def capacity(self) -> int: ...
 
-    def prefill(self, row: int, step: Pass, chunk: int) -> Iterator[tuple[int, int]]:
-        """Read ahead, at most `chunk` tokens at a time; yields (tokens read, of how many) after each."""
+    def prefill(
+        self, rows: Sequence[int], steps: Sequence[Pass], chunk: int
+    ) -> Iterator[tuple[Sequence[int], int, int]]:
+        """Read ahead, at most `chunk` tokens at a time; yields (rows, tokens held, of how many) after each time."""
         ...
 
     def __call__(self, rows: Sequence[int], steps: Sequence[Pass], *, trace: bool) -> list[Choices]:
@@ -52,13 +54,16 @@ class Forward(Protocol):
 class PlainForward:
     """Reads the whole input in every pass. Slow, and right for every model: the reference."""
 
+    rows = 1
     capacity = UNBOUNDED
 
     def __init__(self, module: Any, head: Head) -> None:
         self._module = module
         self._head = head
 
-    def prefill(self, row: int, step: Pass, chunk: int) -> Iterator[tuple[int, int]]:
+    def prefill(
+        self, rows: Sequence[int], steps: Sequence[Pass], chunk: int
+    ) -> Iterator[tuple[Sequence[int], int, int]]:
         yield from ()
 
     def __call__(self, rows: Sequence[int], steps: Sequence[Pass], *, trace: bool) -> list[Choices]:
@@ -69,6 +74,7 @@ class PlainForward:
 class CachedForward:
     """Reads only what the cache of its one sequence does not hold."""
 
+    rows = 1
     capacity = UNBOUNDED
 
     def __init__(self, module: Any, head: Head) -> None:
@@ -76,13 +82,16 @@ class CachedForward:
         self._head = head
         self.cache = SequenceCache()
 
-    def prefill(self, row: int, step: Pass, chunk: int) -> Iterator[tuple[int, int]]:
+    def prefill(
+        self, rows: Sequence[int], steps: Sequence[Pass], chunk: int
+    ) -> Iterator[tuple[Sequence[int], int, int]]:
         """Leaves the last chunk to the pass itself."""
+        (step,) = steps
         rest = self.cache.rewind_to_shared(step.token_ids, step.wanted)
         while len(rest) - step.wanted > chunk:
             self._feed(rest[:chunk], 1)
             rest = rest[chunk:]
-            yield len(self.cache.token_ids), len(step.token_ids)
+            yield rows, len(self.cache.token_ids), len(step.token_ids)
 
     def __call__(self, rows: Sequence[int], steps: Sequence[Pass], *, trace: bool) -> list[Choices]:
         (step,) = steps

@@ -1,20 +1,20 @@
-"""How one sequence is decoded with kept keys and values: by captured CUDA graphs, or as it comes.
+"""How sequences are decoded with kept keys and values: by captured CUDA graphs, or as it comes.
 
-All ranks make and drop the storage at the same points. Knows no turn and no text.
+All ranks make and drop the storage at the same points. Knows no text.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 from dist.captured import CapturedForward, capture_problem
-from dist.footprint import storage_bytes
-from dist.forward import CachedForward
+from dist.footprint import row_slots, storage_bytes
+from dist.forward import FORWARD_ERRORS, CachedForward, Forward
 from dist.head import Head
 from dist.memory import free_bytes, gib, shortage_told
-from dist.protocol import Group
+from dist.protocol import Group, Turn
 from dist.settings import GenerationSettings
+from dist.varlen import VarlenForward
 
 # For a pass's own tensors, beside the storage.
 HEADROOM_BYTES = 512 << 20
@@ -23,9 +23,10 @@ NOT_CAPTURED = "Passes are not captured as CUDA graphs, which costs time"
 
 
 class SequenceForward:
-    """The forward of one sequence. `notice` says in words why a GPU's passes are not captured, or is None.
+    """The forwards of turns: of one prompt, whose keys and values stay for the next one, and of several together.
 
-    `captures` says whether they are to be, where that works.
+    `notice` says in words why a GPU's passes are not captured, or is None; `captures` says whether they are to be,
+    where that works.
     """
 
     def __init__(
@@ -37,52 +38,83 @@ class SequenceForward:
         self._head = head
         self._group = group
         self._max_positions = max_positions
-        self._present: CachedForward | CapturedForward = CachedForward(module, head)
-        # A capacity for which there was no room.
+        self._alone: CachedForward | CapturedForward = CachedForward(module, head)
+        self._batch: VarlenForward | None = None
+        self._batches_work = True
+        # How many rows were asked of it, of which it may hold fewer.
+        self._asked = 0
+        # A conversation's capacity for which there was no room.
         self._too_much: int | None = None
 
     @property
     def token_ids(self) -> list[int]:
-        """The tokens whose keys and values are kept."""
-        return self._present.cache.token_ids
+        """The conversation's tokens whose keys and values are kept."""
+        return self._alone.cache.token_ids
 
     def forget(self) -> None:
         """Drop all keys and values: the weights that made them are gone."""
-        self._present.cache.truncate(0)
+        self._alone.cache.truncate(0)
+        if self._batch is not None:
+            self._batch.cache.truncate(0)
 
-    def for_turn(self, wishes: Iterable[GenerationSettings]) -> CachedForward | CapturedForward:
-        """All ranks: the forward for prompts under these settings, one after the other.
+    def for_turn(self, turn: Turn) -> Forward:
+        """All ranks: the forward for the turn's prompts, all together where the model allows it.
 
-        Where a GPU has no room for fixed storage of `max_length` tokens, or the model cannot be captured, passes
-        run as they come and `notice` says why. Raises CheckpointError if a single process's memory runs out
-        meanwhile; of several ranks, the one whose memory runs out ends, and with it the run.
+        Where a GPU has no room for fixed storage, or the model cannot be captured, passes run as they come and
+        `notice` says why. Raises CheckpointError if a single process's memory runs out meanwhile; of several ranks,
+        the one whose memory runs out ends, and with it the run.
         """
-        if not self.captures:
-            return self._present
-        capacity = max(
-            min(wish.max_length, self._max_positions or wish.max_length) + 2 * wish.add_eos_length + 2
-            for wish in wishes
-        )
-        capacity = -(-capacity // ROUND_TOKENS) * ROUND_TOKENS
-        kept = isinstance(self._present, CapturedForward) and self._present.cache.capacity >= capacity
-        if not kept and (self._too_much is None or capacity < self._too_much):
-            # The old storage goes before there is new.
-            self._present = CachedForward(self._module, self._head)
-            self._present = self._captured(capacity) or self._present
-        return self._present
+        return (self._for_batch(turn) if len(turn.prompts) > 1 else None) or self._for_one(turn)
 
-    def _captured(self, capacity: int) -> CapturedForward | None:
-        need = storage_bytes(self._module, capacity)
-        free = self._group.smallest(free_bytes(self._group.device)) - HEADROOM_BYTES
-        if need > free:
-            self._too_much = capacity
-            self.notice = (
-                f"{NOT_CAPTURED}: keys and values of {capacity} tokens take {gib(need)}, "
-                f"and {gib(max(free, 0))} are free for them. A lower max_length needs less."
-            )
-            return None
+    def _for_one(self, turn: Turn) -> CachedForward | CapturedForward:
+        """With room for all that a conversation may grow to."""
+        wishes = [turn.settings_of(row) for row in range(len(turn.prompts))]
+        capacity = max(self._limit(wish) + 2 * wish.add_eos_length + 2 for wish in wishes)
+        capacity = -(-capacity // ROUND_TOKENS) * ROUND_TOKENS
+        kept = isinstance(self._alone, CapturedForward) and self._alone.capacity >= capacity
+        if self.captures and not kept and (self._too_much is None or capacity < self._too_much):
+            # The old storage goes before there is new.
+            self._alone = CachedForward(self._module, self._head)
+            if self._rows_that_fit(capacity):
+                self._alone = self._captured(1, capacity) or self._alone
+            else:
+                self._too_much = capacity
+                self.notice = (
+                    f"{NOT_CAPTURED}: keys and values of {capacity} tokens take "
+                    f"{gib(storage_bytes(self._module, capacity))}, and {gib(self._free())} are free for them. "
+                    "A lower max_length needs less."
+                )
+        return self._alone
+
+    def _for_batch(self, turn: Turn) -> VarlenForward | None:
+        """With room for these prompts and their replies."""
+        rows, capacity = len(turn.prompts), 0
+        for row, prompt in enumerate(turn.prompts):
+            wish = turn.settings_of(row)
+            longest = min(len(prompt) + wish.max_new_tokens, self._limit(wish))
+            capacity = max(capacity, row_slots(longest, wish.add_eos_length + 1))
+        if self._batch is None or self._asked < rows or self._batch.capacity < capacity:
+            self._batch, self._asked = None, rows
+            if self.captures:
+                rows = min(rows, self._rows_that_fit(capacity))
+                self._batch = self._captured(rows, capacity) if rows > 1 else None
+            if not self.captures and self._batches_work:
+                self._batch = self._uncaptured(rows, capacity)
+        return self._batch
+
+    def _limit(self, wish: GenerationSettings) -> int:
+        return min(wish.max_length, self._max_positions or wish.max_length)
+
+    def _rows_that_fit(self, capacity: int) -> int:
+        return self._free() // storage_bytes(self._module, capacity)
+
+    def _free(self) -> int:
+        """Bytes for keys and values, on each rank."""
+        return max(0, self._group.smallest(free_bytes(self._group.device)) - HEADROOM_BYTES)
+
+    def _captured(self, rows: int, capacity: int) -> CapturedForward | None:
         with shortage_told(self._group, "passes were captured", "Lower max_length, or use more GPUs."):
-            forward, problem = capture_problem(self._module, self._head, capacity)
+            forward, problem = capture_problem(self._module, self._head, rows, capacity)
         problems = self._group.gather_errors(problem)
         if problems or forward is None:
             self.captures = False
@@ -90,3 +122,13 @@ class SequenceForward:
             return None
         self.notice, self._too_much = None, None
         return forward
+
+    def _uncaptured(self, rows: int, capacity: int) -> VarlenForward | None:
+        """None if the model gives rows other logits together than alone."""
+        forward = VarlenForward(self._module, self._head, rows, capacity)
+        try:
+            agrees = forward.agrees()
+        except FORWARD_ERRORS:
+            agrees = False
+        self._batches_work = bool(self._group.smallest(agrees))
+        return forward if self._batches_work else None

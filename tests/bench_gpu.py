@@ -9,8 +9,9 @@ C  this project's engine at a fixed N and R
 D  this project's engine token by token (N = 0)
 E  transformers' generate: greedy, static cache, compiled
 
-Tokens are forced (nothing stops a reply). The slow arms make fewer tokens; their rates are of those they made.
-A row's ratio is that of its tokens a second to those of A, B or E in the row above.
+Then prompts decoded together are compared with the same ones one by one. Tokens are forced (nothing stops a
+reply). The slow arms make fewer tokens; their rates are of those they made. A row's ratio is that of its tokens a
+second to those of A, B or E in the row above.
 Prints Markdown tables. Under torchrun (`--rank`) it is one of the ranks.
 """
 
@@ -24,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ SHAPE = {
     "tie_word_embeddings": False,
 }
 NEW_TOKENS, SLOW_TOKENS = 512, 64
+NEW_BATCHED, ONE_BY_ONE = 128, 4
 PLACEHOLDER = 2
 COLUMNS = ("tok/s", "fwd/s", "% of the floor", "ratio", "peak GiB", "compile s")
 
@@ -143,40 +145,41 @@ class Bench:
         if self.group.rank == 0:
             print(text, flush=True)
 
-    def prompt(self, context: int) -> tuple[int, ...]:
+    def prompt(self, context: int, seed: int = 0) -> tuple[int, ...]:
         """Ids that leave room for the new tokens in a context of so many."""
-        generator = torch.Generator().manual_seed(context)
+        generator = torch.Generator().manual_seed(context + seed)
         return tuple(torch.randint(1000, 150000, (context - NEW_TOKENS,), generator=generator).tolist())
 
-    def answer(self, prompt: tuple[int, ...], n: int, rounds: int | str, new: int) -> Any:
-        """One reply by the engine, on all ranks; the Reply on rank 0."""
+    def answer(self, prompts: Sequence[tuple[int, ...]], n: int, rounds: int | str, new: int) -> Any:
+        """Replies by the engine, made together, on all ranks; the last Reply on rank 0."""
         from dist.protocol import Control, Reply, Turn
         from dist.settings import GenerationSettings
 
         settings = GenerationSettings(
-            add_eos_length=n, refine_iter=rounds, max_new_tokens=new, max_length=len(prompt) + NEW_TOKENS
+            add_eos_length=n, refine_iter=rounds, max_new_tokens=new, max_length=len(prompts[0]) + NEW_TOKENS
         )
-        turn = Turn(prompts=(prompt,), settings=settings, placeholder=PLACEHOLDER, stop_ids=())
+        turn = Turn(prompts=tuple(prompts), settings=settings, placeholder=PLACEHOLDER, stop_ids=())
         if self.group.rank:
             for _ in self.engine._run(turn, None):
                 pass
             return None
         events = list(self.engine._run(turn, lambda: Control(settings=settings)))
-        return next(event for event in events if isinstance(event, Reply))
+        return [event for event in events if isinstance(event, Reply)][-1]
 
     def replay_seconds(self, width: int, kept: int, start: int) -> float:
         """One captured pass of so many tokens after `start` others, without the host's part."""
-        forward = self.engine._sequence._present
-        passed = forward._width(width, kept)
-        passed.run([5] * width, start, kept)
+        from dist.flat import Piece
+
+        forward = self.engine._sequence._alone
+        passed = forward._run(1, width, kept, [Piece(0, start, [5] * width, width - kept, kept)])
         return event_seconds(passed._graph.replay, 20)
 
     def arm_ours(self, context: int, n: int, rounds: int) -> dict[str, Any]:
-        prompt = self.prompt(context)
-        self.answer(prompt, n, rounds, 3 * (n + 1))  # captures
+        prompts = [self.prompt(context)]
+        self.answer(prompts, n, rounds, 3 * (n + 1))  # captures
         torch.cuda.reset_peak_memory_stats()
-        reply = self.answer(prompt, n, rounds, NEW_TOKENS)
-        again = self.answer(prompt, n, rounds, NEW_TOKENS)
+        reply = self.answer(prompts, n, rounds, NEW_TOKENS)
+        again = self.answer(prompts, n, rounds, NEW_TOKENS)
         if self.group.rank:
             return {}
         best = min((reply, again), key=lambda one: one.stats.decode_s)
@@ -186,6 +189,22 @@ class Bench:
             "fwd/s": best.stats.forwards / best.stats.decode_s,
             "peak GiB": torch.cuda.max_memory_allocated() / 2**30,
         }
+
+    def batch(self, context: int, count: int, n: int, rounds: int) -> tuple[float, float]:
+        """Tokens a second of so many prompts, their reading included: together, and one by one (four of them)."""
+        prompts = [self.prompt(context, seed) for seed in range(count)]
+        alone = [[prompt] for prompt in prompts[:ONE_BY_ONE]]
+        rates = []
+        for turns in ([prompts], alone):
+            self.answer(turns[0], n, rounds, NEW_BATCHED)  # captures
+            # Else what they have read of the prompts would not be read again.
+            self.engine._sequence.forget()
+            torch.cuda.synchronize()
+            started = time.perf_counter()
+            for turn in turns:
+                self.answer(turn, n, rounds, NEW_BATCHED)
+            rates.append(sum(map(len, turns)) * NEW_BATCHED / (time.perf_counter() - started))
+        return rates[0], rates[1]
 
 
 @torch.no_grad()
@@ -297,12 +316,12 @@ def measure(bench: Bench) -> None:
         f"{bench.raw_s / facts.load_seconds:.0%} of the raw read speed\n"
     )
     started = time.perf_counter()
-    bench.answer(bench.prompt(1024), 7, 2, 24)
+    bench.answer([bench.prompt(1024)], 7, 2, 24)
     bench.say(f"first reply with captures: {time.perf_counter() - started:.1f} s; {bench.engine.remark}")
     if bench.engine.remark is None:
         bench.say("\n| rows | keys | ms a forward | forwards/s | share of the floor |\n|---|---|---|---|---|")
         for context in (1024, 8192):
-            bench.answer(bench.prompt(context), 0, 1, 2)
+            bench.answer([bench.prompt(context)], 0, 1, 2)
             for width, kept in ((1, 1), (7, 7), (8, 8), (15, 8), (32, 32), (127, 127), (128, 128), (255, 128)):
                 seconds = bench.replay_seconds(width, kept, context - width)
                 bench.say(
@@ -339,6 +358,11 @@ def measure(bench: Bench) -> None:
             if "C" in options.arms:
                 rows.append(bench.arm_ours(context, n, rounds))
             tell(rows, context, n, rounds)
+    if options.batches:
+        bench.say("\n| prompts | N | R | tok/s together | tok/s one by one | ratio |\n|---|---|---|---|---|---|")
+    for count, n in ((count, n) for count in options.batches for n in options.n):
+        together, alone = bench.batch(options.contexts[0], count, n, 2)
+        bench.say(f"| {count} | {n} | 2 | {together:.0f} | {alone:.0f} | {together / alone:.2f} |")
     # Last: to compile takes minutes, and what is printed by then stays if time runs out.
     if "E" in options.arms and group.size == 1:
         context = options.contexts[0]
@@ -357,6 +381,7 @@ def main() -> None:
     parser.add_argument("--contexts", type=int, nargs="*", default=[1024, 8192])
     parser.add_argument("--blocks", dest="n", type=int, nargs="*", default=[7, 31, 127])
     parser.add_argument("--rounds", dest="r", type=int, nargs="*", default=[1, 2, 4])
+    parser.add_argument("--batches", type=int, nargs="*", default=[4, 16, 64], help="how many prompts together")
     parser.add_argument("--json", default="")
     parser.add_argument("--write", action="store_true", help="one rank's part of writing the checkpoint")
     parser.add_argument("--rank", action="store_true", help="one rank's part of the measurement")

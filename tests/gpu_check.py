@@ -23,7 +23,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from plain_rule import plain_rule  # noqa: E402
 from tiny_models import FAMILIES, VOCABULARY, tiny_model  # noqa: E402
 
-from dist.attention import reference_attention  # noqa: E402
+from dist.attention import Pieces, reference_attention  # noqa: E402
 from dist.attention_kernels import split_kv_attention  # noqa: E402
 from dist.engine import Engine  # noqa: E402
 from dist.forward import logits_agree  # noqa: E402
@@ -44,14 +44,18 @@ def kernels() -> bool:
     worst = dict.fromkeys(TOLERANCE, 0.0)
     for dtype, (heads, key_heads, size) in itertools.product(TOLERANCE, HEADS):
         for rows, start, (window, cap) in itertools.product((1, 8, 128), (0, 77, 3000), ((0, 0.0), (50, 5.0))):
-            slots = start + rows + 100
-            q = torch.randn(rows, heads, size, device="cuda", dtype=dtype).transpose(0, 1)
-            k, v = (torch.randn(key_heads, slots, size, device="cuda", dtype=dtype) for _ in range(2))
-            k[:, start + rows :], v[:, start + rows :] = torch.nan, torch.nan
-            where = torch.tensor(start, device="cuda")
+            # Two sequences, each in slots of its own; of the second one fewer tokens. Other slots are poisoned.
+            capacity, fewer = start + rows + 100, max(1, rows // 3)
+            table = [[0, rows, start, 0], [rows, fewer, start // 2, capacity]]
+            q = torch.randn(rows + fewer, heads, size, device="cuda", dtype=dtype).transpose(0, 1)
+            k, v = (torch.randn(key_heads, 2 * capacity, size, device="cuda", dtype=dtype) for _ in range(2))
+            for _, length, before, slot in table:
+                for storage in (k, v):
+                    storage[:, slot + before + length : slot + capacity] = torch.nan
+            pieces = Pieces(torch.tensor(table, device="cuda"), rows)
             more = {"scale": size**-0.5, "window": window, "softcap": cap}
-            ours = split_kv_attention(q, k, v, where, **more).double()
-            exact = reference_attention(q.double(), k.double(), v.double(), where, **more)
+            ours = split_kv_attention(q, k, v, pieces, **more).double()
+            exact = reference_attention(q.double(), k.double(), v.double(), pieces, **more)
             worst[dtype] = max(worst[dtype], float((ours - exact).norm() / exact.norm()))
     print(f"attention kernels, worst relative error: {worst}", flush=True)
     return all(worst[dtype] < limit for dtype, limit in TOLERANCE.items())
@@ -100,8 +104,16 @@ def replacements() -> bool:
     return fine
 
 
+def replies(engine: Engine, prompts: list[tuple[int, ...]], settings: GenerationSettings) -> list[tuple[int, ...]]:
+    """The replies of one turn."""
+    turn = Turn(prompts=tuple(prompts), settings=settings, placeholder=2, stop_ids=(2, 7))
+    events = engine.answer(turn, lambda: Control(settings=settings))
+    found = {event.row: event.token_ids for event in events if isinstance(event, Reply)}
+    return [found[row] for row in range(len(prompts))]
+
+
 def family(name: str) -> bool:
-    """Replies of captured passes against the plain rule, two turns each."""
+    """Replies of captured passes against the plain rule: two turns each, then several prompts at once."""
     model = tiny_model(name).cuda()
     group = SoloGroup(torch.device("cuda"))
     fuse(model, group)
@@ -117,13 +129,24 @@ def family(name: str) -> bool:
             )
             with torch.device("cuda"):
                 expected = plain_rule(model, prompt, settings, 2, (2, 7), 512)
-            turn = Turn(prompts=(prompt,), settings=settings, placeholder=2, stop_ids=(2, 7))
-            events = list(engine.answer(turn, lambda wish=settings: Control(settings=wish)))
-            reply = next(event for event in events if isinstance(event, Reply))
-            same += reply.token_ids == expected
+            (reply,) = replies(engine, [prompt], settings)
+            same += reply == expected
             count += 1
-            prompt = (*prompt, *reply.token_ids, *(draw.randrange(3, VOCABULARY) for _ in range(9)))
-    forward = type(engine._sequence._present).__name__
+            prompt = (*prompt, *reply, *(draw.randrange(3, VOCABULARY) for _ in range(9)))
+    forward = type(engine._sequence._alone).__name__
+    common = tuple(draw.randrange(3, VOCABULARY) for _ in range(40))
+    for n, rounds in ((3, 2), (7, "auto"), (31, 2)):
+        settings = GenerationSettings(add_eos_length=n, refine_iter=rounds, max_new_tokens=30, max_length=500)
+        prompts = [
+            common[: draw.randrange(40)]
+            + tuple(draw.randrange(3, VOCABULARY) for _ in range(draw.randrange(1, 60)))
+            for _ in range(11)
+        ]
+        for prompt, reply in zip(prompts, replies(engine, prompts, settings)):
+            with torch.device("cuda"):
+                same += reply == plain_rule(model, prompt, settings, 2, (2, 7), 512)
+            count += 1
+    forward += f", batches {type(engine._sequence._batch).__name__}"
     print(
         f"{name}: {same} of {count} replies the same, {forward}, {time.monotonic() - started:.1f} s; "
         f"{engine.remark or 'captured'}",

@@ -2,8 +2,8 @@
 
 Writes checkpoints on the GPUs with the torch calls that verl makes (FSDP1 and FSDP2, NCCL), then talks to them
 through run_chat.sh: a prompt on N ranks, on one, and on one by `--decoder plain`, which must choose the same tokens
-in float32, and a conversation in a real terminal with a reply that is stopped, a setting changed in its middle and
-other weights loaded.
+in float32, as must many prompts together and one by one; and a conversation in a real terminal with a reply that is
+stopped, a setting changed in its middle and other weights loaded.
 """
 
 from __future__ import annotations
@@ -91,6 +91,26 @@ def same_tokens(home: Path, checkpoint: Path, ranks: int, dtype: str) -> None:
         assert dtype != "float32" or rows[-1]["token_ids"] == rows[0]["token_ids"]
 
 
+def same_in_batches(home: Path, checkpoint: Path, ranks: int) -> None:
+    """Print how long prompts take together and one by one; in float32 both must choose the same tokens."""
+    prompts = home / "prompts.txt"
+    prompts.write_text("".join(f"Solve: {number} * 4 = ?\n" for number in range(40)))
+    found = []
+    for more in ((), ("--batch_size", "1")):
+        results = home / f"results{len(found)}.jsonl"
+        arguments = ("--prompts_file", str(prompts), "--output_file", str(results), "--dtype", "float32")
+        began = time.monotonic()
+        done = run_chat(home, str(ranks), str(checkpoint), *SHORT, *arguments, *more, timeout=300)
+        assert done.returncode == 0, done.stdout + done.stderr
+        found.append([json.loads(line)["token_ids"] for line in results.read_text().splitlines()])
+        print(
+            f"{checkpoint.name} on {ranks}, 40 prompts {' '.join(more)}: {sum(map(len, found[-1]))} tokens, "
+            f"{time.monotonic() - began:.1f} s in all",
+            flush=True,
+        )
+    assert found[0] == found[1]
+
+
 def converse(home: Path, checkpoint: Path, other: Path, ranks: int) -> None:
     """A few turns in a terminal with both checkpoints; prints the screen at its end."""
     began = time.monotonic()
@@ -111,11 +131,10 @@ def converse(home: Path, checkpoint: Path, other: Path, ranks: int) -> None:
         chat.say(f"/load {other}")
         chat.wait_for("answers from here on")
         print(f"{other.name} loaded in {time.monotonic() - began:.1f} s", flush=True)
-        told = chat.text.count("tok/s")
         chat.say("And now?")
         chat.say("/model")
         chat.wait_for("memory per rank")
-        chat.wait_for(lambda screen: screen.text.count("tok/s") > told)
+        chat.wait_for(lambda screen: "tok/s" in screen.text.partition("And now?")[2])
         screen = chat.text
         chat.send(CTRL_D)
         assert chat.wait_end() == 0, chat.text
@@ -138,6 +157,7 @@ def main() -> None:
     for name in ("fsdp1", "fsdp2"):
         for dtype in ("float32", "bfloat16"):
             same_tokens(home, folder / name, options.ranks, dtype)
+    same_in_batches(home, folder / "fsdp2", options.ranks)
     converse(home, folder / "fsdp2", folder / "fsdp1", options.ranks)
     print("all fine")
 

@@ -67,12 +67,13 @@ def load(folder: str, group) -> dict:
     if group.rank:
         engine.follow()
     else:
-        # Its prompt is of ones: what it leaves must be the same on all ranks, or the next one falls out of step.
+        # Its last prompt is of threes: what it leaves must be the same on all ranks, or the next one falls out of
+        # step.
         engine.warm_up(GREEDY)
-        replies(engine, ((1, 1, 5, 9),), GREEDY)
+        replies(engine, ((3, 3, 5, 9),), GREEDY)
         result |= {name: replies(engine, PROMPTS[:1], wish)[0] for name, wish in WISHES.items()}
         result["batch"] = replies(engine, PROMPTS, GREEDY)
-        result["together"] = engine._decodes_together()
+        result["together"] = engine._sequence._batch is not None
         result["trace"] = traced(engine)
         if Path(later).exists():
             engine.load(reloader.check(later))

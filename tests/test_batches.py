@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -12,12 +12,16 @@ from hypothesis import strategies as st
 from plain_rule import plain_rule
 from tiny_models import FAMILIES, VOCABULARY, tiny_model
 
+from dist.captured import capture_problem
+from dist.decoding import Pass
 from dist.engine import Engine
+from dist.footprint import storage_bytes
 from dist.group import SoloGroup
 from dist.head import WholeHead
 from dist.protocol import BlockUpdate, Control, Reply, Turn
-from dist.ragged import decodes_together
+from dist.sequence import HEADROOM_BYTES, SequenceForward
 from dist.settings import GenerationSettings
+from dist.varlen import VarlenForward
 
 PROMPT = st.lists(st.integers(3, VOCABULARY - 1), min_size=1, max_size=60).map(tuple)
 
@@ -30,11 +34,48 @@ def answers(engine, prompts, wish, stop_ids=(2,), poll=None):
     return events, [replies[row] for row in sorted(replies)]
 
 
+class FixedWidths(SequenceForward):
+    """Batches as a GPU makes them, but for the capture itself."""
+
+    def _uncaptured(self, rows, capacity):
+        forward, problem = capture_problem(self._module, self._head, rows, capacity, capture=False)
+        assert problem is None
+        return forward
+
+
+@contextmanager
+def watched(engine):
+    """The lengths of the pieces of every forward over several sequences."""
+    read = []
+
+    def note(module, args, kwargs):
+        if "pieces" in kwargs:
+            read.append(kwargs["pieces"].table_S4[:, 1].tolist())
+
+    hook = engine._module.register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        yield read
+    finally:
+        hook.remove()
+
+
+def engine_of(family, fixed_widths=False) -> Engine:
+    group = SoloGroup(torch.device("cpu"))
+    engine = Engine(tiny_model(family), group, max_positions=512)
+    if fixed_widths:
+        engine._sequence = FixedWidths(tiny_model(family), WholeHead(), group, 512)
+    return engine
+
+
 @pytest.fixture(scope="module")
 def engines():
-    return {
-        family: Engine(tiny_model(family), SoloGroup(torch.device("cpu")), max_positions=512) for family in FAMILIES
-    }
+    return {family: engine_of(family) for family in FAMILIES}
+
+
+@pytest.fixture(scope="module", params=["as they come", "at fixed widths"])
+def either(request):
+    """Engines that decode batches in both ways."""
+    return {family: engine_of(family, request.param == "at fixed widths") for family in FAMILIES}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -47,9 +88,9 @@ def engines():
     room=st.integers(61, 80),
     stop_ids=st.sampled_from([(2,), (2, 5, 11, 17), tuple(range(2, 40, 3))]),
 )
-def test_rows_get_the_tokens_of_the_plain_rule(engines, family, prompts, n, rounds, new, room, stop_ids):
+def test_rows_get_the_tokens_of_the_plain_rule(either, family, prompts, n, rounds, new, room, stop_ids):
     wish = GenerationSettings(add_eos_length=n, refine_iter=rounds, max_new_tokens=new, max_length=room)
-    _, replies = answers(engines[family], prompts, wish, stop_ids)
+    _, replies = answers(either[family], prompts, wish, stop_ids)
     for prompt, reply in zip(prompts, replies):
         assert reply.token_ids == plain_rule(tiny_model(family), prompt, wish, 2, stop_ids)
         assert reply.prompt_len == len(prompt)
@@ -57,61 +98,103 @@ def test_rows_get_the_tokens_of_the_plain_rule(engines, family, prompts, n, roun
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_is_decoded_together(family):
-    assert decodes_together(tiny_model(family), WholeHead())
+    assert VarlenForward(tiny_model(family), WholeHead(), 3, 64).agrees()
 
 
-def test_sampled_rows_are_those_of_each_prompt_alone(engines):
+def test_storage_that_gives_rows_other_logits_is_found():
+    forward = VarlenForward(tiny_model(), WholeHead(), 2, 64)
+    layer = forward.cache.layers.layers[0]
+    write = layer.update
+    layer.update = lambda keys, values, *more, **named: write(keys.roll(1, 2), values, *more, **named)
+    assert not forward.agrees()
+
+
+def test_sampled_rows_are_those_of_each_prompt_alone(either):
     wish = GenerationSettings(
         add_eos_length=7, refine_iter=2, max_new_tokens=30, temperature=0.9, top_p=0.9, seed=5
     )
     prompts = [(5, 9, 11), (40, 7), tuple(range(3, 50))]
-    _, replies = answers(engines["qwen2"], prompts, wish)
+    _, replies = answers(either["qwen2"], prompts, wish)
     for prompt, reply in zip(prompts, replies):
         assert reply.token_ids == plain_rule(tiny_model(), prompt, wish, 2, (2,))
 
 
 def test_rows_share_forwards_and_end_each_in_its_own_time(engines):
-    passes = []
-    module = engines["qwen2"]._module
-    hook = module.register_forward_pre_hook(
-        lambda module, args, kwargs: passes.append(kwargs["input_ids"].shape), with_kwargs=True
-    )
+    engine = engine_of("qwen2")
     wish = GenerationSettings(add_eos_length=3, refine_iter=2, max_new_tokens=40)
     prompts = [(5 + i, 9, 11, 13 + 2 * i, 30 - i) for i in range(6)]
-    try:
-        events, replies = answers(engines["qwen2"], prompts, wish, (2, 5, 11, 17, 23))
-    finally:
-        hook.remove()
+    engine._sequence._batch = VarlenForward(engine._module, WholeHead(), 6, 256)
+    engine._sequence._asked = 6
+    with watched(engine) as passes:
+        events, replies = answers(engine, prompts, wish, (2, 5, 11, 17, 23))
     lengths = {len(reply.token_ids) for reply in replies}
     assert len(lengths) > 2
-    decoding = [shape for shape in passes if shape[0] > 1 or shape == passes[-1]]
-    assert len(decoding) <= max(reply.stats.forwards for reply in replies)
+    # All prompts are read ahead in one forward.
+    assert len(passes) == 1 + max(reply.stats.forwards for reply in replies)
     assert sum(reply.stats.forwards for reply in replies) == sum(isinstance(e, BlockUpdate) for e in events)
-    # Rows that are done take no further part.
-    assert min(shape[0] for shape in decoding) < 6
+    # Rows that are done take no further part, and nothing is padded.
+    assert len(passes[0]) == 6 > len(passes[-1])
+    assert passes[0] == [4] * 6 and max(map(max, passes)) <= 7
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_prompts_share_is_read_once(engines, family):
     common = tuple(3 + i * 7 % 50 for i in range(40))
     prompts = [(*common, 5, 9), (*common, 5, 9), (*common[:30], 8), (11, 12), (*common, 5, 9, 13), common]
-    read = []
-    hook = engines[family]._module.register_forward_pre_hook(
-        lambda module, args, kwargs: read.append(kwargs["input_ids"].shape), with_kwargs=True
-    )
+    other = tuple(range(20, 60))
+    engine = engines[family]
     wish = GenerationSettings(add_eos_length=3, refine_iter=2, max_new_tokens=12)
-    engines[family]._decodes_together()
-    read.clear()
-    try:
-        _, replies = answers(engines[family], prompts, wish)
-    finally:
-        hook.remove()
-    ahead = itertools.takewhile(lambda shape: shape[0] == 1, read)
-    # The last token of a prompt is left to the first pass.
-    assert [length for _, length in ahead] == [41, 1, 1]
-    assert [reply.stats.prefill_forwards for reply in replies] == [1, 0, 0, 1, 1, 0]
-    for prompt, reply in zip(prompts, replies):
-        assert reply.token_ids == plain_rule(tiny_model(family), prompt, wish, 2, (2,))
+    # Makes the storage.
+    answers(engine, [other] * 6, wish)
+    engine._sequence.forget()
+    with watched(engine) as read:
+        _, replies = answers(engine, prompts, wish)
+        # The last token of a prompt is left to the first pass, and so is what fits into the widest one.
+        assert read[:2] == [[41], [4, 4, 4, 5, 5, 4]]
+        assert [reply.stats.prefill_forwards for reply in replies] == [1, 0, 0, 0, 0, 0]
+        for prompt, reply in zip(prompts, replies):
+            assert reply.token_ids == plain_rule(tiny_model(family), prompt, wish, 2, (2,))
+        # In the next turn too, and prompts that share nothing are read in one forward.
+        read.clear()
+        again = [(*common, 7), other, other[::-1]]
+        _, replies = answers(engine, again, wish)
+        assert read[:2] == [[39, 39], [4, 4, 4]]
+        for prompt, reply in zip(again, replies):
+            assert reply.token_ids == plain_rule(tiny_model(family), prompt, wish, 2, (2,))
+
+
+@pytest.mark.parametrize("chunk", [5, 7, 64, 1000])
+def test_prompts_are_read_in_full_chunks(chunk):
+    forward = VarlenForward(tiny_model(), WholeHead(), 4, 256)
+    prompts = [[3 + i * row % 50 for i in range(length)] for row, length in enumerate((30, 1, 64, 41), start=1)]
+    wish = GenerationSettings(add_eos_length=0)
+    steps = [Pass(token_ids=prompt, wanted=1, settings=wish) for prompt in prompts]
+    events = list(forward.prefill(range(4), steps, chunk))
+    assert forward.cache.stored == [prompt[:-1] for prompt in prompts]
+    assert [done for _, done, _ in events] == [min(chunk * (i + 1), 132) for i in range(len(events))]
+    assert {total for *_, total in events} == {136}
+    assert [row for rows, *_ in events for row in rows if row == 1] == []
+
+
+def test_more_prompts_than_there_is_room_for_are_answered_in_parts(engines, monkeypatch):
+    engine = engine_of("qwen2", fixed_widths=True)
+    made = []
+
+    def captured(rows, capacity):
+        made.append((rows, capacity))
+        return FixedWidths._uncaptured(engine._sequence, rows, capacity)
+
+    monkeypatch.setattr(engine._sequence, "captures", True)
+    monkeypatch.setattr(engine._sequence, "_captured", captured)
+    slots = storage_bytes(engine._module, 256)
+    monkeypatch.setattr("dist.sequence.free_bytes", lambda device: HEADROOM_BYTES + 2 * slots + 1)
+    wish = GenerationSettings(add_eos_length=3, refine_iter=2, max_new_tokens=20)
+    prompts = [(5 + i, 9, 11) for i in range(5)]
+    for _ in range(2):
+        _, replies = answers(engine, prompts, wish)
+        for prompt, reply in zip(prompts, replies):
+            assert reply.token_ids == plain_rule(tiny_model(), prompt, wish, 2, (2,))
+    assert made == [(2, 256)]
 
 
 def test_cancelling_ends_every_row_with_its_finished_blocks(engines):
@@ -121,8 +204,8 @@ def test_cancelling_ends_every_row_with_its_finished_blocks(engines):
     def poll():
         nonlocal asked
         asked += 1
-        # Two prompts are read ahead in one piece each, then come eight passes.
-        return Control(settings=wish, cancel=asked == 10)
+        # Both prompts are read ahead in one forward, then come eight passes.
+        return Control(settings=wish, cancel=asked == 9)
 
     prompts = [tuple(range(3, 20)), tuple(range(20, 45))]
     whole = answers(engines["qwen2"], prompts, wish, ())[1]
@@ -144,7 +227,7 @@ def test_a_batch_leaves_the_conversations_cache_alone(engines):
 
 @settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
-def test_every_row_has_its_own_length_end_and_settings_whatever_settings_come(engines, data):
+def test_every_row_has_its_own_length_end_and_settings_whatever_settings_come(either, data):
     prompts = tuple(data.draw(st.lists(PROMPT, min_size=2, max_size=5)))
     own = tuple(
         GenerationSettings(
@@ -162,7 +245,7 @@ def test_every_row_has_its_own_length_end_and_settings_whatever_settings_come(en
     turn = Turn(
         prompts=prompts, settings=GenerationSettings(), placeholder=2, stop_ids=(2, 5, 11), row_settings=own
     )
-    events = engines["qwen2"].answer(turn, lambda: Control(settings=later))
+    events = either["qwen2"].answer(turn, lambda: Control(settings=later))
     replies = {event.row: event for event in events if isinstance(event, Reply)}
     for row, (prompt, wish) in enumerate(zip(prompts, own)):
         assert replies[row].token_ids == plain_rule(tiny_model(), prompt, wish, 2, (2, 5, 11))

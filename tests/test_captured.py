@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from plain_rule import plain_rule
 from tiny_models import COMMON, FAMILIES, VOCABULARY, tiny_model
 
-from dist.attention import reference_attention
+from dist.attention import Pieces, reference_attention
 from dist.captured import CapturedForward, capture_problem
 from dist.engine import Engine
 from dist.forward import CachedForward
@@ -31,9 +31,12 @@ many = settings(max_examples=15, deadline=None, derandomize=True, suppress_healt
 class Fixed(SequenceForward):
     """What a GPU does, but for the capture itself."""
 
-    def __init__(self, module):
+    def __init__(self, module, capacity=LIMIT):
         super().__init__(module, WholeHead(), SoloGroup(torch.device("cpu")), LIMIT)
-        self._present = CapturedForward(module, WholeHead(), LIMIT, capture=False)
+        self._alone = CapturedForward(module, WholeHead(), 1, capacity, capture=False)
+
+    def _uncaptured(self, rows, capacity):
+        return CapturedForward(self._module, WholeHead(), rows, capacity, capture=False)
 
 
 def engine_of(family="qwen2", seed=0) -> Engine:
@@ -106,14 +109,15 @@ def test_at_the_end_of_the_storage_nothing_is_written_past_it():
     assert reply(engine_of(), prompt, wish, ()).token_ids == expected
 
 
+@pytest.mark.parametrize("rows", [1, 2, 5])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_check_passes_for_a_family_of_causal_models(family):
-    forward, problem = capture_problem(tiny_model(family), WholeHead(), 64, capture=False)
+def test_the_check_passes_for_a_family_of_causal_models(family, rows):
+    forward, problem = capture_problem(tiny_model(family), WholeHead(), rows, 64, capture=False)
     assert forward is not None and problem is None
 
 
 def test_the_check_finds_storage_that_gives_other_logits():
-    forward = CapturedForward(tiny_model(), WholeHead(), 64, capture=False)
+    forward = CapturedForward(tiny_model(), WholeHead(), 1, 64, capture=False)
     layer = forward.cache.layers.layers[0]
     write = layer.update
     layer.update = lambda keys, values, *more, **named: write(keys * 1.5, values, *more, **named)
@@ -125,14 +129,14 @@ def test_a_model_whose_attention_is_its_own_is_named_as_the_problem():
         vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, rotary_dim=8, bos_token_id=1, eos_token_id=2
     )
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
-    forward, problem = capture_problem(model, WholeHead(), 64, capture=False)
+    forward, problem = capture_problem(model, WholeHead(), 1, 64, capture=False)
     assert forward is None and problem is not None
 
 
 def test_attention_in_chunks_is_named_as_the_problem():
     model = copy.deepcopy(tiny_model())
     model.config.layer_types = ["chunked_attention", "full_attention"]
-    assert capture_problem(model, WholeHead(), 64, capture=False) == (
+    assert capture_problem(model, WholeHead(), 1, 64, capture=False) == (
         None,
         "its attention is of another kind (chunked_attention)",
     )
@@ -150,7 +154,7 @@ def test_positions_that_rotary_scaling_adds_are_positions_like_others():
 
 def test_a_reply_ends_where_the_storage_ends_whatever_limit_comes_meanwhile():
     engine = engine_of()
-    engine._sequence._present = CapturedForward(tiny_model(), WholeHead(), 64, capture=False)
+    engine._sequence = Fixed(tiny_model(), capacity=64)
     wish = GenerationSettings(add_eos_length=7, refine_iter=1, max_new_tokens=300, max_length=60)
     longer = wish.with_value("max_length", 500)
     done = events(engine, range(3, 30), wish, (), poll=lambda: Control(settings=longer))[-1]
@@ -160,7 +164,8 @@ def test_a_reply_ends_where_the_storage_ends_whatever_limit_comes_meanwhile():
 def test_a_warm_up_changes_no_reply():
     engine = engine_of()
     engine.warm_up(GenerationSettings(add_eos_length=7, max_length=100))
-    prompt, wish = (1, 1, *range(3, 30)), GenerationSettings(add_eos_length=7, refine_iter=2, max_new_tokens=20)
+    # Begins as the last warm-up does.
+    prompt, wish = (3, 3, *range(3, 30)), GenerationSettings(add_eos_length=7, refine_iter=2, max_new_tokens=20)
     assert reply(engine, prompt, wish).token_ids == plain_rule(tiny_model(), prompt, wish, 2, (2,), LIMIT)
 
 
@@ -176,21 +181,23 @@ def test_captured_passes_serve_other_weights_in_the_same_place():
     engine._sequence = Fixed(model)
     prompt, wish = range(3, 40), GenerationSettings(add_eos_length=7, refine_iter=2, max_new_tokens=30)
     reply(engine, prompt, wish)
-    widths = dict(engine._sequence._present._widths)
+    widths = dict(engine._sequence._alone._widths)
     engine._swap("1")
     expected = plain_rule(tiny_model(seed=1), tuple(prompt), wish, PLACEHOLDER, (2,), LIMIT)
     assert reply(engine, prompt, wish).token_ids == expected
-    assert widths and engine._sequence._present._widths == widths
+    assert widths and engine._sequence._alone._widths == widths
 
 
 def test_on_a_cpu_a_sequence_is_decoded_as_it_comes():
     sequence = SequenceForward(tiny_model(), WholeHead(), SoloGroup(torch.device("cpu")), LIMIT)
-    assert isinstance(sequence.for_turn(GenerationSettings()), CachedForward)
+    turn = Turn(prompts=((3,),), settings=GenerationSettings(), placeholder=PLACEHOLDER, stop_ids=())
+    assert isinstance(sequence.for_turn(turn), CachedForward)
     assert sequence.notice is None
 
 
 def test_a_window_hides_all_but_the_last_slots():
     q, k, v = torch.randn(2, 3, 8), torch.randn(1, 12, 8), torch.randn(1, 12, 8)
-    near = reference_attention(q, k, v, torch.tensor(5), scale=1.0, window=2, softcap=0.0)
+    pieces = Pieces(torch.tensor([[0, 3, 5, 0]]), 3)
+    near = reference_attention(q, k, v, pieces, scale=1.0, window=2, softcap=0.0)
     k[:, :3], v[:, :3] = 9.0, 9.0
-    assert torch.equal(near, reference_attention(q, k, v, torch.tensor(5), scale=1.0, window=2, softcap=0.0))
+    assert torch.equal(near, reference_attention(q, k, v, pieces, scale=1.0, window=2, softcap=0.0))
