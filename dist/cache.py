@@ -89,6 +89,8 @@ class SequenceCache:
 def shared_prefix(a: list[int], b: list[int]) -> int:
     """Length of the longest common prefix, by bisection over slice comparisons (which run in C)."""
     low, high = 0, min(len(a), len(b))
+    if a[:high] == b[:high]:
+        return high
     while low < high:
         middle = (low + high + 1) // 2
         if a[low:middle] == b[low:middle]:

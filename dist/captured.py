@@ -25,8 +25,9 @@ from dist.kernels import kernel_errors
 from dist.varlen import PROBE_TOKENS, VarlenForward
 
 WARM_UPS = 2
-# Of more tokens than this, a pass is bound by its arithmetic, and its graph would hold much memory.
-MOST_TOKENS = 2048
+# Of more tokens than this, a pass is bound by its arithmetic, and its graph would hold much memory. The blocks of a
+# batch have half as many (dist/footprint.py), so that its wider passes are captured too.
+MOST_TOKENS = 4096
 KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 
 Run = Callable[[torch.Tensor], torch.Tensor]

@@ -9,7 +9,7 @@ from typing import Any
 
 # Where more no longer pays, and where a pass, which Ctrl-C waits for, gets long.
 MOST_ROWS_CPU, PASS_TOKENS_CPU = 16, 256
-MOST_ROWS_GPU, PASS_TOKENS_GPU = 64, 4096
+MOST_ROWS_GPU, PASS_TOKENS_GPU = 64, 2048
 FEWEST_SLOTS = 256
 
 
