@@ -87,10 +87,12 @@ class SequenceCache:
 
 
 def shared_prefix(a: list[int], b: list[int]) -> int:
-    """Length of the longest common prefix, by bisection over slice comparisons (which run in C)."""
-    low, high = 0, min(len(a), len(b))
-    if a[:high] == b[:high]:
-        return high
+    """Length of the longest common prefix, by comparing slices (which runs in C): ever longer ones, then halves."""
+    low, high, stretch = 0, min(len(a), len(b)), 16
+    while low < high and a[low : low + stretch] == b[low : low + stretch]:
+        low, stretch = low + stretch, 2 * stretch
+    # They part behind `low`, and within the last slice.
+    low, high = min(low, high), min(low + stretch, high)
     while low < high:
         middle = (low + high + 1) // 2
         if a[low:middle] == b[low:middle]:
