@@ -26,6 +26,7 @@ from chat.status import Status
 from chat.terminal import Streams, session_mode
 from dist.checkpoint import Checkpoint
 from dist.errors import WeightsLost
+from dist.prefetch import prefetch
 from dist.settings import GenerationSettings
 
 CLOSE_S = 1.0
@@ -63,6 +64,8 @@ def run(options: LaunchOptions, streams: Streams, lifeline: Lifeline) -> int:
     settings, origins = resolve_settings(options, config, checkpoint.generation_config)
     if options.verify:
         verify(checkpoint, status)
+    else:
+        prefetch(checkpoint.files)
     status.show(f"Loading {checkpoint.path}")
 
     from chat.tokenizer import load_tokenizer

@@ -5,21 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 
 from dist.errors import CheckpointError
+from dist.host_memory import host_free
 from dist.protocol import Group
-
-CGROUP_LIMITS = (
-    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current"), Path("/sys/fs/cgroup/memory.stat")),
-    (
-        Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
-        Path("/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-        Path("/sys/fs/cgroup/memory/memory.stat"),
-    ),
-)
 
 
 def free_bytes(device: torch.device) -> int:
@@ -28,28 +19,7 @@ def free_bytes(device: torch.device) -> int:
         # What torch's allocator holds and does not use is free to this process.
         spare = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + spare
-    return min(_host_free(), _cgroup_free()) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-
-
-def _host_free() -> int:
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def _cgroup_free() -> int:
-    """What the memory cgroup still allows; file cache that can be dropped counts as free."""
-    for limit, usage, stat in CGROUP_LIMITS:
-        if not limit.is_file() or not limit.read_text().strip().isdigit():
-            continue
-        reclaimable = sum(
-            int(line.split()[1])
-            for line in stat.read_text().splitlines()
-            if line.split()[0] in ("inactive_file", "active_file")
-        )
-        return int(limit.read_text()) - int(usage.read_text()) + reclaimable
-    return 1 << 62
+    return host_free() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 @contextmanager
