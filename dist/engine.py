@@ -189,7 +189,9 @@ class Engine:
 
         What they leave in the cache is exact and the same on all ranks.
         """
-        short = replace(settings, max_new_tokens=2 * (settings.add_eos_length + 1), temperature=0.0)
+        new = 2 * (settings.add_eos_length + 1)
+        # Two passes a block are of both widths; more, as may be asked for, would only take time.
+        short = replace(settings, max_new_tokens=new, refine_iter=2, temperature=0.0)
         longest = max(1, min(short.max_length, self.max_positions or UNBOUNDED) // 2)
         # Each of another token: what prompts share is not read again.
         for token, length in enumerate(WARM_UP_TOKENS, start=1):
