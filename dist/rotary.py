@@ -51,7 +51,7 @@ class FusedRotary:
 def _rotate(
     q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    from dist.attention_kernels import rotate_halves
+    from dist.rotary_kernels import rotate_halves
 
     query, key = rotate_halves(q[0], k[0], cos[0], sin[0])
     return query.unsqueeze(0), key.unsqueeze(0)
