@@ -37,6 +37,9 @@ class TurnAnswerer(Protocol):
 
     max_positions: int | None
 
+    @property
+    def remark(self) -> str | None: ...
+
     def answer(self, turn: Turn, poll: Callable[[], Control]) -> Iterator[Event]: ...
 
     def rows_that_fit(self, tokens: int, block: int) -> int: ...
@@ -144,10 +147,15 @@ class _Answerer:
     def answer_all(self, jobs: Iterable[Job]) -> None:
         """Turn after turn in the order of the jobs, until all are answered or the run is to stop."""
         turn: list[_Asked] = []
+        remark = self.engine.remark
         for asked in self._fitting(jobs):
             if turn and len(turn) >= self._most_together([*turn, asked]):
                 self._send(turn)
                 turn = []
+                # That prompts cannot be read together, say, is found out when the first ones are.
+                if self.engine.remark not in (None, remark):
+                    remark = self.engine.remark
+                    self.output.say(remark)
                 if self.output.cancelled or self.stop():
                     return
             turn.append(asked)

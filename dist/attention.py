@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 NAME = "fixed_storage"
 
@@ -77,10 +78,19 @@ def attend(
         value[0],
         pieces,
         scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
-        window=sliding_window or 0,
+        window=sliding_window or _window_of(module),
         softcap=softcap or 0.0,
     )
     return result_THD.unsqueeze(0), None
+
+
+def _window_of(module: Any) -> int:
+    """The window that a layer's config gives it, 0 for none: some models tell it to their masks only."""
+    config = module.config
+    kinds = getattr(config, "layer_types", None)
+    if kinds and kinds[module.layer_idx] != "sliding_attention":
+        return 0
+    return getattr(config, "sliding_window", None) or 0
 
 
 def reference_attention(
@@ -121,11 +131,14 @@ def _attend_alone(
     seen_LU = slot_U <= own_L1
     if window:
         seen_LU &= slot_U > own_L1 - window
-    folded = query_HLD.reshape(key_heads, heads // key_heads * rows, size)
+    group = heads // key_heads
+    folded = query_HLD.reshape(key_heads, group * rows, size)
+    if not softcap:
+        seen = seen_LU.repeat(group, 1)
+        attended = F.scaled_dot_product_attention(folded, key_KUD, value_KUD, attn_mask=seen, scale=scale)
+        return attended.view(heads, rows, size)
     exact = torch.promote_types(query_HLD.dtype, torch.float32)
-    scores = (folded @ key_KUD.transpose(1, 2)).to(exact) * scale
-    if softcap:
-        scores = softcap * torch.tanh(scores / softcap)
+    scores = softcap * torch.tanh((folded @ key_KUD.transpose(1, 2)).to(exact) * scale / softcap)
     scores = scores.view(heads, rows, used).masked_fill(~seen_LU, -torch.inf)
     shares = scores.softmax(dim=-1).to(value_KUD.dtype).view(key_heads, -1, used)
     return (shares @ value_KUD).view(heads, rows, size)

@@ -152,8 +152,8 @@ def _attend_to_part(
         mask=is_row[:, None] & is_column[None, :],
         other=0.0,
     )
-    keys = key + key_head * key_head_stride + first_slot * key_slot_stride
-    values = value + key_head * key_head_stride + first_slot * key_slot_stride
+    keys = key + key_head.to(tl.int64) * key_head_stride + first_slot * key_slot_stride
+    values = value + key_head.to(tl.int64) * key_head_stride + first_slot * key_slot_stride
     peak = tl.full((ROWS,), float("-inf"), tl.float32)
     weight = tl.zeros((ROWS,), tl.float32)
     total = tl.zeros((ROWS, PADDED), tl.float32)
@@ -264,7 +264,7 @@ def _store_row(
     row, head = tl.program_id(0), tl.program_id(1)
     column = tl.arange(0, PADDED)
     inside = column < SIZE
-    place = head * head_stride + tl.load(slots + row) * slot_stride + column
+    place = head.to(tl.int64) * head_stride + tl.load(slots + row) * slot_stride + column
     k = tl.load(new_key + head * new_key_head_stride + row * new_key_row_stride + column, mask=inside)
     v = tl.load(new_value + head * new_value_head_stride + row * new_value_row_stride + column, mask=inside)
     tl.store(key + place, k, mask=inside)

@@ -22,13 +22,12 @@ from dist.flat import Order, Piece, order_of
 from dist.forward import FORWARD_ERRORS, Choices, choices_of, most_likely
 from dist.head import Head
 from dist.kernels import kernel_errors
-from dist.varlen import PROBE_TOKENS, VarlenForward
+from dist.varlen import PROBE_TOKENS, VarlenForward, other_attention
 
 WARM_UPS = 2
 # Of more tokens than this, a pass is bound by its arithmetic, and its graph would hold much memory. The blocks of a
 # batch have half as many (dist/footprint.py), so that its wider passes are captured too.
 MOST_TOKENS = 4096
-KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 
 Run = Callable[[torch.Tensor], torch.Tensor]
 
@@ -106,10 +105,9 @@ def capture_problem(
     module: Any, head: Head, rows: int, capacity: int, *, capture: bool = True
 ) -> tuple[CapturedForward | None, str | None]:
     """A CapturedForward that has been tried, or why there can be none, in words. Raises OutOfMemoryError."""
-    config = module.config.get_text_config()
-    others = set(getattr(config, "layer_types", None) or ()) - KNOWN_LAYERS
-    if others or getattr(config, "attention_chunk_size", None):
-        return None, f"its attention is of another kind ({', '.join(sorted(others)) or 'chunked'})"
+    other = other_attention(module)
+    if other is not None:
+        return None, f"its attention is of another kind ({other})"
     refusals: tuple[type[Exception], ...] = (*FORWARD_ERRORS, *kernel_errors())
     try:
         forward = CapturedForward(module, head, rows, capacity, capture=capture)

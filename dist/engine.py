@@ -138,11 +138,12 @@ class Engine:
 
         `block` is how many tokens are chosen in a pass. This rank's memory counts; all ranks hold equal models.
         """
+        free = free_bytes(self._group.device) + self._sequence.batch_bytes
         return rows_together(
             self._module,
             tokens,
             block,
-            free_bytes(self._group.device),
+            free,
             gpu=self._group.device.type == "cuda",
         )
 

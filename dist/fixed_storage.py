@@ -90,6 +90,8 @@ class FixedCache:
         lengths = [shared_prefix(stored, token_ids) for stored in self.stored]
         best = max(range(self.rows), key=lambda one: lengths[one])
         if lengths[best] > lengths[row]:
+            # Not held until all of it is there.
+            del self.stored[row][lengths[row] :]
             for layer in self.layers.layers:
                 layer.copy(best * self.capacity, row * self.capacity, lengths[best])
             self.stored[row] = token_ids[: lengths[best]]

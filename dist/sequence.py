@@ -7,19 +7,23 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from dist.captured import CapturedForward, capture_problem
-from dist.footprint import row_slots, storage_bytes
+from dist.footprint import row_bytes, row_slots, storage_bytes
 from dist.forward import FORWARD_ERRORS, CachedForward, Forward
 from dist.head import Head
 from dist.memory import free_bytes, gib, shortage_told
 from dist.protocol import Group, Turn
 from dist.settings import GenerationSettings
-from dist.varlen import VarlenForward
+from dist.varlen import VarlenForward, other_attention
 
 # For a pass's own tensors, beside the storage.
 HEADROOM_BYTES = 512 << 20
 ROUND_TOKENS = 256
 NOT_CAPTURED = "Passes are not captured as CUDA graphs, which costs time"
+LOWER = "Lower max_length or --batch_size, or use more GPUs."
+ONE_BY_ONE = "Several prompts are answered one by one, which costs time: this model cannot read them together."
 
 
 class SequenceForward:
@@ -53,9 +57,17 @@ class SequenceForward:
 
     def forget(self) -> None:
         """Drop all keys and values: the weights that made them are gone."""
+        self._batches_work = True
         self._alone.cache.truncate(0)
         if self._batch is not None:
             self._batch.cache.truncate(0)
+
+    @property
+    def batch_bytes(self) -> int:
+        """What this rank holds for batches, and gives up for a larger one."""
+        if self._batch is None:
+            return 0
+        return storage_bytes(self._module, self._batch.rows * self._batch.capacity)
 
     def for_turn(self, turn: Turn) -> Forward:
         """All ranks: the forward for the turn's prompts, all together where the model allows it.
@@ -73,47 +85,48 @@ class SequenceForward:
         capacity = -(-capacity // ROUND_TOKENS) * ROUND_TOKENS
         kept = isinstance(self._alone, CapturedForward) and self._alone.capacity >= capacity
         if self.captures and not kept and (self._too_much is None or capacity < self._too_much):
-            # The old storage goes before there is new.
+            # The old storage goes before there is new; so does that of batches, if it takes the room.
             self._alone = CachedForward(self._module, self._head)
-            if self._rows_that_fit(capacity):
+            need = storage_bytes(self._module, capacity)
+            if self._free() < need:
+                self._batch = None
+            free = self._free()
+            if need <= free:
                 self._alone = self._captured(1, capacity) or self._alone
             else:
                 self._too_much = capacity
                 self.notice = (
-                    f"{NOT_CAPTURED}: keys and values of {capacity} tokens take "
-                    f"{gib(storage_bytes(self._module, capacity))}, and {gib(self._free())} are free for them. "
-                    "A lower max_length needs less."
+                    f"{NOT_CAPTURED}: keys and values of {capacity} tokens take {gib(need)}, "
+                    f"and {gib(free)} are free for them. A lower max_length needs less."
                 )
         return self._alone
 
     def _for_batch(self, turn: Turn) -> VarlenForward | None:
-        """With room for these prompts and their replies."""
-        rows, capacity = len(turn.prompts), 0
+        """With room for these prompts and their replies, or for as many of them at once as memory holds."""
+        rows, capacity, row_need = len(turn.prompts), 0, 0
         for row, prompt in enumerate(turn.prompts):
             wish = turn.settings_of(row)
-            longest = min(len(prompt) + wish.max_new_tokens, self._limit(wish))
-            capacity = max(capacity, row_slots(longest, wish.add_eos_length + 1))
+            longest, block = min(len(prompt) + wish.max_new_tokens, self._limit(wish)), wish.add_eos_length + 1
+            capacity = max(capacity, row_slots(longest, block))
+            row_need = max(row_need, row_bytes(self._module, longest, block))
         if self._batch is None or self._asked < rows or self._batch.capacity < capacity:
             self._batch, self._asked = None, rows
-            if self.captures:
-                rows = min(rows, self._rows_that_fit(capacity))
-                self._batch = self._captured(rows, capacity) if rows > 1 else None
-            if not self.captures and self._batches_work:
+            rows = min(rows, self._free() // row_need)
+            if self.captures and rows > 1:
+                self._batch = self._captured(rows, capacity)
+            if not self.captures and rows > 1 and self._batches_work:
                 self._batch = self._uncaptured(rows, capacity)
         return self._batch
 
     def _limit(self, wish: GenerationSettings) -> int:
         return min(wish.max_length, self._max_positions or wish.max_length)
 
-    def _rows_that_fit(self, capacity: int) -> int:
-        return self._free() // storage_bytes(self._module, capacity)
-
     def _free(self) -> int:
         """Bytes for keys and values, on each rank."""
         return max(0, self._group.smallest(free_bytes(self._group.device)) - HEADROOM_BYTES)
 
     def _captured(self, rows: int, capacity: int) -> CapturedForward | None:
-        with shortage_told(self._group, "passes were captured", "Lower max_length, or use more GPUs."):
+        with shortage_told(self._group, "passes were captured", LOWER):
             forward, problem = capture_problem(self._module, self._head, rows, capacity)
         problems = self._group.gather_errors(problem)
         if problems or forward is None:
@@ -124,11 +137,17 @@ class SequenceForward:
         return forward
 
     def _uncaptured(self, rows: int, capacity: int) -> VarlenForward | None:
-        """None if the model gives rows other logits together than alone."""
+        """None if the model gives rows other logits together than alone; `notice` says so."""
         forward = VarlenForward(self._module, self._head, rows, capacity)
         try:
-            agrees = forward.agrees()
+            with shortage_told(self._group, "prompts were put together", LOWER):
+                agrees = other_attention(self._module) is None and forward.agrees()
+        except torch.OutOfMemoryError:
+            raise
         except FORWARD_ERRORS:
             agrees = False
         self._batches_work = bool(self._group.smallest(agrees))
-        return forward if self._batches_work else None
+        if self._batches_work:
+            return forward
+        self.notice = ONE_BY_ONE
+        return None

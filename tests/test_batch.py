@@ -59,6 +59,11 @@ class ScriptedEngine:
     order: Callable[[list[Any]], Iterable[Any]] = list
     turns: list[Turn] = field(default_factory=list)
     passes: int = 0
+    remark_after: Callable[[int], str | None] = lambda turns: None
+
+    @property
+    def remark(self) -> str | None:
+        return self.remark_after(len(self.turns))
 
     def rows_that_fit(self, tokens: int, block: int) -> int:
         return self.fits(tokens, block)
@@ -398,6 +403,15 @@ def test_what_fits_is_asked_for_the_longest_prompt_of_a_turn(run: Run, tmp_path:
     longest = max(len(prompt) for turn in ran.engine.turns for prompt in turn.prompts)
     assert (longest + 40, 4) in asked
     assert {block for _, block in asked} == {4}
+
+
+def test_what_the_first_prompts_show_of_the_model_is_told_once(run: Run, prompts: str) -> None:
+    told = "These are read one by one."
+    ran = run("--prompts_file", prompts, remark_after=lambda turns: told if turns else None)
+    assert ran.err.count(told) == 1
+    # What was known before is told when the model is ready.
+    ran = run("--prompts_file", prompts, remark_after=lambda turns: told)
+    assert told not in ran.err
 
 
 def test_greedy_samples_are_made_with_a_word_on_it(run: Run) -> None:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from contextlib import contextmanager
 
 import pytest
 import torch
+import transformers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from plain_rule import plain_rule
-from tiny_models import FAMILIES, VOCABULARY, tiny_model
+from tiny_models import COMMON, FAMILIES, VOCABULARY, tiny_model
 
 from dist.captured import capture_problem
 from dist.decoding import Pass
 from dist.engine import Engine
-from dist.footprint import storage_bytes
+from dist.errors import PromptError
+from dist.footprint import row_bytes
 from dist.group import SoloGroup
 from dist.head import WholeHead
 from dist.protocol import BlockUpdate, Control, Reply, Turn
@@ -149,9 +152,9 @@ def test_what_prompts_share_is_read_once(engines, family):
     engine._sequence.forget()
     with watched(engine) as read:
         _, replies = answers(engine, prompts, wish)
-        # The last token of a prompt is left to the first pass, and so is what fits into the widest one.
-        assert read[:2] == [[41], [4, 4, 4, 5, 5, 4]]
-        assert [reply.stats.prefill_forwards for reply in replies] == [1, 0, 0, 0, 0, 0]
+        # The longest one is. Its last token is left to the first pass, and so is what fits into the widest one.
+        assert read[:2] == [[42], [4, 4, 4, 5, 4, 4]]
+        assert [reply.stats.prefill_forwards for reply in replies] == [0, 0, 0, 0, 1, 0]
         for prompt, reply in zip(prompts, replies):
             assert reply.token_ids == plain_rule(tiny_model(family), prompt, wish, 2, (2,))
         # In the next turn too, and prompts that share nothing are read in one forward.
@@ -176,6 +179,85 @@ def test_prompts_are_read_in_full_chunks(chunk):
     assert [row for rows, *_ in events for row in rows if row == 1] == []
 
 
+def windowed_model():
+    """A model whose layers tell their window to the mask only, in the newest versions of transformers."""
+    config = transformers.Qwen2MoeConfig(
+        **COMMON,
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=24,
+        shared_expert_intermediate_size=24,
+        use_sliding_window=True,
+        sliding_window=20,
+        max_window_layers=1,
+    )
+    torch.manual_seed(0)
+    return transformers.AutoModelForCausalLM.from_config(config).eval()
+
+
+def test_a_window_that_only_the_config_tells_of_is_kept_to():
+    model = windowed_model()
+    engine = Engine(model, SoloGroup(torch.device("cpu")), max_positions=512)
+    prompts = [tuple(3 + i * step % 50 for i in range(60)) for step in (7, 11)]
+    wish = GenerationSettings(add_eos_length=3, refine_iter=2, max_new_tokens=24)
+    _, replies = answers(engine, prompts, wish)
+    for prompt, reply in zip(prompts, replies):
+        assert reply.token_ids == plain_rule(model, prompt, wish, 2, (2,))
+
+
+def test_prompts_that_cannot_be_read_together_are_answered_one_by_one_and_the_person_told():
+    config = transformers.GPTJConfig(
+        vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, rotary_dim=8, bos_token_id=1, eos_token_id=2
+    )
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    engine = Engine(model, SoloGroup(torch.device("cpu")), max_positions=512)
+    assert engine.remark is None
+    prompts, wish = [(5, 9, 11), (40, 7)], GenerationSettings(add_eos_length=3, refine_iter=2, max_new_tokens=9)
+    _, replies = answers(engine, prompts, wish)
+    for prompt, reply in zip(prompts, replies):
+        assert reply.token_ids == plain_rule(model, prompt, wish, 2, (2,))
+    assert engine.remark is not None and "one by one" in engine.remark
+
+
+def test_weights_without_numbers_leave_batches_on_for_the_next_weights():
+    model = copy.deepcopy(tiny_model())
+    good = copy.deepcopy(model.state_dict())
+    engine = Engine(model, SoloGroup(torch.device("cpu")), max_positions=512)
+    prompts, wish = [(5, 9, 11), (40, 7)], GenerationSettings(add_eos_length=3, refine_iter=2, max_new_tokens=9)
+    with torch.no_grad():
+        model.get_parameter("model.norm.weight").fill_(torch.nan)
+    with pytest.raises(PromptError, match="not a number"):
+        answers(engine, prompts, wish)
+    model.load_state_dict(good)
+    engine._sequence.forget()
+    with watched(engine) as read:
+        _, replies = answers(engine, prompts, wish)
+    assert len(read[0]) == 2
+    for prompt, reply in zip(prompts, replies):
+        assert reply.token_ids == plain_rule(tiny_model(), prompt, wish, 2, (2,))
+
+
+def test_storage_for_batches_counts_as_room_for_batches(monkeypatch):
+    engine = engine_of("qwen2")
+    wish = GenerationSettings(add_eos_length=3, refine_iter=2, max_new_tokens=20)
+    total = 20 * row_bytes(engine._module, 23, 4)
+    monkeypatch.setattr("dist.engine.free_bytes", lambda device: total - engine._sequence.batch_bytes)
+    assert engine.rows_that_fit(23, 4) == 10
+    answers(engine, [(5 + i, 9) for i in range(10)], wish)
+    assert engine._sequence.batch_bytes > total / 4
+    assert engine.rows_that_fit(23, 4) == 10
+
+
+def test_of_prompts_that_hold_each_other_the_longest_is_read_and_the_others_copied():
+    talk = tuple(3 + i * 7 % 50 for i in range(240))
+    engine = engine_of("qwen2")
+    with watched(engine) as read:
+        answers(engine, [talk[:end] for end in range(20, 241, 20)], GenerationSettings(add_eos_length=3))
+    # Two forwards are the check of the model.
+    assert read[2] == [239] and len(read[3]) == 12
+
+
 def test_more_prompts_than_there_is_room_for_are_answered_in_parts(engines, monkeypatch):
     engine = engine_of("qwen2", fixed_widths=True)
     made = []
@@ -186,8 +268,8 @@ def test_more_prompts_than_there_is_room_for_are_answered_in_parts(engines, monk
 
     monkeypatch.setattr(engine._sequence, "captures", True)
     monkeypatch.setattr(engine._sequence, "_captured", captured)
-    slots = storage_bytes(engine._module, 256)
-    monkeypatch.setattr("dist.sequence.free_bytes", lambda device: HEADROOM_BYTES + 2 * slots + 1)
+    need = row_bytes(engine._module, 23, 4)
+    monkeypatch.setattr("dist.sequence.free_bytes", lambda device: HEADROOM_BYTES + 2 * need + 1)
     wish = GenerationSettings(add_eos_length=3, refine_iter=2, max_new_tokens=20)
     prompts = [(5 + i, 9, 11) for i in range(5)]
     for _ in range(2):
