@@ -134,8 +134,10 @@ def _attend_alone(
     group = heads // key_heads
     folded = query_HLD.reshape(key_heads, group * rows, size)
     if not softcap:
+        # Four dimensions, or torch takes its slowest way.
+        query, key, value = (part.unsqueeze(0) for part in (folded, key_KUD, value_KUD))
         seen = seen_LU.repeat(group, 1)
-        attended = F.scaled_dot_product_attention(folded, key_KUD, value_KUD, attn_mask=seen, scale=scale)
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=seen, scale=scale)
         return attended.view(heads, rows, size)
     exact = torch.promote_types(query_HLD.dtype, torch.float32)
     scores = softcap * torch.tanh((folded @ key_KUD.transpose(1, 2)).to(exact) * scale / softcap)
