@@ -41,12 +41,11 @@ class CapturedForward(VarlenForward):
         self._pool = torch.cuda.graph_pool_handle() if capture else None
         self._widths: dict[tuple[int, int, int], FixedWidth] = {}
 
-    def __call__(self, rows: Sequence[int], steps: Sequence[Pass], *, trace: bool) -> list[Choices]:
-        pieces = [self._piece(row, step) for row, step in zip(rows, steps)]
+    def _choices(self, pieces: Sequence[Piece], steps: Sequence[Pass], trace: bool) -> list[Choices]:
         longest = max(len(piece.token_ids) for piece in pieces)
         n = max(step.settings.add_eos_length for step in steps)
         width, kept = (max(n, 1), max(n, 1)) if longest <= max(n, 1) else (2 * n + 1, n + 1)
-        count = min(1 << (len(rows) - 1).bit_length(), self.rows)
+        count = min(1 << (len(pieces) - 1).bit_length(), self.rows)
         if (
             longest > width
             or max(piece.kept for piece in pieces) > kept
@@ -54,10 +53,9 @@ class CapturedForward(VarlenForward):
             or count * width > MOST_TOKENS
         ):
             # Only after a live change of the block's size, at the very end of the storage, or in long blocks.
-            return super().__call__(rows, steps, trace=trace)
-        passed = self._run(count, width, kept, pieces)
+            return super()._choices(pieces, steps, trace)
+        passed, places = self._run(count, width, kept, pieces)
         self._note(pieces)
-        places = [_place(piece, index, width, kept) for index, piece in enumerate(pieces)]
         if any(step.settings.samples for step in steps):
             return choices_of([passed.logits[place] for place in places], steps, trace, self._head)
         chosen = passed.chosen()
@@ -69,13 +67,14 @@ class CapturedForward(VarlenForward):
 
     def _probe(self, pieces: Sequence[Piece]) -> torch.Tensor:
         # The captured width stays: a pool whose last graph has gone can't be captured into again.
-        kept = pieces[0].kept
-        passed = self._run(len(pieces), PROBE_TOKENS, kept, pieces)
-        places = [_place(piece, index, PROBE_TOKENS, kept) for index, piece in enumerate(pieces)]
+        passed, places = self._run(len(pieces), PROBE_TOKENS, pieces[0].kept, pieces)
         return torch.cat([passed.logits[place] for place in places])
 
-    def _run(self, count: int, width: int, kept: int, pieces: Sequence[Piece]) -> FixedWidth:
-        """The pass over the pieces; the last one is read several times where there are fewer than `count`."""
+    def _run(self, count: int, width: int, kept: int, pieces: Sequence[Piece]) -> tuple[FixedWidth, list[slice]]:
+        """The pass over the pieces, and where each one's own logits are among those of all.
+
+        The last piece is read several times where there are fewer than `count`.
+        """
         whole = [_padded(piece, width, kept) for piece in pieces]
         whole += [whole[-1]] * (count - len(whole))
         order = order_of(whole, self.capacity, self._limit)
@@ -87,18 +86,16 @@ class CapturedForward(VarlenForward):
             self._widths[count, width, kept] = passed
         passed = self._widths[count, width, kept]
         passed.run(order, self._pool)
-        return passed
+        places = []
+        for index, piece in enumerate(pieces):
+            begin = index * kept + piece.first - whole[index].first
+            places.append(slice(begin, begin + piece.kept))
+        return passed, places
 
 
 def _padded(piece: Piece, width: int, kept: int) -> Piece:
     filling = [piece.token_ids[-1]] * (width - len(piece.token_ids))
     return Piece(piece.row, piece.start, piece.token_ids + filling, min(piece.first, width - kept), kept)
-
-
-def _place(piece: Piece, index: int, width: int, kept: int) -> slice:
-    """Where a piece's own logits are among those of all."""
-    begin = index * kept + piece.first - min(piece.first, width - kept)
-    return slice(begin, begin + piece.kept)
 
 
 def capture_problem(

@@ -81,20 +81,18 @@ class FixedCache:
         del self.stored[row][length:]
         return token_ids[length:]
 
-    def most_shared(self, token_ids: list[int]) -> int:
-        """How many tokens from the start some row has read."""
-        return max(shared_prefix(stored, token_ids) for stored in self.stored)
+    def shared(self, token_ids: list[int]) -> list[int]:
+        """How many tokens from the start each row holds."""
+        return [shared_prefix(stored, token_ids) for stored in self.stored]
 
-    def share(self, row: int, token_ids: list[int]) -> None:
-        """Copy from another row what it has read of the same beginning, if that is more."""
-        lengths = [shared_prefix(stored, token_ids) for stored in self.stored]
-        best = max(range(self.rows), key=lambda one: lengths[one])
-        if lengths[best] > lengths[row]:
-            # Not held until all of it is there.
-            del self.stored[row][lengths[row] :]
-            for layer in self.layers.layers:
-                layer.copy(best * self.capacity, row * self.capacity, lengths[best])
-            self.stored[row] = token_ids[: lengths[best]]
+    @torch.inference_mode()
+    def copy(self, source: int, target: int, count: int) -> None:
+        """Give one row another's first tokens."""
+        # Not held until all of it is there.
+        self.stored[target].clear()
+        for layer in self.layers.layers:
+            layer.copy(source * self.capacity, target * self.capacity, count)
+        self.stored[target] = self.stored[source][:count]
 
     def write_at(self, slots: torch.Tensor) -> None:
         """The next forward's keys and values belong into these slots."""

@@ -1,7 +1,7 @@
 """One forward over pieces of several sequences, laid one behind the other. Knows no decoding rule.
 
 To the model it is a single sequence whose positions start anew (varlen, packed sequences); only the storage and the
-attention know which token belongs to which sequence. Nothing is padded, and all that differs from forward to
+attention know which token belongs to which sequence. Nothing need be padded, and all that differs from forward to
 forward of the same sizes is one array of numbers, which a captured CUDA graph copies to the device itself.
 
 Shape suffixes: T tokens of the forward, S pieces, K logits kept, V vocabulary.

@@ -19,6 +19,8 @@ from dist.sampling import choose
 
 CANDIDATES = 3
 UNBOUNDED = 1 << 30
+# After each step: the rows read in, tokens held, of how many.
+Prefill = Iterator[tuple[Sequence[int], int, int]]
 # What a model's forward raises when it does not take a cache or a mask of ours.
 FORWARD_ERRORS = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
 
@@ -40,10 +42,8 @@ class Forward(Protocol):
     @property
     def capacity(self) -> int: ...
 
-    def prefill(
-        self, rows: Sequence[int], steps: Sequence[Pass], chunk: int
-    ) -> Iterator[tuple[Sequence[int], int, int]]:
-        """Read ahead, at most `chunk` tokens at a time; yields (rows, tokens held, of how many) after each time."""
+    def prefill(self, rows: Sequence[int], steps: Sequence[Pass], chunk: int) -> Prefill:
+        """Read ahead, at most `chunk` tokens at a time."""
         ...
 
     def __call__(self, rows: Sequence[int], steps: Sequence[Pass], *, trace: bool) -> list[Choices]:
@@ -61,9 +61,7 @@ class PlainForward:
         self._module = module
         self._head = head
 
-    def prefill(
-        self, rows: Sequence[int], steps: Sequence[Pass], chunk: int
-    ) -> Iterator[tuple[Sequence[int], int, int]]:
+    def prefill(self, rows: Sequence[int], steps: Sequence[Pass], chunk: int) -> Prefill:
         yield from ()
 
     def __call__(self, rows: Sequence[int], steps: Sequence[Pass], *, trace: bool) -> list[Choices]:
@@ -82,9 +80,7 @@ class CachedForward:
         self._head = head
         self.cache = SequenceCache()
 
-    def prefill(
-        self, rows: Sequence[int], steps: Sequence[Pass], chunk: int
-    ) -> Iterator[tuple[Sequence[int], int, int]]:
+    def prefill(self, rows: Sequence[int], steps: Sequence[Pass], chunk: int) -> Prefill:
         """Leaves the last chunk to the pass itself."""
         (step,) = steps
         rest = self.cache.rewind_to_shared(step.token_ids, step.wanted)

@@ -16,7 +16,7 @@ from dist.cache import shared_prefix
 from dist.decoding import Pass
 from dist.fixed_storage import FixedCache
 from dist.flat import FlatForward, Piece, order_of
-from dist.forward import Choices, choices_of, logits_after, logits_agree
+from dist.forward import Choices, Prefill, choices_of, logits_after, logits_agree
 from dist.head import Head
 from dist.model_build import position_limit
 
@@ -45,9 +45,7 @@ class VarlenForward:
     def capacity(self) -> int:
         return self.cache.capacity
 
-    def prefill(
-        self, rows: Sequence[int], steps: Sequence[Pass], chunk: int
-    ) -> Iterator[tuple[Sequence[int], int, int]]:
+    def prefill(self, rows: Sequence[int], steps: Sequence[Pass], chunk: int) -> Prefill:
         """Leaves to the first pass what fits into the widest one."""
         total = sum(len(step.token_ids) for step in steps)
         waiting = dict(zip(rows, steps))
@@ -62,7 +60,10 @@ class VarlenForward:
                 yield [piece.row for piece in pieces], sum(len(self.cache.stored[row]) for row in rows), total
 
     def __call__(self, rows: Sequence[int], steps: Sequence[Pass], *, trace: bool) -> list[Choices]:
-        logits_KV = self._feed([self._piece(row, step) for row, step in zip(rows, steps)])
+        return self._choices([self._piece(row, step) for row, step in zip(rows, steps)], steps, trace)
+
+    def _choices(self, pieces: Sequence[Piece], steps: Sequence[Pass], trace: bool) -> list[Choices]:
+        logits_KV = self._feed(pieces)
         return choices_of(torch.split(logits_KV, [step.wanted for step in steps]), steps, trace, self._head)
 
     def agrees(self) -> bool:
@@ -101,14 +102,13 @@ class VarlenForward:
         for row in sorted(waiting, key=lambda one: -len(heads[one])):
             step = waiting[row]
             coming = max((shared_prefix(heads[one], heads[row]) for one in chosen), default=0)
-            if coming < self.cache.most_shared(heads[row]) + WORTH_WAITING:
-                self._share(row, heads[row])
+            held = self.cache.shared(heads[row])
+            most = max(held)
+            if coming < most + WORTH_WAITING:
+                if held[row] < most:
+                    self.cache.copy(held.index(most), row, most)
                 chosen[row] = self.cache.rest(row, step.token_ids, step.wanted)
         return chosen
-
-    @torch.inference_mode()
-    def _share(self, row: int, token_ids: list[int]) -> None:
-        self.cache.share(row, token_ids)
 
     @torch.inference_mode()
     def _feed(self, pieces: Sequence[Piece]) -> torch.Tensor:

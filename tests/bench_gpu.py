@@ -171,7 +171,7 @@ class Bench:
         from dist.flat import Piece
 
         forward = self.engine._sequence._alone
-        passed = forward._run(1, width, kept, [Piece(0, start, [5] * width, width - kept, kept)])
+        passed, _ = forward._run(1, width, kept, [Piece(0, start, [5] * width, width - kept, kept)])
         return event_seconds(passed._graph.replay, 20)
 
     def arm_ours(self, context: int, n: int, rounds: int) -> dict[str, Any]:
