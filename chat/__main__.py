@@ -12,7 +12,7 @@ import sys
 import traceback
 from typing import TYPE_CHECKING, NoReturn
 
-from chat.lifeline import Lifeline, die_with_parent, write_status
+from chat.lifeline import LEAVE_S, Lifeline, die_with_parent, end_within
 from chat.options import LaunchOptions, asked_options, load_config, parse_options, with_config
 from chat.terminal import Streams, open_streams
 from dist.errors import ChatError, RankError
@@ -73,9 +73,7 @@ def lead(options: LaunchOptions, streams: Streams) -> NoReturn:
         told = f"{type(error).__name__}: {error}\nDetails: {streams.run_dir}/rank0.log, or start with --debug."
         say(detail if options.debug else told)
         code = 1
-    lifeline.release()
-    write_status(streams.run_dir, code)
-    streams.replies.flush()
+    lifeline.leave(code)
     os._exit(code)
 
 
@@ -94,6 +92,8 @@ def follow(options: LaunchOptions) -> NoReturn:
         code = 1
     except Exception as error:  # noqa: BLE001  (the edge of the program)
         traceback.print_exc()
+        # The store that takes the record may be gone with rank 0's host.
+        end_within(LEAVE_S, 1)
         group.record_failure(f"{type(error).__name__}: {error}".splitlines()[0])
         code = 1
     sys.stderr.flush()
@@ -113,7 +113,8 @@ def serve(options: LaunchOptions, group: SoloGroup | TorchGroup) -> None:
     # Ctrl-C is rank 0's to answer: from here on it ends a reply or a list of prompts, not the ranks.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     engine.follow()
-    group.close()
+    end_within(LEAVE_S, 0)
+    engine.close()
 
 
 if __name__ == "__main__":

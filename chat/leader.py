@@ -119,18 +119,18 @@ def run(options: LaunchOptions, streams: Streams, lifeline: Lifeline) -> int:
         ),
     )
 
-    def let_go() -> None:
-        lifeline.release()
+    def let_go(code: int) -> None:
+        lifeline.leave(code)
         engine.shutdown()
-        group.close()
+        engine.close()
 
     try:
         code = answer_prompts(ready, prompts) if options.has_prompts else hold_conversation(ready)
-    except WeightsLost:
+    except WeightsLost as error:
         # The ranks are well, and the followers wait for orders.
-        let_go()
+        let_go(error.exit_code)
         raise
-    let_go()
+    let_go(code)
     return code
 
 

@@ -1,24 +1,28 @@
-"""How the program ends when it does not end by itself: signals, ranks that die, ranks that hang.
+"""How the program ends, in bounded time: signals, ranks that die, ranks and libraries that hang.
 
-Runs on a thread of rank 0 and works while the main thread is stuck in a collective: a Python signal handler
-would not run there. Knows no model and no conversation; what was said is on disk already.
+The lifeline runs on a thread of rank 0 and works while the main thread is stuck in a collective: a Python signal
+handler would not run there. Knows no model and no conversation; what was said is on disk already.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import faulthandler
 import os
 import select
 import signal
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn, Protocol
 
 SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 TICK_S = 1.0
+# What leaving may take: libraries are known to wait for each other for ever.
+LEAVE_S = 5.0
 # A rank that fails records why before it ends; one that was killed never will.
 RECORD_WAIT_S = 0.4
 PR_SET_PDEATHSIG = 1
@@ -37,10 +41,10 @@ class Ranks(Protocol):
 
 
 class Lifeline:
-    """Rank 0's watch. `say(text)` writes to the person, `put_back()` returns the terminal to its state.
+    """Rank 0's watch. `say(text)` writes to the user, `put_back()` returns the terminal to its state.
 
     `on_interrupt` is asked when SIGINT arrives; if it says False, the program ends at once. `on_tick` is
-    called about once a second. All of them run on the lifeline's thread.
+    called about once a second. All of them run on the lifeline's thread, which outlives their errors.
     """
 
     def __init__(self, *, say: Callable[[str], None], run_dir: Path) -> None:
@@ -73,21 +77,24 @@ class Lifeline:
                     self._pidfds[rank] = os.pidfd_open(pid)
         self._wake()
 
-    def release(self) -> None:
-        """The program ends by itself: ranks may go."""
+    def leave(self, code: int) -> None:
+        """The program ends by itself with `code`: ranks may go. What is left to do has LEAVE_S."""
         self._ranks = None
+        write_status(self._run_dir, code)
+        end_within(LEAVE_S, code)
 
     def end(self, text: str, code: int) -> NoReturn:
-        """End the program now, from any thread: terminal back, message, status, followers killed."""
+        """End the program now, from any thread: followers killed, terminal back, message."""
         self._ending.acquire()
-        self.put_back()
-        self.say(text)
+        write_status(self._run_dir, code)
+        end_within(LEAVE_S, code)
         if self._ranks is not None:
             for pid in self._ranks.process_ids().values():
                 if pid != os.getpid():
                     with contextlib.suppress(OSError):
                         os.kill(pid, signal.SIGKILL)
-        write_status(self._run_dir, code)
+        _attempt(self.put_back)
+        _attempt(lambda: self.say(text))
         os._exit(code)
 
     def ask_abort(self) -> None:
@@ -126,7 +133,7 @@ class Lifeline:
         while True:
             pidfds = list(self._pidfds.values()) if self._ranks is not None else []
             ready, _, _ = select.select([self._wake_read, *pidfds], [], [], TICK_S)
-            self.on_tick()
+            _attempt(self.on_tick)
             if self._wake_read in ready:
                 for number in os.read(self._wake_read, 64):
                     self._on_signal(number)
@@ -144,6 +151,32 @@ class Lifeline:
             if dead:
                 self.end_after_rank_failure()
             self.end("Ended from outside. What was said is kept.", EXIT_INTERRUPTED)
+
+
+def end_within(seconds: float, code: int) -> None:
+    """From now on this process has `seconds` left; then it ends with `code`, whatever its threads wait for.
+
+    All stacks go to the log first. A library that waits while it holds the interpreter's lock would stop a Python
+    thread too: one second later a thread of C ends the process, with code 1.
+    """
+
+    def end() -> None:
+        faulthandler.dump_traceback(file=2)
+        os._exit(code)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    faulthandler.dump_traceback_later(seconds + 1, exit=True, file=2)
+
+
+def _attempt(work: Callable[[], None]) -> None:
+    """Do what may fail on a thread that has to live on: nobody may read the terminal any more."""
+    try:
+        work()
+    except Exception:  # noqa: BLE001  (the edge of a thread)
+        with contextlib.suppress(OSError):
+            traceback.print_exc()
 
 
 def write_status(run_dir: Path, code: int) -> None:

@@ -5,6 +5,7 @@ Imported before torch and free of third-party code, so that whatever a library p
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import sys
@@ -75,7 +76,7 @@ def open_streams() -> Streams:
         run_dir=run_dir,
         keyboard_fd=keyboard_fd,
         replies=_text(replies_fd, encoding),
-        notices=_text(notices_fd, encoding),
+        notices=NoticeStream(notices_fd, encoding),
         environ=os.environ,
     )
 
@@ -101,6 +102,31 @@ def describe_streams(
     )
 
 
+class NoticeStream(io.TextIOWrapper):
+    """Text on a descriptor that the user may have closed: what nobody can read is dropped without an error."""
+
+    def __init__(self, fd: int, encoding: str) -> None:
+        raw = io.BufferedWriter(io.FileIO(fd, "w"))
+        super().__init__(raw, encoding=encoding, errors="replace", newline="", line_buffering=True)
+
+    def write(self, text: str, /) -> int:
+        with self._forgiving():
+            super().write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._forgiving():
+            super().flush()
+
+    @contextmanager
+    def _forgiving(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            # What is still buffered goes there too: it would raise again when the stream is closed.
+            _point_at_nothing(self.fileno())
+
+
 def write_out(out: TextIO, text: str) -> bool:
     """Write `text` at once; False if nobody reads `out` any more, and from then on it goes nowhere."""
     try:
@@ -108,11 +134,15 @@ def write_out(out: TextIO, text: str) -> bool:
         out.flush()
     except BrokenPipeError:
         # What is still buffered would raise again when the stream is closed.
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, out.fileno())
-        os.close(nowhere)
+        _point_at_nothing(out.fileno())
         return False
     return True
+
+
+def _point_at_nothing(fd: int) -> None:
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, fd)
+    os.close(nowhere)
 
 
 def _text(fd: int, encoding: str) -> TextIO:

@@ -41,6 +41,12 @@ class CapturedForward(VarlenForward):
         self._pool = torch.cuda.graph_pool_handle() if capture else None
         self._widths: dict[tuple[int, int, int], FixedWidth] = {}
 
+    def close(self) -> None:
+        """Destroy the graphs: NCCL does not let go of a group whose collectives a living graph has captured."""
+        for passed in self._widths.values():
+            passed.close()
+        self._widths.clear()
+
     def _choices(self, pieces: Sequence[Piece], steps: Sequence[Pass], trace: bool) -> list[Choices]:
         longest = max(len(piece.token_ids) for piece in pieces)
         n = max(step.settings.add_eos_length for step in steps)
@@ -170,6 +176,12 @@ class FixedWidth:
         ):
             self._body()
         self._graph = graph
+
+    def close(self) -> None:
+        """Destroy the graph."""
+        if self._graph is not None:
+            self._graph.reset()
+            self._graph = None
 
     def _body(self) -> None:
         self._input.copy_(self._order, non_blocking=True)

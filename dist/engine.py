@@ -204,6 +204,11 @@ class Engine:
         """Rank 0: let the followers go."""
         self._group.publish(Shutdown())
 
+    def close(self) -> None:
+        """All ranks, after the last turn: destroy captured graphs, then leave the group."""
+        self._sequence.close()
+        self._group.close()
+
     def _run(self, turn: Turn, poll: Poll | None) -> Iterator[Event]:
         rows = range(len(turn.prompts))
         cached = turn.settings.decoder == "cached" and all(

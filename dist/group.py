@@ -230,7 +230,12 @@ class TorchGroup:
         return self._process_ids
 
     def close(self) -> None:
-        """Leave the run. Without this, gloo can abort the process at exit."""
+        """Leave the run. Without this, gloo can abort the process at exit.
+
+        NCCL waits here for as long as a CUDA graph lives that captured one of its collectives (`Engine.close`).
+        """
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
         # Gloo's threads need Python's lock once more to drop their last tensors. In torch 2.5 a group that is taken
         # apart before holds the lock and waits for them for ever.
         time.sleep(GRACE_S)

@@ -181,6 +181,10 @@ class Group(Protocol):
     @property
     def device(self) -> torch.device: ...
 
+    def close(self) -> None:
+        """Leave the run; the last thing a rank does with its group."""
+        ...
+
     def publish(self, order: Order) -> None:
         """Rank 0: hand an order to every follower waiting in `receive`."""
 

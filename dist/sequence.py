@@ -62,6 +62,12 @@ class SequenceForward:
         if self._batch is not None:
             self._batch.cache.truncate(0)
 
+    def close(self) -> None:
+        """Destroy every captured graph."""
+        for forward in (self._alone, self._batch):
+            if isinstance(forward, CapturedForward):
+                forward.close()
+
     @property
     def batch_bytes(self) -> int:
         """What this rank holds for batches, and gives up for a larger one."""

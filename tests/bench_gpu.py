@@ -393,7 +393,10 @@ def main() -> None:
     elif options.rank:
         bench = Bench(folder, options)
         measure(bench)
-        bench.group.close()
+        from chat.lifeline import LEAVE_S, end_within
+
+        end_within(LEAVE_S, 0)
+        bench.engine.close()
     else:
         run_all(folder, options)
 
