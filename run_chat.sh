@@ -6,8 +6,8 @@ set -u -o pipefail
 
 here=$(dirname -- "${BASH_SOURCE[0]}")
 root=$(cd -- "$here" && pwd -P) || exit 1
-# shellcheck source=chat/environment.sh
-source "$root/chat/environment.sh"
+# shellcheck source=chat/start/environment.sh
+source "$root/chat/start/environment.sh"
 
 # The program is found wherever it is started from, and a stray `chat.py` there cannot take its place.
 export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} PYTHONSAFEPATH=1
@@ -53,7 +53,7 @@ wants_help() {
 
 check_options() { # sets model to `demo` or `checkpoint`; refuses bad options before anything is set up
     local code
-    model=$("$any_python" -m chat.preflight ${options[@]+"${options[@]}"})
+    model=$("$any_python" -m chat.start.preflight ${options[@]+"${options[@]}"})
     code=$?
     ((code == 0)) || exit "$code"
 }
@@ -161,7 +161,7 @@ start_job() {
             where=(--nnodes="$nodes" --node_rank="${NODE_RANK:-0}" --master_addr="${MASTER_ADDR:-127.0.0.1}"
                 --master_port="${MASTER_PORT:-29500}")
         fi
-        command=("$python" -m chat.launch "$DLLM_RUN_DIR/torchrun.log" "${where[@]}" --nproc_per_node="$count"
+        command=("$python" -m chat.start.launch "$DLLM_RUN_DIR/torchrun.log" "${where[@]}" --nproc_per_node="$count"
             -m chat ${options[@]+"${options[@]}"})
     fi
     # In the background, since bash puts off traps while a foreground child runs; `<&0` keeps the keyboard.

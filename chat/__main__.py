@@ -12,13 +12,13 @@ import sys
 import traceback
 from typing import TYPE_CHECKING, NoReturn
 
-from chat.lifeline import LEAVE_S, Lifeline, die_with_parent, end_within
-from chat.options import LaunchOptions, asked_options, load_config, parse_options, with_config
-from chat.terminal import Streams, open_streams
+from chat.start.options import LaunchOptions, asked_options, load_config, parse_options, with_config
+from chat.terminal.lifeline import LEAVE_S, Lifeline, die_with_parent, end_within
+from chat.terminal.streams import Streams, open_streams
 from dist.errors import ChatError, RankError
 
 if TYPE_CHECKING:
-    from dist.group import SoloGroup, TorchGroup
+    from dist.group.group import SoloGroup, TorchGroup
 
 # How long a rank that failed because a peer is gone waits for that peer to be blamed first.
 LINGER_S = 3.0
@@ -79,7 +79,7 @@ def lead(options: LaunchOptions, streams: Streams) -> NoReturn:
 
 def follow(options: LaunchOptions) -> NoReturn:
     """Any other rank: silent, at rank 0's orders. What goes wrong is told to rank 0."""
-    from dist.group import open_group
+    from dist.group.group import open_group
 
     group = open_group()
     code = 0
@@ -102,7 +102,7 @@ def follow(options: LaunchOptions) -> NoReturn:
 
 def serve(options: LaunchOptions, group: SoloGroup | TorchGroup) -> None:
     """Load with the others and answer until rank 0 shuts down. A refused checkpoint is rank 0's to tell."""
-    from chat.opening import load
+    from chat.loading.opening import load
     from dist.errors import CheckpointError
 
     try:

@@ -12,7 +12,7 @@ LONGEST = 74_994
 
 def code_blocks(text: str) -> tuple[str, ...]:
     """The contents of the code blocks of a Markdown text, in order: those that the screen shows as code."""
-    from chat.markdown import parser
+    from chat.screen.markdown.stream import parser
 
     return tuple(token.content for token in parser().parse(text) if token.type == "fence")
 

@@ -15,26 +15,26 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from chat.checkpoints import Checkpoints, run_folder
+from chat.batch.prompts import Prompt, read_prompts
 from chat.demo import ABOUT, DEFAULT_SYSTEM
-from chat.facts import checkpoint_facts
-from chat.lifeline import Lifeline
-from chat.opening import load, open_asked, warm_up
-from chat.options import LaunchOptions, load_config, resolve_settings, with_config
-from chat.prompts import Prompt, read_prompts
-from chat.status import Status
-from chat.terminal import Streams, session_mode
-from dist.checkpoint import Checkpoint
+from chat.loading.checkpoints import Checkpoints, run_folder
+from chat.loading.facts import checkpoint_facts
+from chat.loading.opening import load, open_asked, warm_up
+from chat.loading.progress import Status
+from chat.start.options import LaunchOptions, load_config, resolve_settings, with_config
+from chat.terminal.lifeline import Lifeline
+from chat.terminal.streams import Streams, session_mode
+from dist.checkpoint.open import Checkpoint
 from dist.errors import WeightsLost
-from dist.prefetch import prefetch
+from dist.model.prefetch import prefetch
 from dist.settings import GenerationSettings
 
 CLOSE_S = 1.0
 WAIT_S = 1.0
 
 if TYPE_CHECKING:
-    from chat.tokenizer import ChatTokenizer
-    from dist.engine import Engine
+    from chat.text.tokenizer import ChatTokenizer
+    from dist.decode.engine import Engine
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +68,7 @@ def run(options: LaunchOptions, streams: Streams, lifeline: Lifeline) -> int:
         prefetch(checkpoint.files)
     status.show(f"Loading {checkpoint.path}")
 
-    from chat.tokenizer import load_tokenizer
+    from chat.text.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(
         checkpoint.tokenizer_dir,
@@ -77,7 +77,7 @@ def run(options: LaunchOptions, streams: Streams, lifeline: Lifeline) -> int:
     )
     use_template = tokenizer.wants_template(options.use_chat_template)
     if options.has_prompts:
-        from chat.jobs import check_output
+        from chat.batch.jobs import check_output
 
         options = dataclasses.replace(options, system=default_system(options) or None)
         known = {
@@ -86,7 +86,7 @@ def run(options: LaunchOptions, streams: Streams, lifeline: Lifeline) -> int:
         }
         check_output(options, settings, use_template, prompts, known)
 
-    from dist.group import open_group
+    from dist.group.group import open_group
 
     group = open_group()
     lifeline.watch(group)
@@ -144,7 +144,7 @@ def asked_prompts(options: LaunchOptions, status: Status) -> tuple[Prompt, ...]:
 
 def verify(checkpoint: Checkpoint, status: Status) -> None:
     """Check every byte of the weight files, which all ranks read. Raises CheckpointError."""
-    from dist.checkpoint_verify import verify as check
+    from dist.checkpoint.verify import verify as check
 
     said = check(checkpoint, partial(status.reading, "Verifying"))
     status.say(f"Verified: {said}.")
@@ -159,8 +159,8 @@ def default_system(options: LaunchOptions) -> str:
 
 def answer_prompts(ready: Ready, prompts: tuple[Prompt, ...]) -> int:
     """One prompt or many, without a conversation; returns the exit code."""
-    from chat.batch import run_batch
-    from chat.interruption import Interruption
+    from chat.batch.interruption import Interruption
+    from chat.batch.run import run_batch
 
     interruption = Interruption(ready.streams.run_dir)
     ready.lifeline.on_interrupt = interruption.arrived
@@ -179,14 +179,14 @@ def answer_prompts(ready: Ready, prompts: tuple[Prompt, ...]) -> int:
 
 def hold_conversation(ready: Ready) -> int:
     """Talk until the person leaves; returns the exit code."""
-    from chat.commands import COMMANDS, complete
-    from chat.console import Console, PlainLines
-    from chat.page import Page
-    from chat.repl import Repl
-    from chat.screen import Palette
-    from chat.session import Session, history_path, sessions_folder
-    from chat.talk import Talk
-    from chat.transcript import Transcript
+    from chat.commands.table import COMMANDS, complete
+    from chat.console.app import Console, PlainLines
+    from chat.conversation.page import Page
+    from chat.conversation.repl import Repl
+    from chat.conversation.state import Talk
+    from chat.screen.draw import Palette
+    from chat.sessions.session import Session, history_path, sessions_folder
+    from chat.text.transcript import Transcript
 
     streams = ready.streams
     sessions = sessions_folder()

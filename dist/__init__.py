@@ -1,0 +1,1 @@
+"""What every rank runs: token ids in, token ids out. Knows no text."""

@@ -22,14 +22,14 @@ import torch
 from bench_ranks import compare_defaults, measure_verdicts
 
 from chat.demo import DEFAULT_SYSTEM, demo_folder
-from chat.fitting import prompt_ids
-from chat.tokenizer import load_tokenizer
-from chat.transcript import Transcript
-from dist.checkpoint import open_checkpoint
-from dist.engine import Engine
-from dist.group import SoloGroup
-from dist.model import load_model
-from dist.packing import pack, packing_pays, unpack
+from chat.text.prompt import prompt_ids
+from chat.text.tokenizer import load_tokenizer
+from chat.text.transcript import Transcript
+from dist.checkpoint.open import open_checkpoint
+from dist.decode.engine import Engine
+from dist.group.group import SoloGroup
+from dist.model.load import load_model
+from dist.model.onednn import pack, packing_pays, unpack
 from dist.protocol import Control, Group, Reply, Turn
 from dist.settings import GenerationSettings
 

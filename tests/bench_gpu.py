@@ -121,10 +121,10 @@ class Bench:
     """One rank of the measurement."""
 
     def __init__(self, folder: Path, options: argparse.Namespace) -> None:
-        from dist.checkpoint import open_checkpoint
-        from dist.engine import Engine
-        from dist.group import open_group
-        from dist.model import load_model
+        from dist.checkpoint.open import open_checkpoint
+        from dist.decode.engine import Engine
+        from dist.group.group import open_group
+        from dist.model.load import load_model
 
         self.options = options
         self.group = open_group()
@@ -168,7 +168,7 @@ class Bench:
 
     def replay_seconds(self, width: int, kept: int, start: int) -> float:
         """One captured pass of so many tokens after `start` others, without the host's part."""
-        from dist.flat import Piece
+        from dist.decode.packed_batch import Piece
 
         forward = self.engine._sequence._alone
         passed, _ = forward._run(1, width, kept, [Piece(0, start, [5] * width, width - kept, kept)])
@@ -259,7 +259,7 @@ def arm_generate(model: Any, prompt: tuple[int, ...]) -> dict[str, Any]:
 
 def plain_model(bench: Bench) -> Any:
     """transformers' own modules over the very weights that the engine's module holds."""
-    from dist.model_build import build_model
+    from dist.model.build import build_model
 
     checkpoint = bench.checkpoint
     module = build_model(checkpoint.config_dir, checkpoint.config, torch.bfloat16, trust_remote_code=False)
@@ -393,7 +393,7 @@ def main() -> None:
     elif options.rank:
         bench = Bench(folder, options)
         measure(bench)
-        from chat.lifeline import LEAVE_S, end_within
+        from chat.terminal.lifeline import LEAVE_S, end_within
 
         end_within(LEAVE_S, 0)
         bench.engine.close()

@@ -38,16 +38,16 @@ from match_tables import figures, tables  # noqa: E402
 from matching import Comparison, PublishedLoop, compare  # noqa: E402
 
 from chat.demo.adapter import ADAPTER_FILE, merge_adapter  # noqa: E402
-from chat.demo.conversations import test_questions as held_out_questions  # noqa: E402
-from chat.fitting import prompt_ids  # noqa: E402
-from chat.tokenizer import ChatTokenizer, load_tokenizer  # noqa: E402
-from chat.transcript import Message, Transcript  # noqa: E402
-from dist.checkpoint import Checkpoint, open_checkpoint  # noqa: E402
-from dist.engine import Engine  # noqa: E402
-from dist.group import SoloGroup  # noqa: E402
-from dist.model import LoadedModel, load_model  # noqa: E402
-from dist.model_build import build_model  # noqa: E402
-from dist.packing import packing_pays  # noqa: E402
+from chat.demo.recipe.conversations import test_questions as held_out_questions  # noqa: E402
+from chat.text.prompt import prompt_ids  # noqa: E402
+from chat.text.tokenizer import ChatTokenizer, load_tokenizer  # noqa: E402
+from chat.text.transcript import Message, Transcript  # noqa: E402
+from dist.checkpoint.open import Checkpoint, open_checkpoint  # noqa: E402
+from dist.decode.engine import Engine  # noqa: E402
+from dist.group.group import SoloGroup  # noqa: E402
+from dist.model.build import build_model  # noqa: E402
+from dist.model.load import LoadedModel, load_model  # noqa: E402
+from dist.model.onednn import packing_pays  # noqa: E402
 from dist.settings import GenerationSettings  # noqa: E402
 
 # (N, R)

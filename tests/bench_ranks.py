@@ -41,7 +41,7 @@ def verdicts_on_this_rank() -> None:
     """Rank 0 prints the figures of the rank that waited longest."""
     import torch
 
-    from dist.group import open_group
+    from dist.group.group import open_group
     from dist.settings import GenerationSettings
     from dist.verdict import Verdict
 
@@ -111,7 +111,7 @@ def answers_on_this_rank(checkpoint: str, dtype: str) -> None:
     import torch
     from bench_cpu import FIXED, Bench
 
-    from dist.group import open_group
+    from dist.group.group import open_group
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     group = open_group()

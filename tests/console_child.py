@@ -15,10 +15,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from chat import screen
-from chat.console_events import Abort, Candidate, ConsoleEvent, Failed, Interrupt, Leave, Submitted
-from chat.console_plain import PlainLines
-from chat.terminal import Streams, open_streams, session_mode
+from chat.console.events import Abort, Candidate, ConsoleEvent, Failed, Interrupt, Leave, Submitted
+from chat.console.plain import PlainLines
+from chat.screen import draw
+from chat.terminal.streams import Streams, open_streams, session_mode
 from dist.protocol import BlockUpdate, FinishReason, Reply, ReplyStats
 from dist.settings import GenerationSettings
 
@@ -60,7 +60,7 @@ class Fake:
     def __init__(self, streams: Streams, console: PlainLines) -> None:
         self.streams = streams
         self.console = console
-        self.palette = screen.Palette.of(streams)
+        self.palette = draw.Palette.of(streams)
         self.log = Path(os.environ.get("FAKE_EVENTS", os.devnull)).open("a", buffering=1)  # noqa: SIM115
         self.text = DEFAULT_REPLY
         if "FAKE_REPLY" in os.environ:
@@ -74,7 +74,7 @@ class Fake:
             self.console.set_busy(False)
             event = self.next(block=True)
             if isinstance(event, Submitted):
-                self.console.echo(screen.user_echo(event.text, self.palette, self.console.width))
+                self.console.echo(draw.user_echo(event.text, self.palette, self.console.width))
                 self.take(event.text)
             elif isinstance(event, (Leave, Failed)):
                 self.note(f"left by {type(event).__name__}")
@@ -108,11 +108,11 @@ class Fake:
             self.answer(self.text)
 
     def note(self, text: str) -> None:
-        self.console.note(screen.notice(text, self.palette, self.console.width))
+        self.console.note(draw.notice(text, self.palette, self.console.width))
 
     def answer(self, text: str) -> None:
         ids = tuple(text.encode())
-        view = screen.ReplyView(decode, self.console.width, self.console.height, self.palette)
+        view = draw.ReplyView(decode, self.console.width, self.console.height, self.palette)
         done: tuple[int, ...] = ()
         finish: FinishReason = "stop"
         for start in range(0, len(ids), BLOCK):
@@ -156,7 +156,7 @@ class Fake:
                 return True
         return False
 
-    def finish(self, view: screen.ReplyView, done: tuple[int, ...], finish: FinishReason) -> None:
+    def finish(self, view: draw.ReplyView, done: tuple[int, ...], finish: FinishReason) -> None:
         blocks = -(-len(done) // BLOCK)
         stats = ReplyStats(
             forwards=blocks * PASSES,
@@ -172,7 +172,7 @@ class Fake:
         self.console.commit(view.finish(reply))
         self.console.clear_live()
         self.console.set_status("")
-        self.console.note(screen.stats_line(reply, 10 + len(done), 8192, self.palette, self.console.width))
+        self.console.note(draw.stats_line(reply, 10 + len(done), 8192, self.palette, self.console.width))
 
 
 def main() -> None:
@@ -184,7 +184,7 @@ def main() -> None:
             Fake(streams, lines).run()
             lines.close()
             return
-        from chat.console import Console
+        from chat.console.app import Console
 
         console = Console(
             streams,

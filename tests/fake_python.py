@@ -58,7 +58,7 @@ def run_module(module: str, arguments: list[str], fake: dict[str, object], own: 
             print(f"ERROR: No matching distribution found for {failing}")
             return 1
         return 0
-    if module == "chat.preflight":
+    if module == "chat.start.preflight":
         print("checkpoint" if any(word.startswith("--checkpoint") for word in arguments) else "demo")
         return 2 if "--bogus" in arguments else 0
     if module == "chat.demo":

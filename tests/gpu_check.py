@@ -23,16 +23,16 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from plain_rule import plain_rule  # noqa: E402
 from tiny_models import FAMILIES, VOCABULARY, tiny_model  # noqa: E402
 
-from dist.attention import Pieces, reference_attention  # noqa: E402
-from dist.attention_kernels import split_kv_attention  # noqa: E402
-from dist.engine import Engine  # noqa: E402
-from dist.forward import logits_agree  # noqa: E402
-from dist.fused import fuse  # noqa: E402
-from dist.fused_modules import UsualLayer  # noqa: E402
-from dist.group import SoloGroup  # noqa: E402
+from dist.decode.engine import Engine  # noqa: E402
+from dist.decode.forward import logits_agree  # noqa: E402
+from dist.group.group import SoloGroup  # noqa: E402
+from dist.kernels.attention import Pieces, reference_attention  # noqa: E402
+from dist.kernels.ops import product, rms_norm, silu_product  # noqa: E402
+from dist.kernels.split_kv import split_kv_attention  # noqa: E402
+from dist.model.fuse import fuse  # noqa: E402
+from dist.model.fused_modules import UsualLayer  # noqa: E402
 from dist.protocol import Control, Reply, Turn  # noqa: E402
 from dist.settings import GenerationSettings  # noqa: E402
-from dist.steps import product, rms_norm, silu_product  # noqa: E402
 
 HEADS = ((28, 4, 128), (9, 3, 64), (4, 2, 80))
 SHAPES = ((3584, 4608), (576, 130), (8192, 2100), (9000, 2048))

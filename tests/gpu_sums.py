@@ -146,8 +146,8 @@ def microseconds(group, run: Callable[[torch.Tensor], object], tensor: torch.Ten
 
 
 def one_rank(lose: bool) -> None:
-    from dist.group import TorchGroup
-    from dist.symmetric import NoPeerSums, open_peer_sums
+    from dist.group.group import TorchGroup
+    from dist.group.peer_sums import NoPeerSums, open_peer_sums
 
     shared = torch.cuda.device_count() < int(os.environ["WORLD_SIZE"])
     group = TorchGroup(torch.device("cuda", 0 if shared else int(os.environ["LOCAL_RANK"])))

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from dist.engine import Engine
+from dist.decode.engine import Engine
 from dist.protocol import BlockUpdate, Control, Reply, Turn
 from dist.settings import GenerationSettings
 

@@ -44,10 +44,10 @@ def one_rank(root: str, keep: str, dtype: str) -> None:
     """Load the checkpoint on this rank and print what it took."""
     import torch
 
-    from dist.checkpoint import open_checkpoint
-    from dist.group import open_group
-    from dist.model import load_model
-    from dist.model_build import build_model
+    from dist.checkpoint.open import open_checkpoint
+    from dist.group.group import open_group
+    from dist.model.build import build_model
+    from dist.model.load import load_model
 
     torch.set_num_threads(1)
     group = open_group()

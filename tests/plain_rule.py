@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from dist.head import WholeHead
-from dist.sampling import choose
+from dist.decode.sampling import choose
+from dist.model.head import WholeHead
 from dist.settings import GenerationSettings
 
 

@@ -75,7 +75,7 @@ def results_of_forks(sizes, work) -> dict:
 
 
 def _fork(rank: int, size: int, port: int, answers, work) -> None:
-    from dist.group import open_group
+    from dist.group.group import open_group
 
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(size))
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from plain_rule import plain_rule
 from tiny_models import FAMILIES, VOCABULARY, tiny_model
 
-from dist.engine import Engine
-from dist.group import TorchGroup
+from dist.decode.engine import Engine
+from dist.group.group import TorchGroup
 from dist.protocol import Control, Reply, Turn
 from dist.settings import GenerationSettings
 

@@ -8,9 +8,9 @@ import json
 import torch
 from tiny_models import tiny_model
 
-from dist.engine import Engine
+from dist.decode.engine import Engine
 from dist.errors import PromptError
-from dist.group import TorchGroup
+from dist.group.group import TorchGroup
 from dist.protocol import BlockUpdate, Control, Load, Reply, Turn
 from dist.settings import GenerationSettings
 

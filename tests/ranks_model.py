@@ -15,10 +15,10 @@ import torch
 from ranks import results_of_forks
 from safetensors.torch import load_file
 
-from dist.checkpoint import Checkpoint, open_checkpoint
+from dist.checkpoint.boxes import SavedTensor
+from dist.checkpoint.open import Checkpoint, open_checkpoint
 from dist.errors import ChatError
-from dist.model import load_model
-from dist.shard_plan import SavedTensor
+from dist.model.load import load_model
 
 
 def main() -> None:

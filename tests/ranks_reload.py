@@ -16,12 +16,12 @@ from pathlib import Path
 from ranks import results_of_forks
 from steps import cut_in_half
 
-from dist.checkpoint import open_checkpoint
-from dist.engine import Engine
+from dist.checkpoint.open import open_checkpoint
+from dist.decode.engine import Engine
 from dist.errors import CheckpointError, WeightsLost
-from dist.model import load_model
+from dist.model.load import load_model
+from dist.model.reload import Reloader
 from dist.protocol import Control, Reply, Turn
-from dist.reload import Reloader
 from dist.settings import GenerationSettings
 
 SETTINGS = GenerationSettings(add_eos_length=3, refine_iter=2, max_new_tokens=16)

@@ -17,7 +17,7 @@ os.environ["TRITON_INTERPRET"] = "1"
 
 import torch
 
-from dist.sum_kernel import PROGRAM_WORDS, inbox_words, sum_among_peers
+from dist.kernels.peer_sum import PROGRAM_WORDS, inbox_words, sum_among_peers
 
 CAPACITY = 4 * PROGRAM_WORDS
 ELEMENTS = (8, 1000, 4096, 8, 3584)

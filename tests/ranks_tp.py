@@ -15,15 +15,15 @@ import torch
 from ranks import results_of_forks
 from safetensors.torch import load_file
 
-from dist.checkpoint import open_checkpoint
-from dist.engine import Engine
+from dist.checkpoint.boxes import even_bounds
+from dist.checkpoint.open import open_checkpoint
+from dist.decode.engine import Engine
 from dist.errors import ChatError
-from dist.head import VocabularyHead, WholeHead
-from dist.model import load_model
+from dist.model.head import VocabularyHead, WholeHead
+from dist.model.load import load_model
+from dist.model.reload import Reloader
 from dist.protocol import BlockUpdate, Control, Reply, Turn
-from dist.reload import Reloader
 from dist.settings import GenerationSettings
-from dist.shard_plan import even_bounds
 
 PROMPTS = (tuple(3 + i * 7 % 200 for i in range(25)), (5, 9), tuple(range(40, 71)))
 GREEDY = GenerationSettings(add_eos_length=3, refine_iter=2, max_new_tokens=12)

@@ -7,8 +7,8 @@ set -eu -o pipefail
 
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
 cd -- "$root"
-# shellcheck source=chat/environment.sh
-source "$root/chat/environment.sh"
+# shellcheck source=chat/start/environment.sh
+source "$root/chat/start/environment.sh"
 
 selection=(-m "not long")
 if [[ ${1-} == --all ]]; then

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 
-from chat.console_events import Leave, Submitted
+from chat.console.events import Leave, Submitted
 
 
 class ScriptedConsole:

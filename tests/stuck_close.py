@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import time
 
-import dist.group
+import dist.group.group
 from chat.__main__ import main
 
 
-class StuckSolo(dist.group.SoloGroup):
+class StuckSolo(dist.group.group.SoloGroup):
     def close(self) -> None:
         time.sleep(3600)
 
 
-class StuckRanks(dist.group.TorchGroup):
+class StuckRanks(dist.group.group.TorchGroup):
     def close(self) -> None:
         time.sleep(3600)
 
 
 if __name__ == "__main__":
-    dist.group.SoloGroup = StuckSolo
-    dist.group.TorchGroup = StuckRanks
+    dist.group.group.SoloGroup = StuckSolo
+    dist.group.group.TorchGroup = StuckRanks
     main()

@@ -15,15 +15,15 @@ from typing import Any, TextIO
 import pytest
 from checkpoints import save_tokenizer
 
-from chat.batch import run_batch
-from chat.fitting import prompt_ids
-from chat.interruption import FILE, SAME_S, Interruption
-from chat.jobs import check_output, derive_seed
-from chat.options import LaunchOptions, parse_options
-from chat.prompts import read_prompts
-from chat.replies import ReplyPrinter
-from chat.tokenizer import ChatTokenizer, load_tokenizer
-from chat.transcript import Transcript
+from chat.batch.interruption import FILE, SAME_S, Interruption
+from chat.batch.jobs import check_output, derive_seed
+from chat.batch.printer import ReplyPrinter
+from chat.batch.prompts import read_prompts
+from chat.batch.run import run_batch
+from chat.start.options import LaunchOptions, parse_options
+from chat.text.prompt import prompt_ids
+from chat.text.tokenizer import ChatTokenizer, load_tokenizer
+from chat.text.transcript import Transcript
 from dist.errors import ChatError, PromptError, RankError, UsageError
 from dist.protocol import BlockUpdate, Control, Event, FinishReason, PrefillUpdate, Reply, ReplyStats, Turn
 from dist.settings import GenerationSettings

@@ -14,17 +14,17 @@ from hypothesis import strategies as st
 from plain_rule import plain_rule
 from tiny_models import COMMON, FAMILIES, VOCABULARY, tiny_model
 
-from dist.captured import capture_problem
-from dist.decoding import Pass
-from dist.engine import Engine
+from dist.decode.batch_size import row_bytes
+from dist.decode.cuda_graphs import capture_problem
+from dist.decode.engine import Engine
+from dist.decode.planner import HEADROOM_BYTES, SequenceForward
+from dist.decode.rule import Pass
+from dist.decode.varlen import VarlenForward
 from dist.errors import PromptError
-from dist.footprint import row_bytes
-from dist.group import SoloGroup
-from dist.head import WholeHead
+from dist.group.group import SoloGroup
+from dist.model.head import WholeHead
 from dist.protocol import BlockUpdate, Control, Reply, Turn
-from dist.sequence import HEADROOM_BYTES, SequenceForward
 from dist.settings import GenerationSettings
-from dist.varlen import VarlenForward
 
 PROMPT = st.lists(st.integers(3, VOCABULARY - 1), min_size=1, max_size=60).map(tuple)
 
@@ -242,7 +242,7 @@ def test_storage_for_batches_counts_as_room_for_batches(monkeypatch):
     engine = engine_of("qwen2")
     wish = GenerationSettings(add_eos_length=3, refine_iter=2, max_new_tokens=20)
     total = 20 * row_bytes(engine._module, 23, 4)
-    monkeypatch.setattr("dist.engine.free_bytes", lambda device: total - engine._sequence.batch_bytes)
+    monkeypatch.setattr("dist.decode.engine.free_bytes", lambda device: total - engine._sequence.batch_bytes)
     assert engine.rows_that_fit(23, 4) == 10
     answers(engine, [(5 + i, 9) for i in range(10)], wish)
     assert engine._sequence.batch_bytes > total / 4
@@ -269,7 +269,7 @@ def test_more_prompts_than_there_is_room_for_are_answered_in_parts(engines, monk
     monkeypatch.setattr(engine._sequence, "captures", True)
     monkeypatch.setattr(engine._sequence, "_captured", captured)
     need = row_bytes(engine._module, 23, 4)
-    monkeypatch.setattr("dist.sequence.free_bytes", lambda device: HEADROOM_BYTES + 2 * need + 1)
+    monkeypatch.setattr("dist.decode.planner.free_bytes", lambda device: HEADROOM_BYTES + 2 * need + 1)
     wish = GenerationSettings(add_eos_length=3, refine_iter=2, max_new_tokens=20)
     prompts = [(5 + i, 9, 11) for i in range(5)]
     for _ in range(2):

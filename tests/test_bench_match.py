@@ -15,11 +15,11 @@ from plain_rule import plain_rule
 from tiny_models import FAMILIES, VOCABULARY, tiny_model
 
 from chat.demo.adapter import write_adapter
-from dist.checkpoint import open_checkpoint
-from dist.decoding import Refinement
-from dist.engine import Engine
-from dist.group import SoloGroup
-from dist.model import load_model
+from dist.checkpoint.open import open_checkpoint
+from dist.decode.engine import Engine
+from dist.decode.rule import Refinement
+from dist.group.group import SoloGroup
+from dist.model.load import load_model
 
 PLACEHOLDER, STOPS, NEW = 2, (2, 7), 21
 CELLS = ("7,1", "7,2", "7,4", "7,auto", "0,1", "31,2")

@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from plain_rule import plain_rule
 from tiny_models import COMMON, FAMILIES, VOCABULARY, tiny_model
 
-from dist.attention import Pieces, reference_attention
-from dist.captured import CapturedForward, capture_problem
-from dist.engine import Engine
-from dist.forward import CachedForward
-from dist.group import SoloGroup
-from dist.head import WholeHead
+from dist.decode.cuda_graphs import CapturedForward, capture_problem
+from dist.decode.engine import Engine
+from dist.decode.forward import CachedForward
+from dist.decode.planner import SequenceForward
+from dist.group.group import SoloGroup
+from dist.kernels.attention import Pieces, reference_attention
+from dist.model.head import WholeHead
 from dist.protocol import BlockUpdate, Control, Reply, Turn
-from dist.sequence import SequenceForward
 from dist.settings import GenerationSettings
 
 PLACEHOLDER, LIMIT = 2, 512

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dist.checkpoint import open_checkpoint
+from dist.checkpoint.open import open_checkpoint
 from dist.errors import CheckpointError
 
 SHARD = "model_world_size_2_rank_{}.pt"

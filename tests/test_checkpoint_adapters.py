@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dist.checkpoint import Checkpoint, open_checkpoint
-from dist.checkpoint_read import TensorReader
-from dist.checkpoint_verify import verify
+from dist.checkpoint.boxes import Box, local_box
+from dist.checkpoint.open import Checkpoint, open_checkpoint
+from dist.checkpoint.read import TensorReader
+from dist.checkpoint.verify import verify
 from dist.errors import CheckpointError
-from dist.shard_plan import Box, local_box
 
 pytest.importorskip("peft")
 ALPHA = 12
@@ -42,7 +42,7 @@ def read(checkpoint: Checkpoint, name: str, box: Box | None = None, dtype=torch.
 
 def adapters(run: Path) -> dict[str, torch.Tensor]:
     """The adapter's tensors as peft names them, put together from the shards by the reader."""
-    from dist.checkpoint_shards import read_shards
+    from dist.checkpoint.shards import read_shards
 
     shards = read_shards(actor(run))
     found = {}

@@ -16,13 +16,13 @@ from ranks import rank_environment, torchrun
 from safetensors.torch import load_file
 from test_shard_fuzz import DAMAGES, TRIALS, loads_right
 
-from dist.checkpoint import open_checkpoint
-from dist.checkpoint_read import TensorReader
-from dist.checkpoint_report import main
-from dist.checkpoint_verify import verify
+from dist.checkpoint.__main__ import main
+from dist.checkpoint.boxes import Box, local_box
+from dist.checkpoint.open import open_checkpoint
+from dist.checkpoint.read import TensorReader
+from dist.checkpoint.torch_archive import Archive
+from dist.checkpoint.verify import verify
 from dist.errors import CheckpointError
-from dist.shard_archive import Archive
-from dist.shard_plan import Box, local_box
 
 WRITE = """
 import os, sys
@@ -190,9 +190,10 @@ def test_metadata_that_calls_a_program_does_nothing(folder, tmp_path):
 
 def test_reading_it_needs_no_torch(written):
     code = (
-        "import sys; from dist.checkpoint import open_checkpoint; open_checkpoint(sys.argv[1]); print(sys.modules)"
+        "import sys; from dist.checkpoint.open import open_checkpoint; "
+        "open_checkpoint(sys.argv[1]); print(sys.modules)"
     )
     command = [sys.executable, "-c", code, str(written)]
     done = subprocess.run(command, env=rank_environment(), capture_output=True, text=True, check=True)
-    assert "dist.saved_dcp" in done.stdout
+    assert "dist.checkpoint.dcp" in done.stdout
     assert "'torch'" not in done.stdout

@@ -9,10 +9,10 @@ import torch
 from checkpoints import CASES, can_make
 from safetensors.torch import load_file
 
-from dist.checkpoint import Checkpoint, open_checkpoint
-from dist.checkpoint_read import TensorReader
-from dist.saved_names import match_names
-from dist.shard_plan import local_box
+from dist.checkpoint.boxes import local_box
+from dist.checkpoint.names import match_names
+from dist.checkpoint.open import Checkpoint, open_checkpoint
+from dist.checkpoint.read import TensorReader
 
 COUNTS = (1, 2, 3, 4)
 HYBRID = [layout for layout in CASES if layout.endswith("hsdp")]

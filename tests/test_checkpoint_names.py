@@ -8,14 +8,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from dist.checkpoint import open_checkpoint
-from dist.checkpoint_read import TensorReader
+from dist.checkpoint.boxes import Box
+from dist.checkpoint.names import match_names
+from dist.checkpoint.open import open_checkpoint
+from dist.checkpoint.read import TensorReader
+from dist.checkpoint.shard_file import read_shard_file
 from dist.errors import CheckpointError
-from dist.group import SoloGroup
-from dist.model import load_model
-from dist.saved_names import match_names
-from dist.shard_file import read_shard_file
-from dist.shard_plan import Box
+from dist.group.group import SoloGroup
+from dist.model.load import load_model
 
 EXPERTS, WIDE, HIDDEN = 3, 5, 4
 CONFIG = Path("config.json")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from chat.agreement import GREEDY, Compared, agreement, judged
-from chat.palette import Palette
-from chat.screen_compare import compared
+from chat.screen.compare_lines import compared
+from chat.screen.palette import Palette
+from chat.text.agreement import GREEDY, Compared, agreement, judged
 from dist.protocol import Reply, ReplyStats
 from dist.settings import GenerationSettings
 

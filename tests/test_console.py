@@ -25,7 +25,7 @@ from pty_screen import (
     pasted,
 )
 
-from chat.console_input import LineCompleter
+from chat.console.input import LineCompleter
 from dist.errors import ChatError
 
 CHILD = Path(__file__).with_name("console_child.py")

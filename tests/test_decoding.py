@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from plain_rule import plain_rule
 from tiny_models import COMMON, FAMILIES, VOCABULARY, tiny_model
 
-from dist.cache import SequenceCache
-from dist.engine import Engine
+from dist.decode.cache import SequenceCache
+from dist.decode.engine import Engine
 from dist.errors import PromptError
-from dist.group import SoloGroup
+from dist.group.group import SoloGroup
 from dist.protocol import BlockUpdate, Control, PrefillUpdate, Reply, Turn
 from dist.settings import GenerationSettings
 

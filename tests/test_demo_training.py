@@ -12,12 +12,12 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from chat.demo import corpus, packing, train
 from chat.demo.adapter import ADAPTER_FILE, merge_adapter, read_adapter, write_adapter
-from chat.demo.batched import AUTO, reply_all
-from chat.demo.batched import Reply as BatchedReply
-from chat.demo.conversations import is_held_out, is_right, skill_conversations, solve, test_questions
-from chat.demo.corpus import (
+from chat.demo.recipe import corpus, packing, train
+from chat.demo.recipe.batched import AUTO, reply_all
+from chat.demo.recipe.batched import Reply as BatchedReply
+from chat.demo.recipe.conversations import is_held_out, is_right, skill_conversations, solve, test_questions
+from chat.demo.recipe.corpus import (
     FREE,
     LOOP,
     OPEN,
@@ -31,13 +31,13 @@ from chat.demo.corpus import (
     is_garbage,
     is_sound,
 )
-from chat.demo.evaluate import evaluate, table
-from chat.demo.facts_told import FACTS
-from chat.demo.llama import Shape, Weights, hidden_states, run_layer, shape_of, stack_weights, unstack_layers
-from dist.checkpoint import open_checkpoint
-from dist.engine import Engine
-from dist.group import SoloGroup
-from dist.model import load_model
+from chat.demo.recipe.evaluate import evaluate, table
+from chat.demo.recipe.facts_told import FACTS
+from chat.demo.recipe.llama import Shape, Weights, hidden_states, run_layer, shape_of, stack_weights, unstack_layers
+from dist.checkpoint.open import open_checkpoint
+from dist.decode.engine import Engine
+from dist.group.group import SoloGroup
+from dist.model.load import load_model
 from dist.protocol import Control, Reply, Turn
 from dist.settings import GenerationSettings
 

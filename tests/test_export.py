@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from chat.export import FORMATS, Conversation, export, split_target
-from chat.transcript import Transcript
+from chat.sessions.export import FORMATS, Conversation, export, split_target
+from chat.text.transcript import Transcript
 from dist.errors import ChatError, UsageError
 from dist.settings import GenerationSettings
 

@@ -8,9 +8,16 @@ import pytest
 import torch
 from tiny_models import FAMILIES, tiny_model
 
-from dist.engine import Engine
-from dist.footprint import MOST_ROWS_CPU, MOST_ROWS_GPU, PASS_TOKENS_CPU, row_bytes, rows_together, storage_bytes
-from dist.group import SoloGroup
+from dist.decode.batch_size import (
+    MOST_ROWS_CPU,
+    MOST_ROWS_GPU,
+    PASS_TOKENS_CPU,
+    row_bytes,
+    rows_together,
+    storage_bytes,
+)
+from dist.decode.engine import Engine
+from dist.group.group import SoloGroup
 from dist.protocol import Control, Turn
 from dist.settings import GenerationSettings
 
@@ -71,5 +78,5 @@ def test_the_engine_asks_for_its_own_memory(monkeypatch):
     engine = Engine(tiny_model(), SoloGroup(torch.device("cpu")), max_positions=512)
     assert engine.rows_that_fit(100, 8) == MOST_ROWS_CPU
     one = row_bytes(tiny_model(), 100, 8)
-    monkeypatch.setattr("dist.engine.free_bytes", lambda device: 6 * one)
+    monkeypatch.setattr("dist.decode.engine.free_bytes", lambda device: 6 * one)
     assert engine.rows_that_fit(100, 8) == 3

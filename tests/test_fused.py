@@ -12,12 +12,12 @@ import transformers
 from tiny_models import COMMON, FAMILIES, tiny_model
 from torch import nn
 
-from dist.fused import fuse
-from dist.fused_modules import FusedNorm, GatedMLP, JointLinear, QuickLinear, UsualLayer
-from dist.group import SoloGroup
-from dist.rotary import FusedRotary
-from dist.steps import kernels_run, product, rms_norm, silu_product
-from dist.tensor_parallel import SummedLinear
+from dist.group.group import SoloGroup
+from dist.kernels.ops import kernels_run, product, rms_norm, silu_product
+from dist.kernels.rotary import FusedRotary
+from dist.model.fuse import fuse
+from dist.model.fused_modules import FusedNorm, GatedMLP, JointLinear, QuickLinear, UsualLayer
+from dist.model.tensor_parallel import SummedLinear
 
 SOLO = SoloGroup(torch.device("cpu"))
 IDS = torch.arange(3, 40).unsqueeze(0)
@@ -210,7 +210,7 @@ def unchanged(model) -> bool:
 
 
 def test_where_no_kernel_can_be_started_a_model_stays_as_it_is(monkeypatch):
-    monkeypatch.setattr("dist.fused.kernels_run", lambda like: False)
+    monkeypatch.setattr("dist.model.fuse.kernels_run", lambda like: False)
     assert unchanged(fused_twin())
 
 
@@ -220,7 +220,7 @@ def test_whatever_a_first_launch_raises_is_taken_for_no(monkeypatch, error):
         raise error("map::at")
 
     assert kernels_run(torch.ones(1))
-    monkeypatch.setattr("dist.steps.product", launch)
+    monkeypatch.setattr("dist.kernels.ops.product", launch)
     assert not kernels_run(torch.ones(1))
 
 
@@ -238,7 +238,7 @@ def test_a_summed_linear_takes_our_kernels_only_where_they_run(monkeypatch):
     parent = nn.Module()
     parent.o_proj = SummedLinear(nn.Linear(64, 3), SOLO)
     with monkeypatch.context() as without:
-        without.setattr("dist.fused.kernels_run", lambda like: False)
+        without.setattr("dist.model.fuse.kernels_run", lambda like: False)
         fuse(parent, SOLO)
     assert parent.o_proj.product is not product
     fuse(parent, SOLO)
@@ -272,7 +272,7 @@ def kernels(monkeypatch):
         return nn.functional.silu(gate) * other
 
     stand_in = types.SimpleNamespace(few_rows_product=few_rows_product, rms_norm=norm, silu_product=silu)
-    monkeypatch.setitem(sys.modules, "dist.product_kernels", stand_in)
+    monkeypatch.setitem(sys.modules, "dist.kernels.few_rows", stand_in)
 
 
 def test_kernels_are_given_rows_as_they_read_them(kernels):

@@ -11,10 +11,10 @@ from ranks import results_of_ranks
 from ranks_engine import GREEDY, PROMPT, SAMPLED
 from tiny_models import FAMILIES, tiny_model
 
-from dist.group import SoloGroup
+from dist.group.group import SoloGroup
+from dist.group.wire import order_from_bytes, order_to_bytes
 from dist.protocol import Load, Shutdown, Turn
 from dist.settings import GenerationSettings
-from dist.wire import order_from_bytes, order_to_bytes
 
 
 @pytest.mark.parametrize("size", [2, 3])

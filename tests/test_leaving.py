@@ -11,7 +11,7 @@ import pytest
 from program import READY_S, ROOT, environment
 from ranks import torchrun
 
-from chat.lifeline import LEAVE_S
+from chat.terminal.lifeline import LEAVE_S
 
 STUCK = str(ROOT / "tests" / "stuck_close.py")
 SHORT = ("--max_new_tokens", "8", "--add_eos_length", "7", "--refine_iter", "2")
@@ -19,7 +19,7 @@ SHORT = ("--max_new_tokens", "8", "--add_eos_length", "7", "--refine_iter", "2")
 
 def run_child(code: str, **more) -> tuple[int, float]:
     """The exit code of `code`, and how long it took from its first line of output to its end."""
-    program = f"from chat.lifeline import *\nimport sys, time\nprint(flush=True)\n{code}"
+    program = f"from chat.terminal.lifeline import *\nimport sys, time\nprint(flush=True)\n{code}"
     with subprocess.Popen(
         [sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, **more
     ) as child:

@@ -17,12 +17,12 @@ from ranks import rank_environment
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
-from dist.checkpoint import open_checkpoint
+from dist.checkpoint.open import open_checkpoint
 from dist.errors import CheckpointError, UsageError
-from dist.group import SoloGroup
-from dist.memory import shortage_told
-from dist.model import load_model
-from dist.model_build import build_model, choose_dtype, position_limit
+from dist.group.group import SoloGroup
+from dist.model.build import build_model, choose_dtype, position_limit
+from dist.model.load import load_model
+from dist.model.memory import shortage_told
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def json_of(script: str, *arguments: str) -> dict:
 
 def test_a_model_without_room_is_refused_before_the_first_byte_is_read(tiny_checkpoint, solo, monkeypatch):
     checkpoint = open_checkpoint(tiny_checkpoint("fsdp1", 2))
-    monkeypatch.setattr("dist.model.free_bytes", lambda device: 5 << 10)
+    monkeypatch.setattr("dist.model.load.free_bytes", lambda device: 5 << 10)
     with pytest.raises(CheckpointError) as refusal:
         load_model(checkpoint, solo, progress=lambda done, total: pytest.fail("read"))
     assert refusal.value.what == "The model does not fit into the memory of this machine."

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from chat.config_file import ConfigFile, read_generation_config
-from chat.options import (
+from chat.start.config_file import ConfigFile, read_generation_config
+from chat.start.options import (
     VERSION,
     LaunchOptions,
     asked_options,
@@ -129,7 +129,7 @@ def test_a_follower_looks_at_no_file_and_no_stream(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("node", "code"), [("", 2), ("0", 2), ("1", 0)])
 def test_the_start_script_on_a_host_of_followers_asks_for_no_file_of_rank_0(node: str, code: int) -> None:
     argv = ["--checkpoint_dir", "c", "--resume", "--output_file", "/no/such/folder/r.json"]
-    command = [sys.executable, "-m", "chat.preflight", *argv]
+    command = [sys.executable, "-m", "chat.start.preflight", *argv]
     done = subprocess.run(
         command, cwd=ROOT, env=os.environ | {"NODE_RANK": node}, stdin=subprocess.DEVNULL, capture_output=True
     )
@@ -258,7 +258,10 @@ def test_the_version_is_the_project_s() -> None:
 
 
 def test_reading_the_command_line_imports_neither_torch_nor_transformers() -> None:
-    modules = "chat.options, chat.prompts, chat.transcript, chat.session, chat.export, chat.batch"
+    modules = (
+        "chat.start.options, chat.batch.prompts, chat.text.transcript, "
+        "chat.sessions.session, chat.sessions.export, chat.batch.run"
+    )
     heavy = "{'torch', 'transformers', 'rich', 'prompt_toolkit', 'jinja2', 'pyarrow'}"
     code = f"import sys, {modules}; found = {heavy} & set(sys.modules); sys.exit(str(found) if found else 0)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)

@@ -15,14 +15,14 @@ from ranks import rank_environment
 from steps import add_step, cut_in_half
 from tiny_models import FAMILIES, tiny_model
 
-from dist.checkpoint import open_checkpoint
-from dist.engine import Engine
+from dist.checkpoint.open import open_checkpoint
+from dist.decode.engine import Engine
 from dist.errors import CheckpointError, WeightsLost
-from dist.group import SoloGroup
-from dist.model import load_model
-from dist.packing import PackedLinear, SharedLinear, pack, packing_pays, unpack
+from dist.group.group import SoloGroup
+from dist.model.load import load_model
+from dist.model.onednn import PackedLinear, SharedLinear, pack, packing_pays, unpack
+from dist.model.reload import Reloader
 from dist.protocol import Control, Reply, Turn
-from dist.reload import Reloader
 from dist.settings import GenerationSettings
 
 CPU = torch.device("cpu")
@@ -204,7 +204,7 @@ def test_weights_that_are_lost_while_packed_are_told_as_lost(run):
 
 MEASURE = """
 import pathlib, torch
-from dist.packing import pack, unpack
+from dist.model.onednn import pack, unpack
 
 def memory(name):
     for line in pathlib.Path("/proc/self/status").read_text().splitlines():

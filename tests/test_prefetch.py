@@ -8,7 +8,7 @@ import os
 
 import pytest
 
-from dist.prefetch import prefetch
+from dist.model.prefetch import prefetch
 
 SIZE = 8 << 20
 
@@ -47,8 +47,8 @@ def test_files_are_in_the_page_cache_afterwards(files):
 
 
 def test_half_of_the_free_memory_is_left_alone(files, monkeypatch):
-    monkeypatch.setattr("dist.prefetch.host_free", lambda: 4 << 20)
-    monkeypatch.setattr("dist.prefetch.CALL_BYTES", 1 << 20)
+    monkeypatch.setattr("dist.model.prefetch.host_free", lambda: 4 << 20)
+    monkeypatch.setattr("dist.model.prefetch.CALL_BYTES", 1 << 20)
     prefetch(files).join(60)
     # The system itself reads further in the file.
     assert in_cache(files[0]) >= 2 << 20

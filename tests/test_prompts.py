@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from chat.options import LaunchOptions, parse_options
-from chat.prompts import Prompt, read_prompts
-from chat.transcript import Message
+from chat.batch.prompts import Prompt, read_prompts
+from chat.start.options import LaunchOptions, parse_options
+from chat.text.transcript import Message
 from dist.errors import UsageError
 
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]

@@ -17,24 +17,24 @@ from ranks import rank_environment
 from scripted_console import ScriptedConsole
 from steps import add_step, cut_in_half
 
-from chat.checkpoints import Checkpoints, run_folder
-from chat.commands import complete
-from chat.config_file import ConfigFile
-from chat.facts import checkpoint_facts, facts_table, short_count, size
-from chat.fitting import prompt_ids
-from chat.opening import load
-from chat.options import LaunchOptions, resolve_settings
-from chat.page import Page
-from chat.repl import Repl
-from chat.screen import Palette
-from chat.session import Session
-from chat.talk import Talk
-from chat.tokenizer import load_tokenizer
-from chat.transcript import Transcript
-from dist.checkpoint import open_checkpoint
+from chat.commands.table import complete
+from chat.conversation.page import Page
+from chat.conversation.repl import Repl
+from chat.conversation.state import Talk
+from chat.loading.checkpoints import Checkpoints, run_folder
+from chat.loading.facts import checkpoint_facts, facts_table, short_count, size
+from chat.loading.opening import load
+from chat.screen.draw import Palette
+from chat.sessions.session import Session
+from chat.start.config_file import ConfigFile
+from chat.start.options import LaunchOptions, resolve_settings
+from chat.text.prompt import prompt_ids
+from chat.text.tokenizer import load_tokenizer
+from chat.text.transcript import Transcript
+from dist.checkpoint.open import open_checkpoint
 from dist.errors import WeightsLost
-from dist.group import SoloGroup
-from dist.model import load_model
+from dist.group.group import SoloGroup
+from dist.model.load import load_model
 
 SHORT = {"add_eos_length": 3, "refine_iter": 2, "max_new_tokens": 12}
 

@@ -14,20 +14,20 @@ from plain_rule import plain_rule
 from scripted_console import ScriptedConsole
 
 from chat.clipboard import code_blocks, osc_52
-from chat.commands import COMMANDS, complete, dispatch
-from chat.console_events import Failed, Interrupt, Leave, Submitted
-from chat.fitting import prompt_ids
-from chat.journal import read_journal
-from chat.page import Page
-from chat.repl import Repl
-from chat.screen import Palette
-from chat.session import Session, list_sessions
-from chat.talk import Talk
-from chat.tokenizer import ChatTokenizer, load_tokenizer
-from chat.transcript import Transcript
-from dist.engine import Engine
+from chat.commands.table import COMMANDS, complete, dispatch
+from chat.console.events import Failed, Interrupt, Leave, Submitted
+from chat.conversation.page import Page
+from chat.conversation.repl import Repl
+from chat.conversation.state import Talk
+from chat.screen.draw import Palette
+from chat.sessions.journal import read_journal
+from chat.sessions.session import Session, list_sessions
+from chat.text.prompt import prompt_ids
+from chat.text.tokenizer import ChatTokenizer, load_tokenizer
+from chat.text.transcript import Transcript
+from dist.decode.engine import Engine
 from dist.errors import CheckpointError, PromptError, UsageError
-from dist.group import SoloGroup
+from dist.group.group import SoloGroup
 from dist.settings import GenerationSettings
 
 

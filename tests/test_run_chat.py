@@ -86,15 +86,20 @@ class Machine:
     def installed(self) -> list[str]:
         """What each pip call installed."""
         calls = [call["arguments"] for call in self.calls("-I", "-m", "pip", "install")]
-        constraints = str(self.project / "chat/constraints.txt")
+        constraints = str(self.project / "chat/start/constraints.txt")
         return [" ".join(words[words.index(constraints) + 1 :]) for words in calls]
 
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Machine:
     made = Machine(tmp_path)
-    (made.project / "chat").mkdir(parents=True)
-    for name in ("run_chat.sh", "chat/environment.sh", "chat/constraints.txt", "chat/check_python.py"):
+    (made.project / "chat/start").mkdir(parents=True)
+    for name in (
+        "run_chat.sh",
+        "chat/start/environment.sh",
+        "chat/start/constraints.txt",
+        "chat/start/check_python.py",
+    ):
         shutil.copy(ROOT / name, made.project / name)
     tools = tmp_path / "tools"
     tools.mkdir()
@@ -145,8 +150,8 @@ def test_arguments_become_one_process_or_torchrun(
         assert [call["arguments"] for call in machine.calls("-m", "chat")] == [started]
     else:
         (folder,) = machine.runs.iterdir()
-        (call,) = machine.calls("-m", "chat.launch")
-        assert call["arguments"] == ["-m", "chat.launch", str(folder / "torchrun.log"), *started]
+        (call,) = machine.calls("-m", "chat.start.launch")
+        assert call["arguments"] == ["-m", "chat.start.launch", str(folder / "torchrun.log"), *started]
 
 
 @pytest.mark.parametrize(
@@ -184,7 +189,7 @@ def test_help_needs_no_packages(machine: Machine, option: str) -> None:
 
 def test_several_hosts_are_handed_to_torchrun(machine: Machine) -> None:
     machine.start("4", "c", NNODES="2", NODE_RANK="1", MASTER_ADDR="10.0.0.1", MASTER_PORT="1234")
-    (call,) = machine.calls("-m", "chat.launch")
+    (call,) = machine.calls("-m", "chat.start.launch")
     where = ["--nnodes=2", "--node_rank=1", "--master_addr=10.0.0.1", "--master_port=1234", "--nproc_per_node=4"]
     assert call["arguments"][3:] == [*where, "-m", "chat", "--checkpoint_dir=c"]
 
@@ -198,7 +203,7 @@ def test_the_ranks_share_the_cores_unless_told_otherwise(machine: Machine) -> No
     threads = {"OMP_NUM_THREADS": str(cores), "GOMP_SPINCOUNT": "1000", "OMP_WAIT_POLICY": None}
     assert environment == offline | threads
     machine.start("999", "c")
-    assert machine.calls("-m", "chat.launch")[0]["environment"]["OMP_NUM_THREADS"] == "1"
+    assert machine.calls("-m", "chat.start.launch")[0]["environment"]["OMP_NUM_THREADS"] == "1"
     machine.start("1", "c", OMP_WAIT_POLICY="ACTIVE")
     environment = machine.calls("-m", "chat")[0]["environment"]
     assert (environment["OMP_WAIT_POLICY"], environment["GOMP_SPINCOUNT"]) == ("ACTIVE", None)
@@ -238,11 +243,11 @@ def test_without_one_that_serves_venv_is_made_once(machine: Machine) -> None:
     fault = f"{machine.folder}/active/bin/python cannot be used: it lacks torch."
     assert said[0] == f"Using {machine.venv}: {fault}"
     assert machine.installed() == ["torch transformers rich prompt_toolkit jinja2 tomli"]
-    assert [call["python"] for call in machine.calls("-m", "chat.launch")] == [".venv"]
+    assert [call["python"] for call in machine.calls("-m", "chat.start.launch")] == [".venv"]
     run = machine.start("2", "c")
     assert run.stderr.splitlines()[0] == said[0]
     assert machine.installed() == []
-    assert [call["python"] for call in machine.calls("-m", "chat.launch")] == [".venv"]
+    assert [call["python"] for call in machine.calls("-m", "chat.start.launch")] == [".venv"]
 
 
 def test_the_embedded_model_wants_verl_and_its_wheel_too(machine: Machine) -> None:
@@ -301,7 +306,7 @@ def test_an_environment_left_half_made_is_made_anew(machine: Machine) -> None:
 def test_changed_pins_are_installed(machine: Machine) -> None:
     machine.fake["verdict"] = {"active": NO_PACKAGES}
     machine.start("1", "c")
-    with (machine.project / "chat/constraints.txt").open("a") as pins:
+    with (machine.project / "chat/start/constraints.txt").open("a") as pins:
         pins.write("rich==99\n")
     machine.start("1", "c")
     assert len(machine.installed()) == 1
@@ -350,9 +355,9 @@ def test_auto_takes_one_process_per_visible_gpu(machine: Machine) -> None:
     del environment["CUDA_VISIBLE_DEVICES"]
     command = ["bash", str(machine.project / "run_chat.sh"), "auto", "c"]
     subprocess.run(command, env=environment, check=True, capture_output=True)
-    assert "--nproc_per_node=4" in machine.calls("-m", "chat.launch")[0]["arguments"]
+    assert "--nproc_per_node=4" in machine.calls("-m", "chat.start.launch")[0]["arguments"]
     machine.start("auto", "c", CUDA_VISIBLE_DEVICES="0,2")
-    assert "--nproc_per_node=2" in machine.calls("-m", "chat.launch")[0]["arguments"]
+    assert "--nproc_per_node=2" in machine.calls("-m", "chat.start.launch")[0]["arguments"]
     machine.start("auto", "c", CUDA_VISIBLE_DEVICES="")
     assert len(machine.calls("-m", "chat")) == 1
 
@@ -523,9 +528,9 @@ if rank == "0":
 def test_torchruns_banner_goes_to_a_log_while_ranks_keep_their_streams(machine: Machine) -> None:
     (machine.project / "chat" / "__init__.py").write_text("")
     (machine.project / "chat" / "__main__.py").write_text(STUB)
-    shutil.copy(ROOT / "chat" / "launch.py", machine.project / "chat" / "launch.py")
+    shutil.copy(ROOT / "chat/start/launch.py", machine.project / "chat/start/launch.py")
     log = machine.folder / "torchrun.log"
-    command = [sys.executable, "-m", "chat.launch", str(log), *torchrun(2)]
+    command = [sys.executable, "-m", "chat.start.launch", str(log), *torchrun(2)]
     environment = os.environ | {"PYTHONPATH": str(machine.project)}
     run = subprocess.run(
         command, env=environment, cwd=machine.folder, input="typed", capture_output=True, text=True

@@ -10,11 +10,11 @@ import torch
 from plain_rule import plain_rule
 from tiny_models import tiny_model
 
-from dist.engine import Engine
-from dist.group import SoloGroup
-from dist.head import WholeHead
+from dist.decode.engine import Engine
+from dist.decode.sampling import NOT_A_NUMBER, choose, gumbel_noise, keep_likely
+from dist.group.group import SoloGroup
+from dist.model.head import WholeHead
 from dist.protocol import Control, Reply, Turn
-from dist.sampling import NOT_A_NUMBER, choose, gumbel_noise, keep_likely
 from dist.settings import GenerationSettings
 
 CPU = torch.device("cpu")

@@ -11,11 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from chat.cells import cells, fold_spans, visible, wrap_spans
-from chat.palette import Palette
-from chat.reply_view import live_rows
-from chat.running_text import RunningText, TokenTexts
-from chat.screen import (
+from chat.screen.draw import (
     ReplyView,
     error_block,
     notice,
@@ -24,6 +20,10 @@ from chat.screen import (
     table,
     user_echo,
 )
+from chat.screen.palette import Palette
+from chat.screen.reply_view import live_rows
+from chat.text.cells import cells, fold_spans, visible, wrap_spans
+from chat.text.running_text import RunningText, TokenTexts
 from dist.errors import CheckpointError
 from dist.protocol import BlockUpdate, FinishReason, Reply, ReplyStats
 from dist.settings import GenerationSettings

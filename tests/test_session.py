@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from chat.journal import read_journal
-from chat.session import Session, find_session, history_path, list_sessions, sessions_folder
-from chat.transcript import Message, Transcript
+from chat.sessions.journal import read_journal
+from chat.sessions.session import Session, find_session, history_path, list_sessions, sessions_folder
+from chat.text.transcript import Message, Transcript
 from dist.errors import ChatError, UsageError
 from dist.settings import GenerationSettings
 
@@ -229,7 +229,7 @@ def test_a_long_reply_s_journal_grows_with_its_length_not_its_square(tmp_path: P
 def test_killed_at_once_a_session_still_holds_every_finished_line(tmp_path: Path) -> None:
     code = (
         "import sys, os, signal; from pathlib import Path\n"
-        "from chat.session import Session; from chat.transcript import Transcript\n"
+        "from chat.sessions.session import Session; from chat.text.transcript import Transcript\n"
         f"session = Session(Path({str(tmp_path)!r}), name='killed')\n"
         "session.turn(Transcript().with_user('hello'), {})\n"
         "session.block((1, 2), 'so far')\n"

@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from dist.checkpoint_read import TensorReader
-from dist.checkpoint_shards import read_shards
-from dist.checkpoint_verify import check_sums
+from dist.checkpoint.boxes import Box, local_box
+from dist.checkpoint.read import TensorReader
+from dist.checkpoint.shard_file import read_shard_file
+from dist.checkpoint.shards import read_shards
+from dist.checkpoint.torch_archive import Archive
+from dist.checkpoint.verify import check_sums
 from dist.errors import CheckpointError
-from dist.shard_archive import Archive
-from dist.shard_file import read_shard_file
-from dist.shard_plan import Box, local_box
 
 DATA = Path(__file__).parent / "data"
 FAMILIES = {"torch-2.4": "2.4", "torch-2.8": "2.5-2.9", "torch-2.12": "2.10-2.12"}
@@ -180,7 +180,7 @@ def test_a_flipped_bit_in_the_weights_is_found_by_its_checksum(tmp_path):
 def test_describing_a_checkpoint_needs_no_torch():
     folder = DATA / "torch-2.12" / "fsdp1_w2" / "global_step_1" / "actor"
     code = (
-        "import sys, pathlib; from dist.checkpoint_shards import read_shards; import dist.checkpoint;"
+        "import sys, pathlib; from dist.checkpoint.shards import read_shards; import dist.checkpoint.open;"
         f"print(len(read_shards(pathlib.Path({str(folder)!r})).tensors), 'torch' in sys.modules)"
     )
     done = subprocess.run(

@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dist.checkpoint import open_checkpoint
-from dist.checkpoint_read import TensorReader
-from dist.checkpoint_verify import verify
+from dist.checkpoint.boxes import Box
+from dist.checkpoint.open import open_checkpoint
+from dist.checkpoint.read import TensorReader
+from dist.checkpoint.verify import verify
 from dist.errors import CheckpointError
-from dist.shard_plan import Box
 
 TRIALS = 167
 

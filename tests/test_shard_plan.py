@@ -11,7 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dist.shard_plan import (
+from dist.checkpoint.box_views import add_dim, drop_dim, join, narrow, swap_dims
+from dist.checkpoint.boxes import (
     Box,
     Piece,
     Read,
@@ -24,7 +25,6 @@ from dist.shard_plan import (
     row_major,
     split_read,
 )
-from dist.shard_views import add_dim, drop_dim, join, narrow, swap_dims
 
 SHAPES = st.lists(st.integers(0, 9), min_size=1, max_size=3).map(tuple)
 PARTS = st.integers(1, 5)

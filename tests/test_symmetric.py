@@ -17,9 +17,9 @@ import torch.distributed as torch_dist
 import torch.distributed._symmetric_memory as symmetric_memory
 from ranks import rank_environment, results_of_forks
 
-import dist.symmetric
-from dist.group import SoloGroup
-from dist.symmetric import NoPeerSums, PeerSums, open_peer_sums
+import dist.group.peer_sums
+from dist.group.group import SoloGroup
+from dist.group.peer_sums import NoPeerSums, PeerSums, open_peer_sums
 
 
 def doubled(tensor: torch.Tensor, added: torch.Tensor | None = None) -> None:
@@ -124,8 +124,8 @@ class TwoRanks(SoloGroup):
 
 
 def test_what_one_rank_cannot_none_does(monkeypatch):
-    monkeypatch.setattr(dist.symmetric, "_capacity", lambda group, devices: 1024)
-    monkeypatch.setattr(dist.symmetric, "_inbox", lambda group, capacity: pytest.fail("went on alone"))
+    monkeypatch.setattr(dist.group.peer_sums, "_capacity", lambda group, devices: 1024)
+    monkeypatch.setattr(dist.group.peer_sums, "_inbox", lambda group, capacity: pytest.fail("went on alone"))
     group = TwoRanks({1: "GPU 1 cannot reach the memory of GPU 0"})
     with pytest.raises(NoPeerSums, match="GPU 1 cannot reach the memory of GPU 0"):
         open_peer_sums(group, None, [0, 1])
@@ -134,7 +134,7 @@ def test_what_one_rank_cannot_none_does(monkeypatch):
 
 def test_a_wrong_sum_is_found_before_it_is_relied_on(monkeypatch):
     def opened(run) -> PeerSums:
-        monkeypatch.setattr(dist.symmetric, "_compiled", lambda group, addresses, capacity: run)
+        monkeypatch.setattr(dist.group.peer_sums, "_compiled", lambda group, addresses, capacity: run)
         return open_peer_sums(group, None, [0, 1])
 
     def right(tensor: torch.Tensor, added: torch.Tensor | None, patience: int) -> None:
@@ -149,9 +149,9 @@ def test_a_wrong_sum_is_found_before_it_is_relied_on(monkeypatch):
 
     group = TwoRanks({})
     group.device = torch.device("cpu")
-    monkeypatch.setattr(dist.symmetric, "_capacity", lambda group, devices: 1024)
-    monkeypatch.setattr(dist.symmetric, "_inbox", lambda group, capacity: torch.zeros(1))
-    monkeypatch.setattr(dist.symmetric, "_addresses", lambda memory, rank, process_group: (0, 0))
+    monkeypatch.setattr(dist.group.peer_sums, "_capacity", lambda group, devices: 1024)
+    monkeypatch.setattr(dist.group.peer_sums, "_inbox", lambda group, capacity: torch.zeros(1))
+    monkeypatch.setattr(dist.group.peer_sums, "_addresses", lambda memory, rank, process_group: (0, 0))
     brought = numbers_of_the_probe()
     assert opened(right).takes(torch.empty(1024, dtype=torch.float32))
     brought = numbers_of_the_probe()
@@ -162,9 +162,9 @@ def test_a_wrong_sum_is_found_before_it_is_relied_on(monkeypatch):
 def numbers_of_the_probe():
     """What both ranks bring, sum by sum."""
     generator = torch.Generator().manual_seed(0)
-    for dtype in dist.symmetric.DTYPES:
-        for _ in range(dist.symmetric.PROBE_ROUNDS):
-            yield torch.randn((2, dist.symmetric.PROBE_ELEMENTS), generator=generator).to(dtype)
+    for dtype in dist.group.peer_sums.DTYPES:
+        for _ in range(dist.group.peer_sums.PROBE_ROUNDS):
+            yield torch.randn((2, dist.group.peer_sums.PROBE_ELEMENTS), generator=generator).to(dtype)
 
 
 @pytest.mark.skipif(

@@ -17,13 +17,13 @@ from ranks import rank_environment
 from ranks_tp import GREEDY, PROMPTS, WISHES
 from tiny_models import COMMON, tiny_model
 
-import dist.model
+import dist.model.load
+from dist.checkpoint.boxes import first_gap
 from dist.errors import CheckpointError
-from dist.group import SoloGroup
-from dist.model_build import wanted_tensors
-from dist.model_fill import FillPlan
-from dist.shard_plan import first_gap
-from dist.tensor_parallel import plan_cut
+from dist.group.group import SoloGroup
+from dist.model.build import wanted_tensors
+from dist.model.fill import FillPlan
+from dist.model.tensor_parallel import plan_cut
 
 # Neither the intermediate size nor the vocabulary (331, a prime) divides by 3 or 4.
 SHAPE = {"vocab_size": VOCABULARY, "hidden_size": 48, "intermediate_size": 50, "num_attention_heads": 12}
@@ -229,12 +229,12 @@ class Ranks(SoloGroup):
 
 
 def test_on_gpus_a_model_that_can_be_cut_is_cut_else_it_is_told_why(monkeypatch):
-    monkeypatch.setattr(dist.model, "free_bytes", lambda device: 8 << 30)
+    monkeypatch.setattr(dist.model.load, "free_bytes", lambda device: 8 << 30)
     model = tiny_model()
     plan = FillPlan(module=model, wanted=wanted_tensors(model), sources={}, tied={})
 
     def words(parallel: str, size: int) -> str:
-        return dist.model._layout(parallel, "auto", plan, Ranks(size)).words
+        return dist.model.load._layout(parallel, "auto", plan, Ranks(size)).words
 
     assert words("auto", 2) == "tp, each layer cut over 2 ranks: the fastest on GPUs"
     assert words("auto", 3) == (

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from pty_screen import CTRL_Z, ENTER, PtyScreen
 
-from chat.terminal import describe_streams
-from chat.terminal_mode import key_mode, launcher_pid, line_mode, without_signals
+from chat.terminal.mode import key_mode, launcher_pid, line_mode, without_signals
+from chat.terminal.streams import describe_streams
 
 HERE = Path(__file__).parent
 CHILD = HERE / "console_child.py"
@@ -23,7 +23,7 @@ BASH = ["bash", "--norc", "--noprofile", "-i"]
 
 NOISY = """
 import os, sys
-from chat.terminal import open_streams
+from chat.terminal.streams import open_streams
 streams = open_streams()
 print("library chatter"); os.system("echo chatter of a child; echo more >&2")
 print(os.read(0, 10) if streams.rank else "", file=sys.stderr)
@@ -84,10 +84,10 @@ def test_only_the_latest_log_folders_are_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("module", "heavy"),
     [
-        ("chat.terminal", "torch transformers rich prompt_toolkit"),
-        ("chat.console_plain", "torch transformers rich prompt_toolkit"),
-        ("chat.console", "torch transformers rich"),
-        ("chat.screen", "torch transformers prompt_toolkit pygments"),
+        ("chat.terminal.streams", "torch transformers rich prompt_toolkit"),
+        ("chat.console.plain", "torch transformers rich prompt_toolkit"),
+        ("chat.console.app", "torch transformers rich"),
+        ("chat.screen.draw", "torch transformers prompt_toolkit pygments"),
     ],
 )
 def test_what_a_person_waits_for_imports_nothing_heavy(module: str, heavy: str) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from checkpoints import save_tokenizer
 
-from chat.tokenizer import load_tokenizer
+from chat.text.tokenizer import load_tokenizer
 from dist.errors import CheckpointError, UsageError
 
 ROOT = Path(__file__).parent.parent
@@ -84,7 +84,7 @@ def test_the_template_is_used_where_there_is_one_unless_told_otherwise(folder: P
 
 def test_a_folder_without_tokenizer_is_refused_before_transformers_is_imported(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from chat.tokenizer import load_tokenizer\n"
+        "import sys; from pathlib import Path; from chat.text.tokenizer import load_tokenizer\n"
         f"try: load_tokenizer(Path({str(tmp_path)!r}))\n"
         "except Exception as error: print(type(error).__name__, error)\n"
         "print('transformers' in sys.modules)"

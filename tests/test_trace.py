@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from chat.palette import Palette
-from chat.screen_trace import new_trace, pass_lines
-from chat.trace import Trace
+from chat.screen.palette import Palette
+from chat.screen.trace_lines import new_trace, pass_lines
+from chat.text.trace import Trace
 from dist.protocol import BlockUpdate
 
 WORDS = ("", "The", " capital", " of", " France", " is", "\n", "\u26f5")

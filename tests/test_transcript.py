@@ -9,9 +9,9 @@ from checkpoints import save_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chat.fitting import fit, prompt_ids
-from chat.tokenizer import ChatTokenizer, load_tokenizer
-from chat.transcript import Message, Transcript, message_from
+from chat.text.prompt import fit, prompt_ids
+from chat.text.tokenizer import ChatTokenizer, load_tokenizer
+from chat.text.transcript import Message, Transcript, message_from
 from dist.errors import PromptError
 from dist.settings import GenerationSettings
 

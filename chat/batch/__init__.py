@@ -1,0 +1,1 @@
+"""Many prompts without a conversation: prompts in, records out. Knows no console."""

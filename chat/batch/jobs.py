@@ -1,0 +1,75 @@
+"""What a run over prompts is to make: its jobs, its seeds, the conditions it runs under. Knows no model.
+
+All but the dtype is known before a model loads, and so most outputs of other runs are refused by then.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import secrets
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from chat.batch.prompts import Prompt
+from chat.batch.records import Job
+from chat.batch.results_file import check_results
+from chat.files import expand
+from chat.start.options import LaunchOptions
+from dist.settings import MAX_SEED, GenerationSettings
+
+CONDITION_FACTS = ("checkpoint", "dtype")
+
+
+def jobs_of(prompts: Sequence[Prompt], samples: int) -> tuple[Job, ...]:
+    """The replies to make, in the order of the results: all samples of a prompt, then those of the next."""
+    return tuple(
+        Job(place=number * samples + sample, number=number, given=prompt.given, sample=sample)
+        for number, prompt in enumerate(prompts)
+        for sample in range(samples)
+    )
+
+
+def conditions_of(
+    options: LaunchOptions, settings: GenerationSettings, use_template: bool, facts: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Whatever decides the replies besides the prompts, by name. Of `facts` the checkpoint and the dtype count."""
+    return {
+        **settings.as_dict(),
+        **{name: facts[name] for name in CONDITION_FACTS if name in facts},
+        "use_chat_template": use_template,
+        "system": options.system,
+        "n": options.n,
+    }
+
+
+def check_output(
+    options: LaunchOptions,
+    settings: GenerationSettings,
+    use_template: bool,
+    prompts: Sequence[Prompt],
+    facts: Mapping[str, Any],
+) -> None:
+    """Refuse an output file that this run cannot go on with, as far as `facts` are known by now.
+
+    Changes nothing. Raises UsageError.
+    """
+    if options.output_file is not None:
+        known = conditions_of(options, settings, use_template, facts)
+        check_results(expand(options.output_file), jobs_of(prompts, options.n), known)
+
+
+def with_seed(settings: GenerationSettings, earlier: int | None) -> GenerationSettings:
+    """Settings that name the seed if they sample: their own, else that of an earlier run, else a fresh one."""
+    if not settings.samples or settings.seed is not None:
+        return settings
+    drawn = secrets.randbelow(MAX_SEED) if earlier is None else earlier
+    return dataclasses.replace(settings, seed=drawn)
+
+
+def derive_seed(seed: int, sample: int) -> int:
+    """The seed of a prompt's `sample`-th reply: `seed` itself for the first, fixed and unrelated ones after it."""
+    if sample == 0:
+        return seed
+    digest = hashlib.sha256(f"{seed}:{sample}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") & MAX_SEED

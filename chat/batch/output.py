@@ -1,0 +1,123 @@
+"""Where the results of a run go, in the order of the prompts: file, stdout, progress. Knows no engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import TextIO
+
+from chat.batch.printer import Progress, ReplyPrinter
+from chat.batch.records import CANCELLED, ERROR, Job, Record
+from chat.batch.results_file import ResultsFile
+from chat.text.trace import Trace
+
+
+class Output:
+    """Takes results as they come and passes them on in order.
+
+    written    how many of the jobs, from the first on, are passed on (those of an earlier run count)
+    kept       how many results of an earlier run there are
+    failed     how many results are failures
+    cancelled  whether one was cancelled
+    """
+
+    def __init__(
+        self,
+        jobs: Sequence[Job],
+        *,
+        file: ResultsFile | None,
+        printer: ReplyPrinter | None,
+        progress: Progress,
+        notices: TextIO,
+    ) -> None:
+        self.written = file.finished if file is not None else 0
+        self.failed = file.failed if file is not None else 0
+        self.cancelled = False
+        self._waiting: dict[int, Record] = dict(file.later) if file is not None else {}
+        self.kept = self.written + len(self._waiting)
+        self._made = self.kept
+        self._jobs = jobs
+        self._samples = any(job.sample for job in jobs)
+        self._file = file
+        self._printer = printer
+        self._progress = progress
+        self._notices = notices
+
+    @property
+    def complete(self) -> bool:
+        """Whether every job has its result."""
+        return self.written == len(self._jobs) and not self.cancelled
+
+    @property
+    def missing(self) -> tuple[Job, ...]:
+        """The jobs that have no result yet."""
+        return tuple(job for job in self._jobs[self.written :] if job.place not in self._waiting)
+
+    @property
+    def nobody_reads(self) -> bool:
+        """Whether stdout was closed by its reader and there is no file."""
+        return self._file is None and self._printer is not None and self._printer.gone
+
+    def __enter__(self) -> Output:
+        if self.kept:
+            self.say(f"{self.kept} of {len(self._jobs)} results are there already.")
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._progress.clear()
+        if self._file is None:
+            return
+        if self.complete and kind is None:
+            self._file.finish()
+        else:
+            self._file.close()
+
+    def put(self, job: Job, record: Record) -> None:
+        """A result; it is passed on when all before it have been."""
+        self._waiting[job.place] = record
+        if record["finish_reason"] == ERROR:
+            self.failed += 1
+            self.say(f"{self._named(job)}: {record['error']}")
+        if record["finish_reason"] == CANCELLED:
+            self.cancelled = True
+        else:
+            self._made += 1
+            self._progress.step(self.failed)
+        while self.written in self._waiting:
+            self._pass_on(self._waiting.pop(self.written))
+
+    def so_far(self, text: Callable[[], str]) -> None:
+        """A block of a reply is finished; `text` gives the reply's text up to its end."""
+        if self._printer is not None and self._printer.streams:
+            self._printer.so_far(text())
+
+    def trace(self, job: Job, trace: Trace) -> None:
+        """A pass was made. Where no record will tell of it, it is told on stderr."""
+        if self._file is None and self._printer is not None and not self._printer.as_json:
+            self.say(f"{self._named(job)}, {trace.last_line()}")
+
+    def say(self, text: str) -> None:
+        """A line on stderr."""
+        self._progress.clear()
+        self._notices.write(text + "\n")
+        self._notices.flush()
+
+    def tell_interrupted(self) -> None:
+        """Say how far it came, and how to go on."""
+        more = " Run the same command again to go on." if self._file is not None else ""
+        self.say(f"Interrupted: {self._made} of {len(self._jobs)} replies are done.{more}")
+
+    def _named(self, job: Job) -> str:
+        """Which prompt a job answers and, where a prompt gets several replies, which of them it is."""
+        sample = f", sample {job.sample + 1}" if self._samples else ""
+        return f"prompt {job.number + 1}{sample}"
+
+    def _pass_on(self, record: Record) -> None:
+        if self._file is not None:
+            self._file.add(record)
+        if self._printer is not None:
+            self._printer.reply(record)
+        self.written += 1

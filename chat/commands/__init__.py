@@ -1,0 +1,1 @@
+"""The slash commands, one row each. Knows no keyboard and draws nothing."""

@@ -1,0 +1,150 @@
+"""The slash commands for what lies on disk: checkpoints, sessions, exports."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from chat.commands.row import Value, command, exchanges, first_word
+from chat.files import expand
+from chat.loading.checkpoints import LATEST_WORD, Steps
+from chat.loading.facts import facts_table
+from chat.reading import read_text
+from chat.sessions.export import FORMATS
+from dist.checkpoint.folder import Step
+from dist.errors import UsageError
+
+if TYPE_CHECKING:
+    from chat.conversation.repl import Repl
+
+SHOWN_STEPS = 40
+SHOWN_SESSIONS = 20
+
+
+@command("model", "/model", "what is known of the checkpoint", live=True)
+def model(repl: Repl, argument: str) -> None:
+    repl.page.table(list(facts_table(repl.talk.facts)))
+
+
+@command("steps", "/steps", "the steps of this run, with dates", live=True)
+def steps(repl: Repl, argument: str) -> None:
+    found = repl.talk.steps()
+    rows = [(f"step {step.number}", about) for step, about in _described(found)][:SHOWN_STEPS]
+    if not rows:
+        repl.note("The run's folder holds no steps any more.")
+        return
+    repl.page.table(rows)
+    older = len(found.steps) - len(rows)
+    repl.note(f"{f'{older} older ones are not shown. ' if older else ''}/load STEP turns to one of them.")
+
+
+def _described(found: Steps) -> Iterator[tuple[Step, str]]:
+    """The steps, the newest first, each with a few words."""
+    for step in reversed(found.steps):
+        parts = [time.strftime("%Y-%m-%d %H:%M", time.localtime(step.saved_at))]
+        parts += ["loaded"] if step.number == found.loaded else []
+        parts += ["latest"] if step.number == found.latest else []
+        yield step, ", ".join(parts)
+
+
+def _checkpoints(repl: Repl, word: str) -> Iterator[Value]:
+    """The steps that can be loaded, the newest first, and folders."""
+    try:
+        found = repl.talk.steps()
+        yield LATEST_WORD, "the step that the run's own file names now"
+        yield from ((str(step.number), about) for step, about in _described(found))
+    except UsageError:
+        pass  # not in a run: folders are all there is
+    yield from paths(word)
+
+
+@command(
+    "load",
+    "/load STEP|PATH",
+    "go on with the weights of another step or folder",
+    values=first_word(_checkpoints),
+)
+def load(repl: Repl, argument: str) -> None:
+    if not argument:
+        raise UsageError(
+            "/load needs a step or a folder.", "", f"/steps lists the steps; /load {LATEST_WORD} takes the latest."
+        )
+    repl.talk.load(argument)
+
+
+def paths(word: str, suffixes: Collection[str] | None = ()) -> Iterator[Value]:
+    """Folders, and files with one of the suffixes, which could be replaced; None: all files, to be read."""
+    typed = expand(word or "./")
+    folder = typed if word.endswith("/") or not word else typed.parent
+    lead = word[: word.rfind("/") + 1]
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError:
+        return
+    for entry in entries:
+        if entry.is_dir():
+            yield f"{lead}{entry.name}/", "folder"
+        elif suffixes is None:
+            yield f"{lead}{entry.name}", "file"
+        elif entry.suffix in suffixes:
+            yield f"{lead}{entry.name}", "file, to be replaced with !"
+
+
+@command(
+    "read",
+    "/read FILE",
+    "put the text of a file into your next message",
+    values=first_word(lambda repl, word: paths(word, None)),
+)
+def read(repl: Repl, argument: str) -> None:
+    if not argument:
+        raise UsageError("/read needs a file name.")
+    text = read_text(argument)
+    name = expand(argument).name
+    size = repl.talk.check_room(name, text)
+    repl.page.console.insert(text, name)
+    repl.note(f"{name} is part of your next message: {len(text):,} characters, {size:,} tokens.")
+
+
+@command(
+    "export",
+    "/export FILE",
+    f"write the conversation to a file ({' '.join(FORMATS)})",
+    values=first_word(lambda repl, word: paths(word, FORMATS)),
+)
+def export(repl: Repl, argument: str) -> None:
+    if not argument:
+        raise UsageError("/export needs a file name.", f"The extension decides the format: {', '.join(FORMATS)}.")
+    repl.note(f"Wrote {repl.talk.export(argument)}")
+
+
+@command("save", "/save NAME", "give this session a name to resume it by")
+def save(repl: Repl, argument: str) -> None:
+    if not argument:
+        raise UsageError("/save needs a name.")
+    repl.talk.rename_session(argument)
+    repl.note(f"This session is now named {argument}. --resume {argument} or /resume {argument} goes on with it.")
+
+
+def _session_names(repl: Repl, word: str) -> Iterable[Value]:
+    return ((info.name, f"{info.exchanges} exchanges: {info.opening[:40]}") for info in repl.talk.other_sessions())
+
+
+@command(
+    "resume",
+    "/resume [NAME]",
+    "go on with another session, by default the latest",
+    values=first_word(_session_names),
+)
+def resume(repl: Repl, argument: str) -> None:
+    repl.talk.resume(argument)
+
+
+@command("sessions", "/sessions", "the sessions on disk")
+def sessions(repl: Repl, argument: str) -> None:
+    infos = list(repl.talk.sessions())[:SHOWN_SESSIONS]
+    if not infos:
+        repl.note("There are no sessions yet.")
+        return
+    repl.page.table([(info.name, exchanges(info.exchanges), info.opening[:50]) for info in infos])

@@ -1,0 +1,160 @@
+"""The slash commands that look at what was said, or change it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from chat.clipboard import code_blocks, osc_52
+from chat.commands.row import Value, command, exchanges, first_word, whole_number
+from chat.commands.settings import known_setting, setting_names, setting_values
+from dist.errors import UsageError
+
+if TYPE_CHECKING:
+    from chat.conversation.repl import Repl
+
+SHOWN_QUESTIONS = 10
+
+
+@command("system", "/system [TEXT]", "show or replace the system prompt (- removes it)")
+def system(repl: Repl, argument: str) -> None:
+    if not argument:
+        present = repl.talk.transcript.system
+        repl.note(f"The system prompt is: {present}" if present else "There is no system prompt.")
+        return
+    repl.talk.adopt(repl.talk.transcript.with_system("" if argument == "-" else argument))
+    repl.note("The system prompt is removed." if argument == "-" else "The system prompt is replaced.")
+
+
+@command("clear", "/clear", "start over; the system prompt stays")
+def clear(repl: Repl, argument: str) -> None:
+    gone = len(repl.talk.transcript.exchanges)
+    repl.talk.adopt(repl.talk.transcript.cleared())
+    repl.note(f"Cleared {exchanges(gone)}.")
+
+
+@command("undo", "/undo [N]", "take back the last exchange, or the last N")
+def undo(repl: Repl, argument: str) -> None:
+    n = whole_number(argument, "/undo")
+    before = repl.talk.transcript
+    there = len(before.exchanges)
+    if there == 0:
+        raise UsageError("There is nothing to undo.")
+    repl.talk.adopt(before.without_last(n))
+    left = len(repl.talk.transcript.exchanges)
+    repl.note(
+        f"Took back {exchanges(there - left)}; {exchanges(left) if left else 'none'} left. "
+        f"Last was: {(before.last_question or '')[:60]}"
+    )
+
+
+@command("retry", "/retry", "answer the last message again")
+def retry(repl: Repl, argument: str) -> None:
+    before = repl.talk.transcript
+    if before.last_question is None:
+        raise UsageError("There is nothing to answer again.")
+    repl.answering.answer(before.without_reply(), before)
+
+
+def _questions(repl: Repl, word: str) -> Iterable[Value]:
+    """The person's messages by number, the last one first."""
+    return ((str(n), text[:60]) for n, text in enumerate(repl.talk.transcript.questions[:SHOWN_QUESTIONS], 1))
+
+
+@command(
+    "edit",
+    "/edit [N]",
+    "change your last message, or the N-th last, and go on from there",
+    values=first_word(_questions),
+)
+def edit(repl: Repl, argument: str) -> None:
+    n = whole_number(argument, "/edit")
+    there = len(repl.talk.transcript.questions)
+    if there == 0:
+        raise UsageError("There is nothing to edit.")
+    if n > there:
+        raise UsageError(f"/edit cannot take {n}.", f"Your messages are {there} so far.")
+    repl.note(
+        f"Message {there - n + 1} of {there}: Enter sends it anew and drops what came after it; "
+        "Ctrl-C leaves all as it was."
+    )
+    repl.edit(n)
+
+
+def _compared(repl: Repl, words: tuple[str, ...], word: str) -> Iterable[Value]:
+    """A setting, then values of it that are not there yet."""
+    if not words:
+        return setting_names()
+    return (value for value in setting_values(words[0]) if value[0] not in words)
+
+
+@command(
+    "compare",
+    "/compare NAME VALUE VALUE...",
+    "answer the last message once for each value of a setting, and compare",
+    values=_compared,
+)
+def compare(repl: Repl, argument: str) -> None:
+    name, *values = argument.split() or [""]
+    if name:
+        known_setting(name)
+    if len(set(values)) < 2:
+        raise UsageError(
+            "/compare needs a setting and two values or more.", "", "For example: /compare refine_iter 1 2 auto"
+        )
+    repl.comparing.compare(name, values)
+
+
+def _copied(repl: Repl, words: tuple[str, ...], word: str) -> Iterable[Value]:
+    """`code`, then the number of a block."""
+    blocks = code_blocks(repl.talk.transcript.last_reply or "")
+    if not words:
+        return (("code", f"the reply has {len(blocks)} blocks of code"),) if blocks else ()
+    return ((str(k), text.split("\n")[0][:60]) for k, text in enumerate(blocks, 1)) if words == ("code",) else ()
+
+
+@command(
+    "copy",
+    "/copy [code [K]]",
+    "put the last reply, or its first or K-th code block, on the clipboard of your terminal",
+    values=_copied,
+)
+def copy(repl: Repl, argument: str) -> None:
+    text, what = repl.talk.transcript.last_reply, "the last reply"
+    if not text:
+        raise UsageError("There is no reply to copy.")
+    word, _, number = argument.partition(" ")
+    if word not in ("", "code"):
+        raise UsageError(f"/copy cannot take {argument!r}.", "It takes nothing, or code, or code and a number.")
+    if word:
+        blocks, k = code_blocks(text), whole_number(number.strip(), "/copy code")
+        if k > len(blocks):
+            raise UsageError(f"There is no code block {k}.", f"The last reply has {len(blocks)}.")
+        text, what = blocks[k - 1], f"code block {k} of {len(blocks)}"
+    if not repl.page.console.copy(osc_52(text)):
+        raise UsageError("Nothing can be copied here.", "This terminal is used without escape codes.")
+    repl.note(f"Sent {what} to the terminal's clipboard: {len(text):,} characters. Not every terminal takes it.")
+
+
+@command("context", "/context", "how many tokens the conversation holds, of how many")
+def context(repl: Repl, argument: str) -> None:
+    used, limit = repl.talk.context()
+    repl.note(
+        f"{used:,} of {limit:,} tokens in {len(repl.talk.transcript.exchanges)} exchanges; "
+        f"{repl.cached_tokens:,} are kept from the last turn."
+    )
+
+
+@command("stats", "/stats", "figures of the last reply")
+def stats(repl: Repl, argument: str) -> None:
+    last = repl.talk.last_reply
+    if last is None:
+        repl.note("No reply has been made yet.")
+        return
+    repl.page.table([(name, _listed(value)) for name, value in last.stats.as_dict().items()])
+
+
+def _listed(value: object) -> str:
+    if isinstance(value, list):
+        return " ".join(map(_listed, value))
+    return {True: "yes", False: "no"}.get(value, str(value)) if isinstance(value, bool) else str(value)

@@ -1,0 +1,306 @@
+"""The conversation's one screen and keyboard, on a thread of its own. Knows no model and no command's meaning.
+
+Committed text scrolls up and is never touched again; below it a bounded live zone, the input line and one quiet
+line are redrawn. `commit`, `show_live` and the other setters may be called from any thread and do not wait
+(but for `start`, `flush` and `close`); what the person does arrives in `events`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from prompt_toolkit.application import Application
+from prompt_toolkit.enums import EditingMode
+from prompt_toolkit.input import Input
+
+from chat.console.editor import edit_text
+from chat.console.events import (
+    Abort,
+    Candidate,
+    CommandInfo,
+    Complete,
+    ConsoleEvent,
+    Failed,
+    Fragment,
+    Interrupt,
+    Leave,
+    Line,
+    Submitted,
+)
+from chat.console.input import clean
+from chat.console.keys import console_keys
+from chat.console.layout import View, console_layout, console_style
+from chat.console.line import InputLine
+from chat.console.output import HeldOutput, terminal_keys, terminal_output
+from chat.console.painter import Painter
+from chat.console.plain import PlainLines
+from chat.terminal.mode import BaseMode
+from chat.terminal.streams import Streams
+
+__all__ = [
+    "Abort",
+    "Candidate",
+    "CommandInfo",
+    "Complete",
+    "Console",
+    "ConsoleEvent",
+    "Failed",
+    "Fragment",
+    "Interrupt",
+    "Leave",
+    "Line",
+    "PlainLines",
+    "Submitted",
+]
+
+FRAME_SECONDS = 0.05
+SIZE_POLL_SECONDS = 0.2
+
+
+class Console:
+    """The one prompt_toolkit application of a session.
+
+    A line sent at the prompt makes the console busy until `set_busy(False)`, which the owner calls whenever
+    it is ready for the next line. While busy, the input line gathers a draft; only a slash command that is
+    live is handed over. `on_abort` is called on the console's thread with every Abort event: the main thread may be
+    stuck in a forward.
+    """
+
+    def __init__(
+        self,
+        streams: Streams,
+        *,
+        commands: Sequence[CommandInfo],
+        history_file: Path,
+        complete: Complete,
+        mode: BaseMode | None = None,
+        vi_mode: bool = False,
+        on_abort: Callable[[], None] | None = None,
+        terminal_input: Input | None = None,
+        output: HeldOutput | None = None,
+    ) -> None:
+        self.events: queue.Queue[ConsoleEvent] = queue.Queue()
+        self._streams = streams
+        self._mode = mode or BaseMode(streams.keyboard_fd)
+        output = output or terminal_output(streams.replies, color=streams.color)
+        self._view = View(ascii=streams.ascii)
+        self._painter = Painter(output, self._view)
+        self._line = InputLine(
+            self._view,
+            self.events,
+            commands=commands,
+            history_file=history_file,
+            complete=complete,
+            settle=self._carry_out,
+            on_abort=on_abort,
+        )
+        # Crossing the threads: what is to be done by the console's, in order, and the bell for it.
+        self._orders: deque[Callable[[], None]] = deque()
+        self._after_paint: list[Callable[[], None]] = []
+        self._last_paint = 0.0
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._bell: asyncio.Event | None = None
+        self._running = threading.Event()
+        self._failure: BaseException | None = None
+        self._app = self._make_app(terminal_input or terminal_keys(streams.keyboard_fd), output, vi_mode)
+        self._painter.attach(self._app)
+        self._thread = threading.Thread(target=self._run, name="console", daemon=True)
+
+    # Called from any thread.
+
+    @property
+    def width(self) -> int:
+        """Columns of the terminal."""
+        return self._painter.size.columns
+
+    @property
+    def height(self) -> int:
+        """Rows of the terminal."""
+        return self._painter.size.rows
+
+    def start(self) -> None:
+        """Draw the input line and read keys; returns once that is so (or has failed)."""
+        self._thread.start()
+        self._running.wait()
+
+    def close(self) -> None:
+        """Show what is still to be committed, take the live zone away, end the thread."""
+        self._order(self._exit)
+        if self._thread.is_alive():
+            self._thread.join()
+        # If the thread has died, the last words stand here still.
+        self._carry_out()
+        with suppress(OSError, ValueError):
+            self._streams.replies.write(self._painter.take_added())
+            self._streams.replies.flush()
+
+    def commit(self, text: str) -> None:
+        """Append `text` (ANSI styles allowed) to the scrollback, exactly once and in order, in whole lines."""
+        if text:
+            self._order(lambda: self._painter.add(text))
+
+    def note(self, text: str) -> None:
+        """As `commit`, for what is no reply: where output is piped the two go different ways."""
+        self.commit(text)
+
+    def echo(self, text: str) -> None:
+        """As `commit`, for what the person sent: a blank line stands before it."""
+        if text:
+            self._order(lambda: self._painter.add(text, apart=True))
+
+    def show_live(self, lines: Sequence[Line] | Callable[[], Sequence[Line]]) -> None:
+        """Replace the live zone. Of frames that follow within 50 ms only the last is drawn.
+
+        A function is called when its frame is drawn, on the console's thread.
+        """
+        self._order(lambda: setattr(self._painter, "live", lines))
+
+    def clear_live(self) -> None:
+        self.show_live(())
+
+    def set_status(self, text: str) -> None:
+        """What goes on now, at the left of the bottom line; "" for nothing."""
+        self._order(lambda: setattr(self._view, "status", text))
+
+    def set_toolbar(self, text: str) -> None:
+        """What is set, at the right of the bottom line."""
+        self._order(lambda: setattr(self._view, "toolbar", text))
+
+    def set_busy(self, busy: bool) -> None:
+        """A reply is being made (or other work goes on), or (False) the next line is waited for."""
+        self._order(lambda: self._line.set_busy(busy))
+
+    def edit(self, text: str) -> None:
+        """Put `text` into the input line; what is sent next is marked as edited, unless Ctrl-C comes first."""
+        self._order(lambda: self._line.edit(text))
+
+    def insert(self, text: str, label: str) -> None:
+        """Put `text` into the input line at the cursor; if it is long it shows as a chip called `label`."""
+        self._order(lambda: self._line.insert(text, label))
+
+    def copy(self, code: str) -> bool:
+        """Send the terminal the code that fills its clipboard; whether that can be done here."""
+        self._order(lambda: self._painter.send(code))
+        return True
+
+    def flush(self) -> None:
+        """Wait until all that was ordered so far is on the screen."""
+        shown = threading.Event()
+        self._order(lambda: self._after_paint.append(shown.set))
+        while self._thread.is_alive() and not shown.wait(0.1):
+            pass
+
+    def _order(self, order: Callable[[], None]) -> None:
+        self._orders.append(order)
+        loop, bell = self._loop, self._bell
+        if loop is not None and bell is not None:
+            with suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(bell.set)
+
+    # The console's thread.
+
+    def _make_app(self, terminal_input: Input, output: HeldOutput, vi_mode: bool) -> Application[None]:
+        app: Application[None] = Application(
+            layout=console_layout(self._view, self._line.buffer, self._line.chips),
+            style=console_style(self._streams.color),
+            key_bindings=console_keys(self._line, self),
+            editing_mode=EditingMode.VI if vi_mode else EditingMode.EMACS,
+            input=terminal_input,
+            output=output,
+            erase_when_done=True,
+            terminal_size_polling_interval=None,
+            before_render=lambda _: self._painter.check_size(),
+        )
+        app.ttimeoutlen = 0.1
+        if vi_mode:
+            app.timeoutlen = 0.1
+        return app
+
+    def _run(self) -> None:
+        try:
+            asyncio.run(self._main())
+        except BaseException as error:  # noqa: BLE001  (the edge of the thread: handed to the main thread)
+            self._failure = error
+        finally:
+            self._running.set()
+        if self._failure is not None:
+            self.events.put(Failed(self._failure))
+
+    async def _main(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._bell = asyncio.Event()
+        self._bell.set()
+        self._loop.set_exception_handler(self._on_exception)
+
+        def ready() -> None:
+            self._app.create_background_task(self._paint_when_asked())
+            self._app.create_background_task(self._watch_size())
+            self._running.set()
+
+        await self._app.run_async(pre_run=ready, handle_sigint=False, set_exception_handler=False)
+
+    def _on_exception(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception") or RuntimeError(str(context.get("message")))
+        if self._failure is None:
+            self._failure = error
+        if self._app.is_running and not self._app.is_done:
+            self._app.exit()
+
+    async def _paint_when_asked(self) -> None:
+        assert self._bell is not None
+        while True:
+            await self._bell.wait()
+            await asyncio.sleep(max(0.0, self._last_paint + FRAME_SECONDS - time.monotonic()))
+            self._bell.clear()
+            self._paint()
+
+    async def _watch_size(self) -> None:
+        while True:
+            await asyncio.sleep(SIZE_POLL_SECONDS)
+            self._painter.redraw_if_resized()
+
+    def _paint(self) -> None:
+        """Carry out all orders and show what came of them."""
+        self._carry_out()
+        if self._app.is_done:
+            return
+        self._painter.paint()
+        self._last_paint = time.monotonic()
+        while self._after_paint:
+            self._after_paint.pop()()
+
+    def _carry_out(self) -> None:
+        while self._orders:
+            self._orders.popleft()()
+
+    def _exit(self) -> None:
+        if self._app.is_running and not self._app.is_done:
+            self._painter.end()
+            self._app.exit()
+
+    # What the keys ask of the screen.
+
+    def clear_screen(self) -> None:
+        self._painter.clear_screen()
+
+    def suspend(self) -> None:
+        self._painter.give_up()
+        self._mode.suspend()
+        self._painter.redraw()
+
+    def open_editor(self) -> None:
+        """Open the line in the person's editor."""
+        self._painter.give_up()
+        try:
+            self._line.replace(clean(edit_text(self._line.text, self._streams, self._mode)))
+        except OSError as error:
+            self._line.hint(f"No editor: {error}. Set EDITOR.")
+        self._painter.redraw()

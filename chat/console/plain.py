@@ -1,0 +1,178 @@
+"""The console where nothing can be redrawn: read lines, print lines. Knows no cursor, no colour and no keys.
+
+For TERM=dumb and ACCESSIBLE=1; the same methods as `console.Console`.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from chat.console.events import Abort, ConsoleEvent, Failed, Interrupt, Leave, Line, Submitted, command_word
+from chat.terminal.mode import BaseMode
+from chat.terminal.streams import Streams
+from chat.text.cells import visible
+
+INTERRUPT, SUSPEND = b"\x03", b"\x1a"
+
+
+class PlainLines:
+    """A line loop on a terminal. Replies go to `streams.replies`, everything else to `streams.notices`.
+
+    The owner calls `set_busy(False)` whenever it is ready for the next line. In the line mode of
+    `terminal.BaseMode` Ctrl-C is an event as in the console. A last line without a newline counts; the end of
+    input is `Leave`.
+    """
+
+    def __init__(
+        self,
+        streams: Streams,
+        *,
+        mode: BaseMode | None = None,
+        on_abort: Callable[[], None] | None = None,
+        prompt: str = "> ",
+        columns: int = 80,
+    ) -> None:
+        self.events: queue.Queue[ConsoleEvent] = queue.Queue()
+        self.width = columns
+        self.height = 24
+        self._streams = streams
+        self._mode = mode
+        self._on_abort = on_abort
+        self._prompt = prompt
+        self._busy = False
+        self._editing = False
+        self._inserted = ""
+        self._interrupts: list[float] = []
+        self._thread = threading.Thread(target=self._read, name="lines", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+        self._ask()
+
+    def close(self) -> None:
+        self.flush()
+
+    def commit(self, text: str) -> None:
+        _print(self._streams.replies, text)
+
+    def note(self, text: str) -> None:
+        _print(self._streams.notices, text)
+
+    def echo(self, text: str) -> None:
+        """What was typed needs no repetition here."""
+
+    def show_live(self, lines: Sequence[Line] | Callable[[], Sequence[Line]]) -> None:
+        """Nothing is redrawn here."""
+
+    def clear_live(self) -> None:
+        """Nothing is redrawn here."""
+
+    def set_status(self, text: str) -> None:
+        """Nothing is redrawn here."""
+
+    def set_toolbar(self, text: str) -> None:
+        """Nothing is redrawn here."""
+
+    def edit(self, text: str) -> None:
+        """Show `text`; the next line takes its place and is marked as edited, unless Ctrl-C comes first."""
+        self.note(visible(text))
+        self._editing = True
+
+    def insert(self, text: str, label: str) -> None:
+        """Put `text` in front of the next message, unless Ctrl-C comes first."""
+        self._inserted += f"{text}\n"
+
+    def copy(self, code: str) -> bool:
+        """No codes are sent here."""
+        return False
+
+    def set_busy(self, busy: bool) -> None:
+        was, self._busy = self._busy, busy
+        if was and not busy:
+            self._interrupts.clear()
+            self._ask()
+
+    def flush(self) -> None:
+        self._streams.replies.flush()
+        self._streams.notices.flush()
+
+    def _ask(self) -> None:
+        self._streams.notices.write(self._prompt)
+        self._streams.notices.flush()
+
+    def _read(self) -> None:
+        try:
+            for line in split_lines(self._streams.keyboard_fd):
+                self._take(line)
+        except OSError as error:
+            self.events.put(Failed(error))
+            return
+        self.events.put(Leave())
+
+    def _take(self, line: bytes) -> None:
+        if line.endswith(INTERRUPT):
+            self._interrupt()
+        elif line.endswith(SUSPEND):
+            if self._mode is not None:
+                self._mode.suspend()
+            if not self._busy:
+                self._ask()
+        else:
+            text = line.decode("utf-8", errors="replace").rstrip("\r\n")
+            if not text.strip():
+                self._ask()
+                return
+            self._submit(text)
+
+    def _submit(self, text: str) -> None:
+        if not self._busy:
+            self._busy = True
+            edited, self._editing = self._editing, False
+            if command_word(text) is None:
+                # A line that begins with a slash would be a command.
+                lead = "\n" if self._inserted.startswith("/") else ""
+                text, self._inserted = lead + self._inserted + text, ""
+            self.events.put(Submitted(text, edited=edited))
+        elif command_word(text) is not None:
+            self.events.put(Submitted(text, live=True))
+        else:
+            self.note("Not sent: send it again when this is done (Ctrl-C stops a reply).")
+
+    def _interrupt(self) -> None:
+        if not self._busy:
+            self.note("\nNothing was changed." if self._editing or self._inserted else "\nCtrl-D leaves.")
+            self._editing, self._inserted = False, ""
+            self._ask()
+            return
+        now = time.monotonic()
+        self._interrupts = [at for at in self._interrupts if now - at < 2.0] + [now]
+        if len(self._interrupts) < 3:
+            self.events.put(Interrupt())
+            return
+        self.events.put(Abort())
+        if self._on_abort is not None:
+            self._on_abort()
+
+
+def split_lines(fd: int) -> Iterator[bytes]:
+    """The lines read from `fd`, each with what ended it: a newline, Ctrl-C, Ctrl-Z or, at last, nothing."""
+    held = b""
+    while chunk := os.read(fd, 65536):
+        held += chunk
+        start = 0
+        for at, byte in enumerate(held):
+            if byte in b"\n\x03\x1a":
+                yield held[start : at + 1]
+                start = at + 1
+        held = held[start:]
+    if held:
+        yield held
+
+
+def _print(stream: object, text: str) -> None:
+    if text:
+        print(text, end="" if text.endswith("\n") else "\n", file=stream, flush=True)  # type: ignore[call-overload]

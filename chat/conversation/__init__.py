@@ -1,0 +1,1 @@
+"""The conversation: its state, its main loop, how a message is answered. Knows no terminal."""

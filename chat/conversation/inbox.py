@@ -1,0 +1,51 @@
+"""What the person does: one thing after the other at the prompt, all at once while the model works. Never draws."""
+
+from __future__ import annotations
+
+import queue
+from collections import deque
+from collections.abc import Callable
+
+from chat.console.events import ConsoleEvent, Failed, Interrupt, Submitted
+
+
+class Inbox:
+    """The console's events. `run_live` runs a command line in the middle of a reply.
+
+    stop     the person wants the present work stopped
+    leaving  the person wants to leave
+    """
+
+    def __init__(self, events: queue.Queue[ConsoleEvent], run_live: Callable[[str], None]) -> None:
+        self.stop = False
+        self.leaving = False
+        self._events = events
+        self._run_live = run_live
+        self._waiting: deque[ConsoleEvent] = deque()
+
+    def next(self) -> ConsoleEvent:
+        """Wait for the next event at the prompt."""
+        return self._waiting.popleft() if self._waiting else self._events.get()
+
+    def look(self) -> None:
+        """Act on all that came since the last look; called once per pass while the model works."""
+        while True:
+            try:
+                event = self._events.get_nowait()
+            except queue.Empty:
+                return
+            self._take(event)
+
+    def _take(self, event: ConsoleEvent) -> None:
+        if isinstance(event, Submitted):
+            if event.live:
+                self._run_live(event.text)
+            else:
+                self._waiting.append(event)
+            return
+        # Ctrl-C, leaving, or a console that is gone: in each case the work has to stop.
+        self.stop = True
+        if isinstance(event, Failed):
+            self._waiting.append(event)  # why it is gone is told at the prompt
+        elif not isinstance(event, Interrupt):
+            self.leaving = True

@@ -1,0 +1,99 @@
+"""What the conversation says, put on its console: notices, tables, errors, replies. Knows no model and no file."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from chat.console.events import ConsoleEvent, Line
+from chat.screen import draw
+from chat.screen.compare_lines import compared
+from chat.screen.trace_lines import new_trace, pass_lines
+from chat.text.agreement import Compared
+from chat.text.running_text import Decode
+from chat.text.trace import Trace
+from dist.errors import ChatError
+from dist.protocol import Reply
+
+
+class Console(Protocol):
+    """What the conversation needs of a console; console.app.Console and console.plain.PlainLines are two."""
+
+    events: queue.Queue[ConsoleEvent]
+
+    @property
+    def width(self) -> int: ...
+    @property
+    def height(self) -> int: ...
+    def commit(self, text: str) -> None: ...
+    def note(self, text: str) -> None: ...
+    def echo(self, text: str) -> None: ...
+    def show_live(self, lines: Sequence[Line] | Callable[[], Sequence[Line]]) -> None: ...
+    def clear_live(self) -> None: ...
+    def set_status(self, text: str) -> None: ...
+    def set_toolbar(self, text: str) -> None: ...
+    def set_busy(self, busy: bool) -> None: ...
+    def edit(self, text: str) -> None: ...
+    def insert(self, text: str, label: str) -> None: ...
+    def copy(self, code: str) -> bool: ...
+
+
+class Page:
+    """A console that is written on in one palette, as wide as the terminal is at that moment."""
+
+    def __init__(self, console: Console, palette: draw.Palette) -> None:
+        self.console = console
+        self.palette = palette
+
+    @property
+    def redraws(self) -> bool:
+        """Whether live lines and the status are seen; elsewhere only what is added is."""
+        return self.palette.ink != "none"
+
+    def note(self, text: str) -> None:
+        """Something that the program says."""
+        self.console.note(draw.notice(text, self.palette, self.console.width))
+
+    def table(self, rows: Sequence[Sequence[str]], head: Sequence[str] = ()) -> None:
+        self.console.note(draw.table(rows, self.console.width, self.palette, head=head))
+
+    def error(self, error: ChatError) -> None:
+        self.console.note(draw.error_block(error, self.palette, self.console.width))
+
+    def stats(self, reply: Reply, used: int, limit: int) -> None:
+        """The figures of one reply, after which `used` of `limit` tokens are taken."""
+        self.console.note(draw.stats_line(reply, used, limit, self.palette, self.console.width))
+
+    def echo(self, text: str) -> None:
+        """What the person sent."""
+        self.console.echo(draw.user_echo(text, self.palette, self.console.width))
+
+    def markdown(self, text: str) -> None:
+        """A whole reply."""
+        self.console.commit(draw.render_markdown(text, self.console.width, self.palette))
+
+    def reply_view(self, decode: Decode) -> draw.ReplyView:
+        """The drawing of a reply that is about to be made."""
+        return draw.ReplyView(decode, self.console.width, self.console.height, self.palette)
+
+    def trace(self, decode: Decode) -> Trace:
+        """What collects the passes of a reply that is about to be made."""
+        return new_trace(decode, self.palette)
+
+    def show(self, frame: draw.Frame) -> None:
+        """One frame of a reply in the making."""
+        self.console.commit(frame.commit)
+        self.console.show_live(frame.draw)
+
+    def traced(self, trace: Trace, *, top: bool) -> None:
+        """The last pass of a trace; with `top` the candidates of what it changed too."""
+        self.console.note(pass_lines(trace, self.palette, self.console.width, top=top))
+
+    def compared(self, replies: Sequence[Compared]) -> None:
+        """Replies to one prompt, in figures and in words."""
+        self.console.note(compared(replies, self.palette, self.console.width))
+
+    def status(self, text: str) -> None:
+        """What goes on now; "" for nothing."""
+        self.console.set_status(text)

@@ -1,0 +1,106 @@
+"""The conversation: read a line, dispatch it or answer it, repeat. Knows no key and no drawing.
+
+Everything runs on the main thread; what the person does in the middle of a reply is looked at once per pass.
+"""
+
+from __future__ import annotations
+
+from chat.commands.table import dispatch
+from chat.console.events import Failed, Leave, Submitted
+from chat.conversation.answering import Answering
+from chat.conversation.comparing import Comparing
+from chat.conversation.inbox import Inbox
+from chat.conversation.page import Page
+from chat.conversation.state import Talk
+from chat.conversation.work import Work
+from chat.text.transcript import Transcript
+from dist.decode.engine import Engine
+from dist.errors import ChatError, RankError, WeightsLost
+
+
+class Repl:
+    """One conversation: what it holds (`talk`), what it says (`page`), how messages are answered (`answering`)."""
+
+    def __init__(self, *, engine: Engine, page: Page, talk: Talk) -> None:
+        self.page = page
+        self.talk = talk
+        self._engine = engine
+        self._inbox = Inbox(page.console.events, self._run_live)
+        self._work = work = Work(engine, self._inbox, self.page)
+        self.answering = Answering(self.talk, work, self.page)
+        self.comparing = Comparing(self.talk, work, self.page)
+        self._before_edit: Transcript | None = None
+
+    # The loop.
+
+    def run(self) -> None:
+        """Hold the conversation until the person leaves. Raises RankError if the ranks fall apart, WeightsLost."""
+        while not self._inbox.leaving:
+            self.page.console.set_busy(False)
+            event = self._inbox.next()
+            if isinstance(event, Submitted):
+                self._take(event)
+            elif isinstance(event, Leave):
+                self.leave()
+            elif isinstance(event, Failed):
+                if not isinstance(event.error, EOFError):
+                    raise event.error
+                self.leave()
+        self.talk.close()
+
+    def _take(self, event: Submitted) -> None:
+        """Run a command or answer a message; an error is shown and the conversation goes on."""
+        is_command = event.text.startswith("/")
+        edited = self._before_edit if event.edited and not is_command else None
+        self._before_edit = None
+        present = self.talk.transcript
+        try:
+            self.page.echo(event.text)
+            if is_command:
+                dispatch(self, event.text)
+            elif edited is not None:
+                self.answering.answer(edited.with_user(event.text), present)
+            else:
+                self.answering.answer(present.with_user(event.text))
+        except (RankError, WeightsLost):
+            raise
+        except ChatError as error:
+            self.page.error(error)
+            if edited is not None:  # what is sent next is still the edit
+                self._before_edit = edited
+                self.page.console.edit(event.text)
+
+    def _run_live(self, line: str) -> None:
+        """Run a command in the middle of a reply."""
+        try:
+            dispatch(self, line, live=True)
+        except ChatError as error:
+            self.page.error(error)
+
+    # What commands and the program ask for.
+
+    def edit(self, n: int) -> None:
+        """Put the n-th last message of the person's into the input line; sending it goes on from there."""
+        self._before_edit = self.talk.transcript.before_question(n)
+        self.page.console.edit(self.talk.transcript.questions[n - 1])
+
+    @property
+    def cached_tokens(self) -> int:
+        """Tokens that the next prompt need not read again, if it begins with them."""
+        return self._engine.cached_tokens
+
+    def leave(self) -> None:
+        """End the conversation after the present command."""
+        self._inbox.leaving = True
+
+    def note(self, text: str) -> None:
+        """Say something to the person."""
+        self.page.note(text)
+
+    def show_conversation(self) -> None:
+        """Say which session goes on, and with what."""
+        self.talk.show_resumed()
+
+    def watch_quiet(self) -> None:
+        """Say so if no pass has ended for some seconds. May be called from any thread."""
+        self._work.watch_quiet()

@@ -1,0 +1,76 @@
+"""The model at work on one turn: progress is shown, the person heard once per pass. Knows no transcript."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from chat.conversation.inbox import Inbox
+from chat.conversation.page import Page
+from dist.protocol import BlockUpdate, Control, PrefillUpdate, Reply, Turn
+from dist.settings import GenerationSettings
+
+if TYPE_CHECKING:
+    from dist.decode.engine import Engine
+
+QUIET_S = 5.0
+
+
+class Work:
+    """Runs turns on the engine, one at a time. The owner calls `rest` when a turn and its drawing are over."""
+
+    def __init__(self, engine: Engine, inbox: Inbox, page: Page) -> None:
+        self._busy = False
+        self._engine = engine
+        self._inbox = inbox
+        self._page = page
+        self._last_event = 0.0
+
+    def reply(
+        self,
+        turn: Turn,
+        settings: Callable[[], GenerationSettings],
+        on_pass: Callable[[BlockUpdate], None],
+        doing: str = "",
+    ) -> Reply:
+        """The reply to the turn's one prompt. `settings` gives those of the next block, once per pass.
+
+        `on_pass` is handed every update, `doing` stands in front of what the status line says. Raises ChatError.
+        """
+
+        def poll() -> Control:
+            self._inbox.look()
+            return Control(settings=settings(), cancel=self._inbox.stop)
+
+        self._inbox.stop = False
+        self._last_event = time.monotonic()
+        self._busy = True
+        self._page.status(f"{doing}thinking")
+        for event in self._engine.answer(turn, poll):
+            self._last_event = time.monotonic()
+            if isinstance(event, Reply):
+                return event
+            if isinstance(event, PrefillUpdate):
+                self._page.status(f"{doing}reading the prompt: {event.done:,} of {event.total:,} tokens")
+            else:
+                on_pass(event)
+                self._page.status(f"{doing}block {event.index + 1}, pass {event.iteration}")
+        raise AssertionError("the engine ended a turn without a reply")
+
+    @property
+    def to_stop(self) -> bool:
+        """Whether the person wanted the last reply stopped, be it finished or not."""
+        return self._inbox.stop
+
+    def rest(self) -> None:
+        """Nothing is made any more: clear what showed it."""
+        self._busy = False
+        self._page.console.clear_live()
+        self._page.status("")
+
+    def watch_quiet(self) -> None:
+        """Say so if no pass has ended for some seconds. May be called from any thread."""
+        quiet = time.monotonic() - self._last_event
+        if self._busy and quiet > QUIET_S:
+            self._page.status(f"no answer from the model for {quiet:.0f} s")

@@ -1,0 +1,1 @@
+"""How the embedded model was trained and measured. The program never imports it."""

@@ -1,0 +1,171 @@
+"""The checkpoint that a conversation talks to, the steps beside it, and how to turn to another. Draws nothing.
+
+Only rank 0 has one. What is on disk is looked up at every call: a run that trains on adds steps and removes them.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from chat.files import expand
+from chat.loading.facts import checkpoint_facts
+from chat.loading.opening import warm_up
+from chat.start.config_file import ConfigFile
+from chat.start.options import LaunchOptions, resolve_settings
+from dist.checkpoint.folder import Step, latest_step, run_steps
+from dist.checkpoint.verify import verify
+from dist.errors import CheckpointError, UsageError
+from dist.settings import GenerationSettings
+
+if TYPE_CHECKING:
+    from chat.text.tokenizer import ChatTokenizer
+    from dist.decode.engine import Engine
+    from dist.model.reload import Reloader
+
+LATEST_WORD = "latest"
+STEP_WORD = re.compile(r"(?:global_step_)?(\d+)")
+NAMED_STEPS = 6
+
+OnBytes = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Steps:
+    """The steps of a run as they are now, in the order of their numbers.
+
+    loaded  the number of the step that answers, None if it is none of these
+    latest  the number that the run's own file names, None if it names none
+    """
+
+    steps: tuple[Step, ...]
+    loaded: int | None
+    latest: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adopted:
+    """What a conversation goes on with after other weights were loaded.
+
+    `settings` and `origins` are those of a start with this checkpoint; `remark` says why answers take longer than
+    they might, or is None.
+    """
+
+    tokenizer: ChatTokenizer
+    use_template: bool
+    settings: GenerationSettings
+    origins: Mapping[str, str]
+    facts: Mapping[str, Any]
+    remark: str | None
+
+
+class Checkpoints:
+    """Turns to other checkpoints. `run` is the folder of the run that the first one belongs to, if it does."""
+
+    def __init__(
+        self,
+        *,
+        engine: Engine,
+        reloader: Reloader,
+        tokenizer: ChatTokenizer,
+        options: LaunchOptions,
+        config: ConfigFile,
+        ranks: int,
+        run: Path | None,
+    ) -> None:
+        self._engine = engine
+        self._reloader = reloader
+        self._vocabulary = tokenizer.backend.get_vocab()
+        self._options = options
+        self._config = config
+        self._ranks = ranks
+        self._run = run
+
+    def steps(self) -> Steps:
+        """The steps beside the loaded one. Raises UsageError if it does not belong to a run."""
+        if self._run is None:
+            raise UsageError(
+                "The checkpoint has no steps beside it.",
+                f"{self._reloader.loaded.facts.path} does not lie in a global_step_* folder.",
+                "/load FOLDER turns to any other folder.",
+            )
+        steps = run_steps(self._run) if self._run.is_dir() else ()
+        loaded = self._reloader.loaded.facts.step
+        here = any(step.number == loaded for step in steps)
+        return Steps(steps=steps, loaded=loaded if here else None, latest=latest_step(self._run))
+
+    def load(self, argument: str, progress: OnBytes | None = None, verifying: OnBytes | None = None) -> Adopted:
+        """All ranks take over the weights of a step or folder.
+
+        `progress(done, total)` tells of all ranks' bytes; before that, under `--verify`, `verifying` of the bytes
+        whose checksums have been compared.
+        Raises ChatError with the old weights in place, or WeightsLost.
+        """
+        from chat.text.tokenizer import load_tokenizer
+
+        started = time.monotonic()
+        ready = self._reloader.check(str(self._folder(argument)))
+        checkpoint = ready.checkpoint
+        tokenizer = load_tokenizer(
+            checkpoint.tokenizer_dir,
+            checkpoint.generation_config,
+            trust_remote_code=self._options.trust_remote_code,
+        )
+        self._check_vocabulary(tokenizer, checkpoint.tokenizer_dir)
+        use_template = tokenizer.wants_template(self._options.use_chat_template)
+        settings, origins = resolve_settings(self._options, self._config, checkpoint.generation_config)
+        if self._options.verify:
+            verify(checkpoint, verifying)
+        self._engine.load(ready, progress)
+        self._run = run_folder(checkpoint.steps) or self._run
+        facts = checkpoint_facts(self._reloader.loaded, self._ranks, time.monotonic() - started)
+        return Adopted(
+            tokenizer=tokenizer,
+            use_template=use_template,
+            settings=settings,
+            origins=origins,
+            facts=facts,
+            remark=warm_up(self._engine, settings),
+        )
+
+    def _folder(self, argument: str) -> Path:
+        """The folder that a person named: a step's number, `latest`, or a path."""
+        word = STEP_WORD.fullmatch(argument)
+        if word is None and argument != LATEST_WORD:
+            return expand(argument).absolute()
+        found = self.steps()
+        if not found.steps:
+            raise CheckpointError(f"{self._run} has no steps any more.", mend="/load FOLDER turns to another run.")
+        newest = found.steps[-1].number if found.latest is None else found.latest
+        wanted = int(word[1]) if word else newest
+        for step in found.steps:
+            if step.number == wanted:
+                return step.path
+        numbers = [str(step.number) for step in found.steps[-NAMED_STEPS:]]
+        of = "The latest of its steps are" if len(found.steps) > NAMED_STEPS else "Its steps are"
+        raise CheckpointError(
+            f"There is no step {wanted} in {self._run}.",
+            f"{of} {', '.join(numbers)}.",
+            "" if word else "latest_checkpointed_iteration.txt names it; /load NUMBER takes another.",
+        )
+
+    def _check_vocabulary(self, tokenizer: ChatTokenizer, folder: Path) -> None:
+        new, old = tokenizer.backend.get_vocab(), self._vocabulary
+        if new == old:
+            return
+        differing = sorted(token for token in new.keys() | old.keys() if new.get(token) != old.get(token))
+        raise CheckpointError(
+            f"The tokenizer in {folder} has another vocabulary than the loaded one.",
+            f"It has {len(new):,} tokens, the loaded one {len(old):,}; {len(differing):,} differ, "
+            f"{differing[0]!r} for one.",
+            "Only weights can be changed while the program runs. Start anew with that folder.",
+        )
+
+
+def run_folder(steps: tuple[Step, ...]) -> Path | None:
+    """The folder of the run that these steps lie in, absolute; None without steps."""
+    return steps[0].path.parent.absolute() if steps else None

@@ -1,0 +1,1 @@
+"""Replies, tables, notices and traces as terminal lines. Reads no key and writes nothing."""

@@ -1,0 +1,146 @@
+"""Pure drawing: values to text ready to be committed. Knows no terminal, no clock and no tokens.
+
+Every line of what is returned ends with a newline. `ReplyView`, which draws a reply in the making, is here by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.text import Text
+
+from chat.screen.markdown.blocks import indented, wrap
+from chat.screen.markdown.stream import MarkdownStream
+from chat.screen.palette import Palette
+from chat.screen.reply_view import LIVE_LINES, Frame, ReplyView
+from chat.text.cells import cells, visible
+from dist.errors import ChatError
+from dist.protocol import Reply
+
+__all__ = [
+    "Frame",
+    "Palette",
+    "ReplyView",
+    "error_block",
+    "notice",
+    "render_markdown",
+    "stats_line",
+    "table",
+    "user_echo",
+]
+
+ECHO_LINES = 12
+
+
+def render_markdown(text: str, width: int, palette: Palette) -> str:
+    """A whole text as a reply would be committed."""
+    if palette.ink == "none":
+        return palette.ansi(Text(line) for line in visible(text).split("\n"))
+    stream = MarkdownStream(max(2, width - 1), LIVE_LINES, palette)
+    return palette.ansi([*stream.feed(visible(text)), *stream.finish()])
+
+
+def user_echo(text: str, palette: Palette, width: int = 80) -> str:
+    """What the person sent, as it stays in the scrollback; a long message shows its beginning."""
+    source = text.split("\n")
+    room = max(2, width - 3)
+    lines: list[Text] = []
+    taken = 0
+    while taken < len(source) and len(lines) <= ECHO_LINES:
+        line = source[taken][: 2 * ECHO_LINES * room]  # enough to fill the room; the rest need not be measured
+        lines += wrap(Text(visible(line)), room)
+        taken += 1
+    for shown in lines:
+        shown.stylize(palette.style("user"))
+    if len(lines) > ECHO_LINES:
+        left = len(source) - taken + 1
+        what = f"{left:,} more lines" if left > 1 else f"{len(text):,} characters in all"
+        lines = [*lines[:ECHO_LINES], palette.text(f"{palette.mark('…', '...')} {what}", "quiet")]
+    mark = palette.text(palette.mark("› ", "> "), "accent")
+    return palette.ansi([mark + lines[0], *indented(lines[1:], 2), Text()])
+
+
+def notice(text: str, palette: Palette, width: int = 80) -> str:
+    """Something the program says, quietly."""
+    lines = wrap(Text(visible(text)), max(2, width - 1))
+    for line in lines:
+        line.stylize(palette.style("quiet"))
+    return palette.ansi(lines)
+
+
+def error_block(error: ChatError, palette: Palette, width: int = 80) -> str:
+    """What happened, why, what to do: a line each, then a blank one."""
+    what, *rest = (visible(part) for part in (error.what, error.why, error.mend) if part)
+    lines = wrap(palette.text(what, "error"), max(2, width - 1))
+    for part in rest:
+        lines += wrap(Text(part), max(2, width - 1))
+    return palette.ansi([*lines, Text()])
+
+
+def table(
+    rows: Sequence[Sequence[str]], width: int, palette: Palette, *, head: Sequence[str] = (), margin: int = 2
+) -> str:
+    """Rows of text in aligned columns; the last column takes the room that is left and wraps."""
+    shown = [[visible(cell) for cell in row] for row in ([head, *rows] if head else rows)]
+    if not shown:
+        return ""
+    count = max(map(len, shown))
+    widths = [max((cells(row[at]) for row in shown if at < len(row)), default=0) for at in range(count)]
+    room = max(2, width - 1 - margin - sum(widths[:-1]) - 2 * (count - 1))
+    if room < min(20, widths[-1]):  # too narrow for columns: the last one goes below the others
+        return _stacked(shown, palette, width, margin)
+    lines: list[Text] = []
+    for number, row in enumerate(shown):
+        *left, last = [*row, *[""] * (count - len(row))]
+        pieces = wrap(Text(last), room)
+        start = Text(" " * margin)
+        for at, cell in enumerate(left):
+            style = "quiet" if head and number == 0 else "accent" if at == 0 else ""
+            start += palette.text(cell, style) + Text(" " * (widths[at] - cells(cell) + 2))
+        if head and number == 0:
+            pieces[0].stylize(palette.style("quiet"))
+        below = indented(pieces[1:], cells(start.plain))
+        lines += [start + pieces[0], *below]
+    for line in lines:
+        line.rstrip()
+    return palette.ansi(lines)
+
+
+def _stacked(rows: Sequence[Sequence[str]], palette: Palette, width: int, margin: int) -> str:
+    lines: list[Text] = []
+    for first, *others in rows:
+        lines += indented(wrap(palette.text(first, "accent"), width - 1 - margin), margin)
+        for cell in filter(None, others):
+            lines += indented(wrap(Text(cell), max(2, width - 3 - margin)), margin + 2)
+    return palette.ansi(lines)
+
+
+def stats_line(reply: Reply, context_used: int, context_limit: int, palette: Palette, width: int = 80) -> str:
+    """The figures of one reply: a blank line, one quiet line (two where it is narrow), a blank line.
+
+    `context_used` of `context_limit` tokens are taken by the conversation after this reply.
+    """
+    stats = reply.stats
+    blocks = len(stats.iterations)
+    made = sum(stats.iterations)
+    allowed = reply.settings.refine_iter
+    # A change in mid-reply can leave more passes made than the last setting would have allowed.
+    of = f" of {allowed * blocks:,}" if allowed != "auto" and made <= allowed * blocks else ""
+    parts = [
+        f"{stats.tokens:,} tokens" + (" (the limit)" if reply.finish == "length" else ""),
+        f"{stats.tokens_per_s:.1f} tok/s",
+        f"first block {stats.ttft_s:.2f} s",
+        f"{stats.forwards:,} forwards, {stats.tokens_per_forward:.1f} tokens each",
+        f"{made:,}{of} passes" + (" (auto)" if allowed == "auto" else ""),
+        f"{sum(stats.converged)} of {blocks} blocks converged",
+        f"context {context_used:,} of {context_limit:,}",
+        *([f"seed {reply.settings.seed}"] if reply.settings.samples else []),
+    ]
+    lines: list[str] = []
+    for part in parts:
+        joined = palette.mark(" · ", ", ").join([lines[-1], part]) if lines else part
+        if lines and cells(joined) <= width - 1:
+            lines[-1] = joined
+        else:
+            lines.append(part)
+    return palette.ansi([Text(), *(palette.text(line, "quiet") for line in lines), Text()])

@@ -1,0 +1,1 @@
+"""Markdown as styled terminal lines, while it streams in. Knows no reply."""

@@ -1,0 +1,191 @@
+"""One reply on its way to the screen: what to commit, what to show live. Pure: values in, text out.
+
+Of the tokenizer it knows a function from ids to text; of the terminal, its size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from chat.screen.markdown.stream import LineStream, MarkdownStream
+from chat.screen.palette import Palette
+from chat.text.cells import visible, wrap_spans
+from chat.text.running_text import Decode, RunningText, TokenTexts
+from dist.protocol import BlockUpdate, Reply
+
+Fragments = Sequence[tuple[str, str]]
+Line = tuple[tuple[str, str], ...]
+
+LIVE_LINES = 12
+ROWS_KEPT = 4  # of the terminal, for what is not live
+
+
+def _nothing() -> tuple[Line, ...]:
+    return ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Frame:
+    """What one update adds to the scrollback, and what the live zone shows from now on.
+
+    `draw` makes the lines of the live zone, so that frames which are never shown cost little.
+    """
+
+    commit: str = ""
+    draw: Callable[[], tuple[Line, ...]] = _nothing
+
+    @property
+    def live(self) -> tuple[Line, ...]:
+        return self.draw()
+
+
+class ReplyView:
+    """One reply on its way to the screen, `width` x `height` being the terminal's size.
+
+    Finished Markdown blocks are committed; what is not finished is drawn from live lines, token by token.
+    Where the palette allows no escape codes, committed text is the reply's own lines.
+    """
+
+    def __init__(self, decode: Decode, width: int, height: int, palette: Palette) -> None:
+        self._palette = palette
+        self._width = max(2, width - 1)  # the last column stays unused
+        self._rows = live_rows(height)
+        self._stream: LineStream | MarkdownStream
+        if palette.ink == "none":
+            self._stream = LineStream()
+        else:
+            self._stream = MarkdownStream(self._width, self._hold, palette)
+        self._text = RunningText(decode)
+        self._texts = TokenTexts(decode)
+        self._ages: tuple[int, ...] = ()  # for each token of the block, iterations since it changed
+        self._block = -1
+
+    def update(self, update: BlockUpdate) -> Frame:
+        """The frame after one iteration. Updates of one reply come in order."""
+        if not update.done:
+            self._age(update)
+            return self._frame("", update, self._ages)
+        self._ages = ()
+        commit = self._give(self._text.extend(update.token_ids))
+        if update.finish:
+            return self._frame(commit, None, ())
+        # The next block stands there as placeholders until its first iteration.
+        return self._frame(commit, update, ())
+
+    def finish(self, reply: Reply) -> str:
+        """What of the reply is not committed yet."""
+        commit = self._give(self._text.finish(reply.token_ids))
+        commit += self._palette.ansi(self._stream.finish())
+        if reply.finish == "cancelled":
+            commit += self._palette.ansi([self._palette.text("[stopped]", "quiet")])
+        elif not self._text.text.strip():
+            commit += self._palette.ansi([self._palette.text("[empty reply]", "quiet")])
+        return commit
+
+    @property
+    def text(self) -> str:
+        """The text of the finished blocks; half a character at its end is held back until `finish`."""
+        return self._text.text
+
+    def resize(self, width: int, height: int) -> None:
+        """Draw for another terminal size from now on; what is committed stays as it is."""
+        self._width = max(2, width - 1)
+        self._rows = live_rows(height)
+        self._stream.resize(self._width, self._hold)
+
+    @property
+    def _hold(self) -> int:
+        """Lines of finished text that may wait in the live zone for the end of their block."""
+        return max(3, self._rows * 2 // 3)
+
+    def _give(self, text: str) -> str:
+        return self._palette.ansi(self._stream.feed(visible(text)))
+
+    def _age(self, update: BlockUpdate) -> None:
+        old = self._ages if update.index == self._block else ()
+        self._block = update.index
+        self._ages = tuple(
+            0 if changed else (old[at] + 1 if at < len(old) else 0) for at, changed in enumerate(update.changed)
+        )
+
+    def _frame(self, commit: str, update: BlockUpdate | None, ages: tuple[int, ...]) -> Frame:
+        """A frame that can be drawn later: what it needs is fixed now."""
+        stream, before = self._stream, self._text.last_id
+        held, margin, apart, begun = stream.held, stream.margin, stream.apart, stream.begun
+        width, rows = self._width, self._rows
+
+        def draw() -> tuple[Line, ...]:
+            fragments, settled = self._tokens(update, ages, before) if update else ([], 0)
+            everything = [("", held), *fragments]
+            lines = wrap_fragments(everything, width - margin)
+            front = len(wrap_fragments(everything[: settled + 1], width - margin)) - 1
+            if not margin:
+                lines, front = spaced(lines, front, apart=apart, begun=begun)
+            lines = window(lines, front, rows)
+            return tuple((("", " " * margin), *line) if margin else line for line in lines)
+
+        return Frame(commit=commit, draw=draw)
+
+    def _tokens(
+        self, update: BlockUpdate, ages: tuple[int, ...], before: int | None
+    ) -> tuple[list[tuple[str, str]], int]:
+        """Styled text of each token of a block, and how many of these pieces have settled.
+
+        Without `ages` nothing is known of the block but its size.
+        """
+        cell = self._palette.mark("░", ".")
+        if not ages:
+            return [("placeholder", cell * len(update.token_ids))], 0
+        fragments: list[tuple[str, str]] = []
+        settled = 0
+        for at, size, text in self._texts.pieces(update.token_ids, before):
+            age = min(ages[at : at + size])
+            style = "changed" if age == 0 else "recent" if age == 1 and at >= update.exact else ""
+            fragments.append((style, visible(text)) if text else ("placeholder", cell * size))
+            settled = len(fragments) if at + size <= update.exact else settled
+        return fragments, settled
+
+
+def live_rows(height: int) -> int:
+    """Lines of the live zone on a terminal of `height` rows."""
+    return max(1, min(height - ROWS_KEPT, LIVE_LINES))
+
+
+def spaced(lines: list[Line], front: int, *, apart: bool, begun: bool) -> tuple[list[Line], int]:
+    """The lines with the blank line in front that they will have once committed, and where `front` is then."""
+    blank = 0
+    while blank < len(lines) and not any(text.strip() for _, text in lines[blank]):
+        blank += 1
+    gap = 1 if blank < len(lines) and (apart or (begun and blank)) else 0
+    return [()] * gap + lines[blank:], max(0, front - blank) + gap
+
+
+def window(lines: list[Line], front: int, rows: int) -> list[Line]:
+    """At most `rows` of the lines, the one at `front` among them."""
+    first = max(0, min(front - 1, len(lines) - rows))
+    return lines[first : first + rows]
+
+
+def wrap_fragments(fragments: Fragments, width: int) -> list[Line]:
+    """Styled text in lines of at most `width` columns; newlines break too."""
+    text = "".join(piece for _, piece in fragments)
+    styles = [style for style, piece in fragments for _ in piece]
+    lines: list[Line] = []
+    offset = 0
+    for source in text.split("\n"):
+        for start, end in wrap_spans(source, width):
+            lines.append(_runs(source[start:end], styles[offset + start : offset + end]))
+        offset += len(source) + 1
+    return lines
+
+
+def _runs(text: str, styles: Sequence[str]) -> Line:
+    """Neighbouring characters of one style joined."""
+    runs: list[tuple[str, str]] = []
+    for character, style in zip(text, styles, strict=True):
+        if runs and runs[-1][0] == style:
+            runs[-1] = (style, runs[-1][1] + character)
+        else:
+            runs.append((style, character))
+    return tuple(runs)

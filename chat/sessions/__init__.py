@@ -1,0 +1,1 @@
+"""Conversations on disk: sessions, journals, exports. Knows no screen and no model."""

@@ -1,0 +1,1 @@
+"""Everything before the model: environment, options, config file, launch. Knows no conversation."""

@@ -1,0 +1,296 @@
+"""The command line: argv becomes a frozen LaunchOptions, or one clear refusal. Knows no model and no prompt text.
+
+Parsing, both spellings, "did you mean" and `--help` all read the one table `OPTIONS`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import sys
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+from chat.files import expand
+from chat.start.config_file import ConfigFile, config_path, read_config, settle
+from chat.start.option_table import CONFIG_READERS, OPTIONS, Option
+from chat.terminal.streams import write_out
+from dist.errors import UsageError
+from dist.settings import SETTINGS, GenerationSettings, SettingValue
+
+VERSION = "0.1.0"
+STDIN = "-"
+# torchrun refuses `--n` after `-m chat`, as a shortened option of its own; `-n` it passes on.
+SHORT = {"-h": "--help", "-n": "--n"}
+PROMPT_SUFFIXES = ("", ".txt", ".jsonl", ".parquet")
+OUTPUT_SUFFIXES = (".json", ".jsonl")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaunchOptions:
+    """Everything that was asked for at the start. Names are those of the command line.
+
+    settings           generation settings that the command line names
+    use_chat_template  None: on where the tokenizer has a template
+    batch_size         None: chosen by the program
+    resume             None: a new conversation; "": the latest session; else its name
+    editing_mode       the keys of the input line, emacs or vi; only the config file names it
+    given              names of the options that the command line holds
+    """
+
+    checkpoint_dir: str | None = None
+    parallel: str = "auto"
+    dtype: str = "auto"
+    base_model: str | None = None
+    lora_alpha: float | None = None
+    trust_remote_code: bool = False
+    verify: bool = False
+    prompt: str | None = None
+    prompts_file: str | None = None
+    output_file: str | None = None
+    use_chat_template: bool | None = None
+    system: str | None = None
+    n: int = 1
+    batch_size: int | None = None
+    json: bool = False
+    verbose_trace: bool = False
+    resume: str | None = None
+    debug: bool = False
+    editing_mode: str = "emacs"
+    settings: Mapping[str, SettingValue] = field(default_factory=dict)
+    given: frozenset[str] = frozenset()
+
+    @property
+    def has_prompts(self) -> bool:
+        """Whether prompts were given, so that the program answers them and ends."""
+        return self.prompt is not None or self.prompts_file is not None
+
+    @property
+    def reads_stdin(self) -> bool:
+        """Whether the prompts come from standard input."""
+        return STDIN in (self.prompt, self.prompts_file)
+
+
+USAGE = """\
+usage: bash run_chat.sh [COUNT] [CHECKPOINT] [PROMPT] [options]
+       torchrun --standalone --nproc_per_node=COUNT -m chat --checkpoint_dir CHECKPOINT [options]
+
+Talk to a verl checkpoint. Without a checkpoint the embedded model answers, without a prompt a
+conversation opens. COUNT is the number of processes, or auto. Of text that is piped in, each line
+is a prompt of its own, as with --prompts_file -; with - in the place of PROMPT, or --prompt -, the
+whole of it is one prompt.
+
+Names may be written with _ or with -. The command line comes before the config file
+(dllm-chat/config.toml in the XDG config folder), that before the checkpoint's
+generation_config.json, and that before the defaults given here."""
+
+
+def parse_options(
+    argv: Sequence[str], *, stdin_is_terminal: bool = True, stdout: TextIO | None = None
+) -> LaunchOptions:
+    """The options that `argv` (without the program's name) asks for, with what prompts there are settled.
+
+    Touches the disk only to look whether the named files can be read and written. `--help` and `--version`
+    print to `stdout` and raise SystemExit(0). Raises UsageError for everything else that cannot be.
+    """
+    options = asked_options(argv, stdout or sys.stdout)
+    if stdin_is_prompts(options, stdin_is_terminal):
+        options = dataclasses.replace(options, prompts_file=STDIN)
+        if options.resume is not None:
+            raise UsageError(
+                "--resume opens a conversation, which needs a terminal.",
+                "Standard input is not one, so each of its lines is a prompt.",
+                "Start the program on a terminal, or leave --resume out.",
+            )
+    _check_together(options)
+    _check_prompts_file(options)
+    _check_output_file(options)
+    return options
+
+
+def asked_options(argv: Sequence[str], stdout: TextIO) -> LaunchOptions:
+    """What `argv` says, taken alone: enough for a follower, whose files and streams are not those of rank 0.
+
+    Raises UsageError and SystemExit as `parse_options` does.
+    """
+    values = _scan(argv)
+    for name, text in (("help", help_text), ("version", version_text)):
+        if values.pop(name, False):
+            write_out(stdout, text() + "\n")
+            raise SystemExit(0)
+    settings = {name: values.pop(name) for name in tuple(values) if name in SETTINGS}
+    return LaunchOptions(**values, settings=settings, given=frozenset((*values, *settings)))
+
+
+def stdin_is_prompts(options: LaunchOptions, stdin_is_terminal: bool) -> bool:
+    """Whether the lines of standard input are the prompts without having been named: nobody sits there to talk."""
+    return not stdin_is_terminal and not options.has_prompts
+
+
+def _scan(argv: Sequence[str]) -> dict[str, Any]:
+    """The values of the options in `argv`, by name. The last one counts if a name comes twice."""
+    values: dict[str, Any] = {}
+    rest = list(argv)
+    if rest[:1] == ["--"]:  # what separates torchrun's options from these
+        del rest[0]
+    while rest:
+        word = rest.pop(0)
+        word = SHORT.get(word, word)
+        if not word.startswith("--") or word == "--":
+            raise UsageError(
+                f"Unexpected argument: {word}.",
+                "Options begin with --.",
+                "Put a prompt of several words in quotes: --prompt 'several words'.",
+            )
+        spelled, equals, attached = word[2:].partition("=")
+        row, on = _find(spelled)
+        if row.read is None:
+            if equals:
+                raise UsageError(f"--{row.name} takes no value, but was given {attached!r}.")
+            values[row.name] = on
+            continue
+        if equals:
+            text = attached
+        elif rest and not _is_option(rest[0]):
+            text = rest.pop(0)
+        elif row.optional:
+            text = ""
+        else:
+            follows = f"{rest[0]} follows. Write --{row.name}={rest[0]} if that is the value." if rest else ""
+            raise UsageError(f"--{row.name} needs a value ({row.metavar}).", follows)
+        try:
+            values[row.name] = row.read(text)
+        except ValueError as error:
+            raise UsageError(f"--{row.name} cannot be {text!r}.", str(error)) from None
+    return values
+
+
+def _find(spelled: str) -> tuple[Option, bool]:
+    """The row that `spelled` (without the leading --) names, and whether it is switched on."""
+    name = spelled.replace("-", "_")
+    if name in OPTIONS:
+        return OPTIONS[name], True
+    plain = name.removeprefix("no_")
+    if plain != name and plain in OPTIONS and OPTIONS[plain].negated:
+        return OPTIONS[plain], False
+    longer = [known for known in _spellings() if known.startswith(name)]
+    near = longer or difflib.get_close_matches(name, _spellings(), n=1)
+    raise UsageError(
+        f"Unknown option: --{spelled}.",
+        f"Did you mean --{near[0]}?" if near else "",
+        "" if near else "--help lists the options.",
+    )
+
+
+def _is_option(word: str) -> bool:
+    name = word[2:].partition("=")[0].replace("-", "_")
+    return word in SHORT or (word.startswith("--") and name in _spellings())
+
+
+def _spellings() -> tuple[str, ...]:
+    return (*OPTIONS, *(f"no_{row.name}" for row in OPTIONS.values() if row.negated))
+
+
+def _check_together(options: LaunchOptions) -> None:
+    """Refuse options that contradict each other or would have no effect."""
+    if options.prompt is not None and options.prompts_file is not None:
+        raise UsageError("--prompt and --prompts_file cannot be given together.", mend="Leave one of them out.")
+    if options.has_prompts and options.resume is not None:
+        raise UsageError(
+            "--resume opens a conversation, so it cannot be given together with prompts.",
+            mend="Leave --resume or the prompts out.",
+        )
+    for name in ("output_file", "json", "verbose_trace", "n", "batch_size"):
+        if name in options.given and not options.has_prompts:
+            raise UsageError(
+                f"--{name} is for prompts given at the start, and there are none.",
+                mend="Add --prompt TEXT or --prompts_file FILE.",
+            )
+
+
+def _check_prompts_file(options: LaunchOptions) -> None:
+    if options.prompts_file in (None, STDIN):
+        return
+    path = expand(options.prompts_file or "")
+    _check_suffix("prompts", path, PROMPT_SUFFIXES)
+    if not path.exists():
+        raise UsageError(f"No such prompts file: {path}.", mend="Check the path given to --prompts_file.")
+    if path.is_dir() or not os.access(path, os.R_OK):
+        why = "It is a folder." if path.is_dir() else "Permission denied."
+        raise UsageError(f"The prompts file cannot be read: {path}.", why)
+
+
+def _check_output_file(options: LaunchOptions) -> None:
+    if options.output_file is None:
+        return
+    path = expand(options.output_file)
+    _check_suffix("output", path, OUTPUT_SUFFIXES)
+    if not path.parent.is_dir():
+        raise UsageError(
+            f"No such folder for the output file: {path.parent}.", mend=f"Make it first: mkdir -p {path.parent}"
+        )
+    target = path if path.exists() else path.parent
+    if path.is_dir() or not os.access(target, os.W_OK):
+        why = "It is a folder." if path.is_dir() else f"Permission denied for {target}."
+        raise UsageError(f"The output file cannot be written: {path}.", why)
+    if options.prompts_file not in (None, STDIN) and _same_file(path, expand(options.prompts_file or "")):
+        raise UsageError("--output_file and --prompts_file are the same file.", mend="Choose another output file.")
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    return one.resolve() == other.resolve()
+
+
+def _check_suffix(what: str, path: Path, known: tuple[str, ...]) -> None:
+    if path.suffix.lower() not in known:
+        raise UsageError(
+            f"The {what} file {path} has an unknown extension: {path.suffix or 'none'}.",
+            f"It takes {', '.join(known[:-1]).lstrip(', ')} or {known[-1]}.",
+        )
+
+
+def load_config(environ: Mapping[str, str] = os.environ) -> ConfigFile:
+    """The person's config file, checked; an empty one if there is none. Raises UsageError."""
+    return read_config(config_path(environ), CONFIG_READERS)
+
+
+def with_config(options: LaunchOptions, config: ConfigFile) -> LaunchOptions:
+    """The options, with those of the config file where the command line names none."""
+    unnamed = {name: value for name, value in config.options.items() if name not in options.given}
+    return dataclasses.replace(options, **unnamed)
+
+
+def resolve_settings(
+    options: LaunchOptions, config: ConfigFile, generation_config: Mapping[str, Any] | None
+) -> tuple[GenerationSettings, dict[str, str]]:
+    """The generation settings in force and, by name, a few words on where each came from. Raises ChatError."""
+    return settle(options.settings, config, generation_config)
+
+
+def version_text() -> str:
+    """The program's name and version."""
+    return f"dllm-chat {VERSION}"
+
+
+def help_text() -> str:
+    """The whole help page, at most 100 columns wide."""
+    groups: dict[str, list[Option]] = {}
+    for row in OPTIONS.values():
+        groups.setdefault(row.group, []).append(row)
+    pages = (f"{group}:\n" + "\n".join(_help_lines(row) for row in rows) for group, rows in groups.items())
+    return "\n\n".join((USAGE, *pages))
+
+
+def _help_lines(row: Option) -> str:
+    names = f"--{row.name}, --no-{row.name}" if row.negated else f"--{row.name}"
+    value = f"[{row.metavar}]" if row.optional else row.metavar
+    head = f"  {names} {value}".rstrip()
+    indent = " " * 28
+    lines = textwrap.wrap(row.help, 100, initial_indent=indent, subsequent_indent=indent)
+    if len(head) < len(indent) - 1:
+        return "\n".join((head.ljust(len(indent)) + lines[0].lstrip(), *lines[1:]))
+    return "\n".join((head, *lines))

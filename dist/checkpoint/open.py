@@ -1,0 +1,211 @@
+"""Opens a checkpoint folder: finds its parts, checks them, says what is wrong with them. Imports no torch.
+
+Nothing in the files runs code, and nothing is asked of a hub. Reading the weights is read's.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dist.checkpoint.adapters import base_tensors, find_strength, has_adapters, merge_adapters
+from dist.checkpoint.boxes import SavedTensor
+from dist.checkpoint.dcp import read_dcp
+from dist.checkpoint.folder import TOKENIZER_FILES, Found, Step, find_weights, read_json, side_folders
+from dist.checkpoint.shards import parameter_count, read_shards
+from dist.checkpoint.torch_archive import Archive
+from dist.checkpoint.whole_files import read_adapter, read_safetensors, read_torch_bin
+from dist.errors import CheckpointError
+
+CRITIC_NAMES = ("score.weight", "v_head.", "value_head.", "classifier.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """A checkpoint that has been found, indexed and checked; no weight has been read yet.
+
+    path               the folder that holds the weight files
+    files              the weight files, those of the adapters' base model too where they are read
+    archives           what of these files was written by torch.save, and so has checksums
+    step, steps        its number in the run and all steps of the run, oldest first; None and () outside a run
+    world_size         ranks that saved it, 1 for whole files
+    layout             in words, such as "FSDP2" or "safetensors"
+    torch_family       the torch versions that write this form, or None if it cannot be told
+    dtype              the dtype that most of the weights are saved in
+    parameters         number of weights; tied ones count once
+    config             config.json as it is
+    config_dir         the folder it lies in
+    tokenizer_dir      the folder with the tokenizer's files
+    generation_config  generation_config.json as it is, {} if there is none
+    tensors            everything that was saved, by the model's names; adapters are updates of their weights
+    adapters           what adapters there are, in words, or None
+    """
+
+    path: Path
+    files: tuple[Path, ...]
+    archives: tuple[Archive, ...]
+    step: int | None
+    steps: tuple[Step, ...]
+    world_size: int
+    layout: str
+    torch_family: str | None
+    dtype: str
+    parameters: int
+    config: Mapping[str, Any]
+    config_dir: Path
+    tokenizer_dir: Path
+    generation_config: Mapping[str, Any]
+    tensors: Mapping[str, SavedTensor]
+    adapters: str | None
+
+
+def open_checkpoint(
+    path: str | Path, *, base_model: str | Path | None = None, lora_alpha: float | None = None
+) -> Checkpoint:
+    """The checkpoint that `path` stands for: a run, a step, a folder of shards, a Hugging Face model, adapters.
+
+    `base_model` is the folder of the model that adapters saved alone belong to; it lends config and tokenizer where
+    there are none. `lora_alpha` counts instead of the recorded one. Raises CheckpointError naming the first thing
+    that is missing or wrong.
+    """
+    found = find_weights(Path(path).expanduser())
+    saved = _read_index(found)
+    base = None if base_model is None else find_weights(Path(base_model).expanduser())
+    tensors, adapters = dict(saved.tensors), None
+    files, archives = saved.files, saved.archives
+    if has_adapters(tensors) or found.kind == "adapter":
+        strength = find_strength(found.folder, lora_alpha)
+        kept = base_tensors(tensors)
+        if not any(name.endswith("embed_tokens.weight") or ".layers." in name for name in kept):
+            base = base or _recorded_base(found)
+            below = _read_index(base)
+            kept = {**below.tensors, **kept}
+            files, archives = (*files, *below.files), (*archives, *below.archives)
+        tensors = merge_adapters(kept, tensors, strength, found.folder)
+        adapters = f"LoRA, alpha {strength.alpha:g} ({strength.source}), merged while reading"
+    places = side_folders(found) + ([] if base is None else side_folders(base))
+    config_dir = _config_dir(found, places)
+    config = read_json(config_dir / "config.json")
+    _refuse_critics(found.folder, config, tensors)
+    return Checkpoint(
+        path=found.folder,
+        files=files,
+        archives=archives,
+        step=found.step,
+        steps=found.steps,
+        world_size=saved.world_size,
+        layout=saved.layout,
+        torch_family=saved.torch_family,
+        dtype=_main_dtype(tensors),
+        parameters=_parameters(config, tensors),
+        config=config,
+        config_dir=config_dir,
+        tokenizer_dir=_tokenizer_dir(found, places),
+        generation_config=read_json(config_dir / "generation_config.json"),
+        tensors=tensors,
+        adapters=adapters,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Saved:
+    """What the weight files of one folder hold."""
+
+    files: tuple[Path, ...]
+    archives: tuple[Archive, ...]
+    tensors: Mapping[str, SavedTensor]
+    layout: str
+    world_size: int = 1
+    torch_family: str | None = None
+
+
+def _read_index(found: Found) -> _Saved:
+    if found.kind == "shards":
+        shards = read_shards(found.folder)
+        return _Saved(
+            files=shards.files,
+            archives=tuple(map(Archive, shards.files)),
+            tensors=shards.tensors,
+            layout=shards.layout,
+            world_size=len(shards.files),
+            torch_family=shards.torch_family,
+        )
+    if found.kind == "dcp":
+        whole, layout = read_dcp(found.folder), "DCP"
+    elif found.kind == "torch_bin":
+        whole, layout = read_torch_bin(found.folder), "pytorch_model.bin"
+    elif found.kind == "adapter":
+        whole, layout = read_adapter(found.folder), "PEFT adapter"
+    else:
+        whole, layout = read_safetensors(found.folder), "safetensors"
+    return _Saved(files=whole.files, archives=whole.archives, tensors=whole.tensors, layout=layout)
+
+
+def _recorded_base(found: Found) -> Found:
+    """The base model that adapters name, if it is a folder here; raises CheckpointError if not."""
+    config = read_json(found.folder / "adapter_config.json") or read_json(
+        found.folder / "lora_adapter" / "adapter_config.json"
+    )
+    name = str(config.get("base_model_name_or_path") or "")
+    if name and Path(name).is_dir():
+        return find_weights(Path(name))
+    raise CheckpointError(
+        f"{found.folder} holds adapters only.",
+        f"They were trained on {name}, which is no folder here."
+        if name
+        else "It does not say what they belong to.",
+        "Give the folder of their base model with --base_model.",
+    )
+
+
+def _config_dir(found: Found, places: list[Path]) -> Path:
+    folder = found.folder
+    for place in places:
+        if (place / "config.json").is_file():
+            return place
+    raise CheckpointError(
+        f"There is no config.json for the weights in {folder}.",
+        f"It is in neither {folder / 'huggingface'} nor {folder}; verl 0.3 saved it only with hf_model.",
+        "Copy the base model's config.json and tokenizer files into that huggingface folder.",
+    )
+
+
+def _tokenizer_dir(found: Found, places: list[Path]) -> Path:
+    folder = found.folder
+    for place in places:
+        if any((place / name).is_file() for name in TOKENIZER_FILES):
+            return place
+    raise CheckpointError(
+        f"There is no tokenizer for the weights in {folder}.",
+        f"None of {', '.join(TOKENIZER_FILES)} is in {folder / 'huggingface'} or {folder}.",
+        "Copy the base model's tokenizer files into that huggingface folder.",
+    )
+
+
+def _refuse_critics(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, SavedTensor]) -> None:
+    heads = [name for name in tensors if name.startswith(CRITIC_NAMES) or ".v_head." in name]
+    architectures = [str(name) for name in config.get("architectures") or ()]
+    if not heads and not any("Classification" in name or "Reward" in name for name in architectures):
+        return
+    sign = f"it has {heads[0]}" if heads else f"its architecture is {architectures[0]}"
+    actor = folder.parent / "actor"
+    raise CheckpointError(
+        f"{folder} holds a critic or reward model.",
+        f"It gives values, not words: {sign}.",
+        f"Give {actor}." if actor.is_dir() and actor != folder else "Give the folder of an actor.",
+    )
+
+
+def _main_dtype(tensors: Mapping[str, SavedTensor]) -> str:
+    elements: Counter[str] = Counter()
+    for tensor in tensors.values():
+        elements[tensor.dtype] += tensor.elements
+    return elements.most_common(1)[0][0] if elements else "none"
+
+
+def _parameters(config: Mapping[str, Any], tensors: Mapping[str, SavedTensor]) -> int:
+    tied = config.get("tie_word_embeddings") and any(name.endswith("embed_tokens.weight") for name in tensors)
+    return parameter_count({name: t for name, t in tensors.items() if not (tied and name == "lm_head.weight")})

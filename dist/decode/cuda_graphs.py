@@ -1,0 +1,189 @@
+"""The passes over blocks at a few fixed widths, each captured once as a CUDA graph and replayed. Knows no rule.
+
+Launching a model's kernels one by one takes a host several times as long as a GPU needs to run them; a replay is
+one launch. Two widths serve all passes: N tokens for a block's later passes, 2N + 1 for its first one, which also
+reads what the last block left unread. Fewer tokens are filled up with junk *behind* them, which causality hides and
+which is overwritten before it is read. Passes over several sequences are captured for 1, 2, 4, 8... of them. What
+is longer (prefill) runs uncaptured over the same storage.
+
+Shape suffixes: K logits kept, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from dist.decode.forward import FORWARD_ERRORS, Choices, choices_of, most_likely
+from dist.decode.packed_batch import Order, Piece, order_of
+from dist.decode.rule import Pass
+from dist.decode.varlen import PROBE_TOKENS, VarlenForward, other_attention
+from dist.kernels.limits import kernel_errors
+from dist.model.head import Head
+
+WARM_UPS = 2
+# Of more tokens than this, a pass is bound by its arithmetic, and its graph would hold much memory. The blocks of a
+# batch have half as many (dist/decode/batch_size.py), so that its wider passes are captured too.
+MOST_TOKENS = 4096
+
+Run = Callable[[torch.Tensor], torch.Tensor]
+
+
+class CapturedForward(VarlenForward):
+    """`capture` False runs the same passes uncaptured, which is what a CPU can do."""
+
+    def __init__(self, module: Any, head: Head, rows: int, capacity: int, *, capture: bool) -> None:
+        super().__init__(module, head, rows, capacity)
+        # One pool for all widths: what a replay leaves is read before the next one.
+        self._pool = torch.cuda.graph_pool_handle() if capture else None
+        self._widths: dict[tuple[int, int, int], FixedWidth] = {}
+
+    def close(self) -> None:
+        """Destroy the graphs: NCCL does not let go of a group whose collectives a living graph has captured."""
+        for passed in self._widths.values():
+            passed.close()
+        self._widths.clear()
+
+    def _choices(self, pieces: Sequence[Piece], steps: Sequence[Pass], trace: bool) -> list[Choices]:
+        longest = max(len(piece.token_ids) for piece in pieces)
+        n = max(step.settings.add_eos_length for step in steps)
+        width, kept = (max(n, 1), max(n, 1)) if longest <= max(n, 1) else (2 * n + 1, n + 1)
+        count = min(1 << (len(pieces) - 1).bit_length(), self.rows)
+        if (
+            longest > width
+            or max(piece.kept for piece in pieces) > kept
+            or max(piece.start for piece in pieces) + width > self.capacity
+            or count * width > MOST_TOKENS
+        ):
+            # Only after a live change of the block's size, at the very end of the storage, or in long blocks.
+            return super()._choices(pieces, steps, trace)
+        passed, places = self._run(count, width, kept, pieces)
+        self._note(pieces)
+        if any(step.settings.samples for step in steps):
+            return choices_of([passed.logits[place] for place in places], steps, trace, self._head)
+        chosen = passed.chosen()
+        candidates = most_likely(self._head.whole(passed.logits)) if trace else None
+        return [
+            Choices(token_ids=chosen[place], candidates=candidates[place] if candidates else None)
+            for place in places
+        ]
+
+    def _probe(self, pieces: Sequence[Piece]) -> torch.Tensor:
+        # The captured width stays: a pool whose last graph has gone can't be captured into again.
+        passed, places = self._run(len(pieces), PROBE_TOKENS, pieces[0].kept, pieces)
+        return torch.cat([passed.logits[place] for place in places])
+
+    def _run(self, count: int, width: int, kept: int, pieces: Sequence[Piece]) -> tuple[FixedWidth, list[slice]]:
+        """The pass over the pieces, and where each one's own logits are among those of all.
+
+        The last piece is read several times where there are fewer than `count`.
+        """
+        whole = [_padded(piece, width, kept) for piece in pieces]
+        whole += [whole[-1]] * (count - len(whole))
+        order = order_of(whole, self.capacity, self._limit)
+        if (count, width, kept) not in self._widths:
+            forward = functools.partial(
+                self._forward, tokens=count * width, pieces=count, kept=count * kept, longest=width
+            )
+            passed = FixedWidth(forward, self._head, len(order), count * kept, self._device)
+            self._widths[count, width, kept] = passed
+        passed = self._widths[count, width, kept]
+        passed.run(order, self._pool)
+        places = []
+        for index, piece in enumerate(pieces):
+            begin = index * kept + piece.first - whole[index].first
+            places.append(slice(begin, begin + piece.kept))
+        return passed, places
+
+
+def _padded(piece: Piece, width: int, kept: int) -> Piece:
+    filling = [piece.token_ids[-1]] * (width - len(piece.token_ids))
+    return Piece(piece.row, piece.start, piece.token_ids + filling, min(piece.first, width - kept), kept)
+
+
+def capture_problem(
+    module: Any, head: Head, rows: int, capacity: int, *, capture: bool = True
+) -> tuple[CapturedForward | None, str | None]:
+    """A CapturedForward that has been tried, or why there can be none, in words. Raises OutOfMemoryError."""
+    other = other_attention(module)
+    if other is not None:
+        return None, f"its attention is of another kind ({other})"
+    refusals: tuple[type[Exception], ...] = (*FORWARD_ERRORS, *kernel_errors())
+    try:
+        forward = CapturedForward(module, head, rows, capacity, capture=capture)
+        if forward.agrees():
+            return forward, None
+    except torch.OutOfMemoryError:
+        raise
+    except refusals as error:
+        return None, f"{type(error).__name__}: {(str(error) or 'no words').splitlines()[0].rstrip('.')}"
+    return None, "it gives other logits with its keys and values in fixed storage"
+
+
+class FixedWidth:
+    """Forwards of one and the same size, told by `size` numbers, captured or not; `kept` rows of logits.
+
+    `logits` [K, V] (this rank's part) are those of the last `run`.
+    """
+
+    logits: torch.Tensor
+
+    def __init__(self, forward: Run, head: Head, size: int, kept: int, device: torch.device) -> None:
+        self._forward = forward
+        self._head = head
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._on_gpu = device.type == "cuda"
+        self._order = torch.zeros(size, dtype=torch.int64, pin_memory=self._on_gpu)
+        self._input = self._order.to(device)
+        # Both copies, to the device and back, are part of the graph.
+        self._result = torch.zeros(kept, dtype=torch.int64, pin_memory=self._on_gpu)
+
+    @torch.inference_mode()
+    def run(self, order: Order, pool: Any) -> None:
+        """The forward that `order` tells of; with a `pool` for its memory it is captured, the first time."""
+        self._order.numpy()[:] = order
+        if pool is not None and self._graph is None:
+            self._capture(pool)
+        if self._graph is not None:
+            self._graph.replay()
+        else:
+            self._body()
+
+    def chosen(self) -> list[int]:
+        """The tokens chosen by the last run, greedily; waits for the device."""
+        if self._on_gpu:
+            torch.cuda.current_stream().synchronize()
+        tokens: list[int] = self._result.tolist()
+        return tokens
+
+    def _capture(self, pool: Any) -> None:
+        stream: torch.cuda.Stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        # Once outside: kernels are compiled and libraries make their workspaces in their first call.
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UPS):
+                self._body()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        # Other threads (NCCL's watchdog) may ask the device meanwhile.
+        # The outer stream is set again even if the capture fails, which torch forgets.
+        with (
+            torch.cuda.stream(torch.cuda.current_stream()),
+            torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"),
+        ):
+            self._body()
+        self._graph = graph
+
+    def close(self) -> None:
+        """Destroy the graph."""
+        if self._graph is not None:
+            self._graph.reset()
+            self._graph = None
+
+    def _body(self) -> None:
+        self._input.copy_(self._order, non_blocking=True)
+        self.logits = self._forward(self._input)
+        self._result.copy_(self._head.greedy(self.logits), non_blocking=True)

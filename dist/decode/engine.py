@@ -1,0 +1,289 @@
+"""Token ids in, token ids out, on all ranks together. Knows no text, no keyboard and no screen.
+
+Every rank runs the same loop over the same tokens. After each pass rank 0's verdict (its tokens, whether to stop,
+the settings of the next block) is what counts everywhere, so that no rank can leave the loop alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+from dist.decode.batch_size import rows_together
+from dist.decode.causality import probe_causality
+from dist.decode.forward import UNBOUNDED, Forward, PlainForward
+from dist.decode.planner import SequenceForward
+from dist.decode.rule import Refinement
+from dist.decode.sampling import NOT_A_NUMBER
+from dist.decode.stats import Clock
+from dist.errors import CheckpointError, PromptError
+from dist.model.fill import OnProgress
+from dist.model.head import Head, WholeHead
+from dist.model.memory import free_bytes
+from dist.model.onednn import pack, unpack
+from dist.model.reload import Ready, Reloader
+from dist.protocol import (
+    Control,
+    Event,
+    Group,
+    Load,
+    PrefillUpdate,
+    Shutdown,
+    Turn,
+)
+from dist.settings import GenerationSettings
+from dist.verdict import Poll, Verdict
+
+CHUNK_CPU = 256
+CHUNK_GPU = 2048
+# Prompts that are read by different kernels: of few rows, of some, of many.
+WARM_UP_TOKENS = 25, 100, 1025
+
+
+class Engine:
+    """A model on all ranks, answering one turn at a time.
+
+    Rank 0 calls `answer`, `load` and `shutdown`; every other rank calls `follow`.
+    `slow_reason` says in words why this model is decoded by the plain rule, or is None. Without a `reloader` the
+    weights stay as they are. `head` says which tokens' logits this rank computes, by default all.
+    `packed` holds the weights of the module given as `dist.model.onednn` does. `captured` says that they stay in
+    place between forwards, so that a GPU's passes can be captured.
+    """
+
+    slow_reason: str | None
+
+    def __init__(
+        self,
+        module: Any,
+        group: Group,
+        *,
+        max_positions: int | None,
+        reloader: Reloader | None = None,
+        head: Head | None = None,
+        packed: bool = False,
+        captured: bool = True,
+    ) -> None:
+        self.max_positions = max_positions
+        self._group = group
+        self._module = module
+        self._reloader = reloader
+        self._packed = packed
+        if packed:
+            pack(module)
+        self._head = head or WholeHead()
+        self._plain = PlainForward(module, self._head)
+        self._sequence = SequenceForward(module, self._head, group, max_positions, captured=captured)
+        self._chunk = CHUNK_GPU if group.device.type == "cuda" else CHUNK_CPU
+        self._examine()
+
+    def _examine(self) -> None:
+        """Find out what can be relied on with these weights."""
+        self._causality = probe_causality(self._module, self._head)
+        self.slow_reason = self._causality.problem
+
+    @property
+    def captures(self) -> bool:
+        """Whether passes are to be captured as CUDA graphs, so that a warm-up pays."""
+        return self._sequence.captures
+
+    @property
+    def remark(self) -> str | None:
+        """Why answers take longer than they might, as a sentence, or None."""
+        if self.slow_reason is not None:
+            return f"Decoding by the plain rule, which is slow: {self.slow_reason}."
+        return self._sequence.notice
+
+    @property
+    def cached_tokens(self) -> int:
+        """Tokens whose keys and values are kept from the last turn."""
+        return len(self._sequence.token_ids)
+
+    def answer(self, turn: Turn, poll: Poll) -> Iterator[Event]:
+        """Rank 0: answer a turn on all ranks; `poll` is asked once per pass for what the person wants.
+
+        Leaving the iterator early cancels the turn everywhere. Raises PromptError before anything is
+        published if a prompt is empty or leaves no room for a reply.
+        """
+        for row, prompt in enumerate(turn.prompts):
+            limit = min(turn.settings_of(row).max_length, self.max_positions or UNBOUNDED)
+            if not prompt:
+                raise PromptError("The prompt is empty.", "It has no tokens.", "Write something.")
+            if len(prompt) >= limit:
+                raise PromptError(
+                    f"The prompt has {len(prompt)} tokens.",
+                    f"Prompt and reply together may have {limit}.",
+                    "Shorten the prompt or raise max_length.",
+                )
+        self._group.publish(turn)
+        abandoned = False
+
+        def wish() -> Control:
+            control = poll()
+            return replace(control, cancel=True) if abandoned else control
+
+        events = self._run(turn, wish)
+        try:
+            # Not `yield from`: it would close the inner generator first.
+            for event in events:
+                yield event
+        finally:
+            abandoned = True
+            for _ in events:
+                pass
+
+    def rows_that_fit(self, tokens: int, block: int) -> int:
+        """How many prompts to put into one turn now, where the longest with its reply has `tokens`.
+
+        `block` is how many tokens are chosen in a pass. This rank's memory counts; all ranks hold equal models.
+        """
+        free = free_bytes(self._group.device) + self._sequence.batch_bytes
+        return rows_together(
+            self._module,
+            tokens,
+            block,
+            free,
+            gpu=self._group.device.type == "cuda",
+        )
+
+    def follow(self) -> None:
+        """Followers: work on rank 0's orders until it shuts down."""
+        while True:
+            order = self._group.receive()
+            if isinstance(order, Shutdown):
+                return
+            try:
+                if isinstance(order, Load):
+                    self._swap(order.path)
+                else:
+                    for _ in self._run(order, None):
+                        pass
+            except (PromptError, CheckpointError):
+                # Every rank raised it at the same place; rank 0 tells the person.
+                continue
+
+    def load(self, ready: Ready, progress: OnProgress | None = None) -> None:
+        """Rank 0: take over the weights of a checkpoint that the reloader has checked, on all ranks.
+
+        Raises CheckpointError if any rank cannot (the old weights answer on), WeightsLost if none are left.
+        """
+        folder = str(ready.checkpoint.path.absolute())
+        self._group.publish(Load(path=folder))
+        self._swap(folder, ready, progress)
+
+    def _swap(self, folder: str, ready: Ready | None = None, progress: OnProgress | None = None) -> None:
+        assert self._reloader is not None
+        if self._packed:
+            unpack(self._module)
+        try:
+            self._reloader.swap(folder, ready, progress)
+        finally:
+            if self._packed:
+                pack(self._module)
+        # The weights are where the old ones were, so captured passes hold; what they computed does not.
+        self._sequence.forget()
+        self._examine()
+
+    def warm_up(self, settings: GenerationSettings) -> None:
+        """Rank 0: answer turns of no meaning, so that the first real one finds all kernels ready.
+
+        What they leave in the cache is exact and the same on all ranks.
+        """
+        new = 2 * (settings.add_eos_length + 1)
+        # Two passes a block are of both widths; more, as may be asked for, would only take time.
+        short = replace(settings, max_new_tokens=new, refine_iter=2, temperature=0.0)
+        longest = max(1, min(short.max_length, self.max_positions or UNBOUNDED) // 2)
+        # Each of another token: what prompts share is not read again.
+        for token, length in enumerate(WARM_UP_TOKENS, start=1):
+            turn = Turn(prompts=((token,) * min(length, longest),), settings=short, placeholder=1, stop_ids=())
+            for _ in self.answer(turn, lambda: Control(settings=short)):
+                pass
+
+    def shutdown(self) -> None:
+        """Rank 0: let the followers go."""
+        self._group.publish(Shutdown())
+
+    def close(self) -> None:
+        """All ranks, after the last turn: destroy captured graphs, then leave the group."""
+        self._sequence.close()
+        self._group.close()
+
+    def _run(self, turn: Turn, poll: Poll | None) -> Iterator[Event]:
+        rows = range(len(turn.prompts))
+        cached = turn.settings.decoder == "cached" and all(
+            self._is_causal_for(prompt, turn.settings_of(row)) for row, prompt in enumerate(turn.prompts)
+        )
+        forward = self._sequence.for_turn(turn) if cached else self._plain
+        for first in rows[:: forward.rows]:
+            yield from self._replies(turn, rows[first : first + forward.rows], forward, cached, poll)
+
+    def _replies(
+        self, turn: Turn, rows: Sequence[int], forward: Forward, causal: bool, poll: Poll | None
+    ) -> Iterator[Event]:
+        """The replies to some of a turn's prompts, made together. `active` are those not finished, by place."""
+        active = {place: self._refinement(turn, row, causal, forward.capacity) for place, row in enumerate(rows)}
+        clocks = [Clock() for _ in rows]
+        # 1. Read the prompts, but for what the first pass reads anyway.
+        cancelled = False
+        first_passes = [refinement.next_pass() for refinement in active.values()]
+        for places, done, total in forward.prefill(list(active), first_passes, self._chunk):
+            for place in places:
+                clocks[place].prefill_forwards += 1
+            cancelled = self._agree(Verdict.of(poll, turn.settings, []), 0).cancel
+            if cancelled:
+                break
+            yield PrefillUpdate(done=done, total=total)
+        # 2. Pass after pass, until every reply has ended.
+        while active and not cancelled:
+            steps = [refinement.next_pass() for refinement in active.values()]
+            for place in active:
+                clocks[place].pass_begins()
+            choices = forward(list(active), steps, trace=turn.trace)
+            mine = [token for choice in choices for token in choice.token_ids]
+            verdict = self._agree(Verdict.of(poll, turn.settings, mine), len(mine))
+            cancelled = verdict.cancel
+            tokens = iter(verdict.token_ids)
+            for (place, refinement), step, choice in zip(list(active.items()), steps, choices):
+                agreed = list(islice(tokens, step.wanted))
+                wish = turn.settings_of(rows[place], verdict.settings)
+                update = refinement.accept(agreed, wish, choice.candidates)
+                clocks[place].pass_ended(update.done)
+                yield update
+                if refinement.finish is not None:
+                    del active[place]
+                    yield clocks[place].reply(rows[place], refinement)
+        # 3. What was cancelled keeps its finished blocks.
+        for place, refinement in active.items():
+            refinement.cancel()
+            yield clocks[place].reply(rows[place], refinement)
+
+    def _refinement(self, turn: Turn, row: int, causal: bool, capacity: int) -> Refinement:
+        return Refinement(
+            turn.prompts[row],
+            turn.settings_of(row),
+            placeholder=turn.placeholder,
+            stop_ids=turn.stop_ids,
+            limit=min(self.max_positions or UNBOUNDED, capacity),
+            causal=causal,
+            row=row,
+        )
+
+    def _is_causal_for(self, prompt: tuple[int, ...], settings: GenerationSettings) -> bool:
+        if self._causality.problem is not None:
+            return False
+        longest = min(len(prompt) + settings.max_new_tokens, settings.max_length)
+        return self._causality.holds_up_to is None or longest <= self._causality.holds_up_to
+
+    def _agree(self, mine: Verdict, tokens: int) -> Verdict:
+        """Rank 0's verdict, on all ranks; raises PromptError everywhere if the model's output is not a number."""
+        verdict = mine
+        if self._group.size > 1:
+            verdict = Verdict.unpacked(self._group.agree(mine.packed()), tokens)
+        if NOT_A_NUMBER in verdict.token_ids:
+            raise PromptError(
+                "The model's output is not a number (NaN).",
+                "Its weights hold NaN or overflow in this dtype.",
+                "Try an earlier step, or --dtype float32.",
+            )
+        return verdict

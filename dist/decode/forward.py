@@ -1,0 +1,164 @@
+"""Forwards of the model over passes: with kept keys and values, or from scratch. Knows no rule and no rank.
+
+Shape suffixes: L tokens fed, N choices, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from dist.decode.cache import SequenceCache
+from dist.decode.rule import Candidates, Pass
+from dist.decode.sampling import choose
+from dist.model.head import Head
+
+CANDIDATES = 3
+UNBOUNDED = 1 << 30
+# After each step: the rows read in, tokens held, of how many.
+Prefill = Iterator[tuple[Sequence[int], int, int]]
+# What a model's forward raises when it does not take a cache or a mask of ours.
+FORWARD_ERRORS = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choices:
+    """What the model chose in one pass; `candidates` where they were asked for."""
+
+    token_ids: list[int]
+    candidates: list[Candidates] | None
+
+
+class Forward(Protocol):
+    """The model, as the engine sees it: over at most `rows` sequences of at most `capacity` tokens, by number."""
+
+    @property
+    def rows(self) -> int: ...
+
+    @property
+    def capacity(self) -> int: ...
+
+    def prefill(self, rows: Sequence[int], steps: Sequence[Pass], chunk: int) -> Prefill:
+        """Read ahead, at most `chunk` tokens at a time."""
+        ...
+
+    def __call__(self, rows: Sequence[int], steps: Sequence[Pass], *, trace: bool) -> list[Choices]:
+        """Make the pass of every row."""
+        ...
+
+
+class PlainForward:
+    """Reads the whole input in every pass. Slow, and right for every model: the reference."""
+
+    rows = 1
+    capacity = UNBOUNDED
+
+    def __init__(self, module: Any, head: Head) -> None:
+        self._module = module
+        self._head = head
+
+    def prefill(self, rows: Sequence[int], steps: Sequence[Pass], chunk: int) -> Prefill:
+        yield from ()
+
+    def __call__(self, rows: Sequence[int], steps: Sequence[Pass], *, trace: bool) -> list[Choices]:
+        logits = [logits_after(self._module, step.token_ids, step.wanted, use_cache=False) for step in steps]
+        return choices_of(logits, steps, trace, self._head)
+
+
+class CachedForward:
+    """Reads only what the cache of its one sequence does not hold."""
+
+    rows = 1
+    capacity = UNBOUNDED
+
+    def __init__(self, module: Any, head: Head) -> None:
+        self._module = module
+        self._head = head
+        self.cache = SequenceCache()
+
+    def prefill(self, rows: Sequence[int], steps: Sequence[Pass], chunk: int) -> Prefill:
+        """Leaves the last chunk to the pass itself."""
+        (step,) = steps
+        rest = self.cache.rewind_to_shared(step.token_ids, step.wanted)
+        while len(rest) - step.wanted > chunk:
+            self._feed(rest[:chunk], 1)
+            rest = rest[chunk:]
+            yield rows, len(self.cache.token_ids), len(step.token_ids)
+
+    def __call__(self, rows: Sequence[int], steps: Sequence[Pass], *, trace: bool) -> list[Choices]:
+        (step,) = steps
+        rest = self.cache.rewind_to_shared(step.token_ids, step.wanted)
+        return choices_of([self._feed(rest, step.wanted)], steps, trace, self._head)
+
+    def _feed(self, token_ids: list[int], wanted: int) -> torch.Tensor:
+        cache, self.cache = self.cache, SequenceCache()
+        logits = logits_after(self._module, token_ids, wanted, use_cache=True, past_key_values=cache.layers)
+        # Put back only now: a pass that raised half-way leaves layers of different lengths.
+        cache.note_fed(token_ids)
+        self.cache = cache
+        return logits
+
+
+@torch.inference_mode()
+def logits_after(module: Any, token_ids: list[int], wanted: int, **cache: Any) -> torch.Tensor:
+    """This rank's logits [N, V] after each of the last `wanted` tokens."""
+    device = next(module.parameters()).device
+    ids_1L = torch.tensor([token_ids], dtype=torch.int64, device=device)
+    output = module(input_ids=ids_1L, **cache, **logits_to_keep(module, wanted))
+    logits: torch.Tensor = output.logits[0, -wanted:]
+    return logits
+
+
+def logits_to_keep(module: Any, wanted: int) -> dict[str, int]:
+    """The argument that spares all logits but the last `wanted`, where the model knows it."""
+    return {"logits_to_keep": wanted} if knows_logits_to_keep(module) else {}
+
+
+def knows_logits_to_keep(module: Any) -> bool:
+    """Whether the model computes only the logits that it is asked for."""
+    return "logits_to_keep" in inspect.signature(module.forward).parameters
+
+
+def choices_of(logits: Sequence[torch.Tensor], steps: Sequence[Pass], trace: bool, head: Head) -> list[Choices]:
+    """Every pass's choices from its logits [N, V]; the host waits for the device once."""
+    joined_NV = torch.cat(list(logits)) if len(logits) > 1 else logits[0]
+    if all(step.settings == steps[0].settings for step in steps):
+        positions = [position for step in steps for position in step.positions]
+        chosen_N = choose(joined_NV, positions, steps[0].settings, head)
+    else:
+        chosen_N = torch.cat(
+            [choose(logits_NV, step.positions, step.settings, head) for logits_NV, step in zip(logits, steps)]
+        )
+    chosen = chosen_N.tolist()
+    candidates = most_likely(head.whole(joined_NV)) if trace else None
+    result: list[Choices] = []
+    start = 0
+    for step in steps:
+        part = slice(start, start := start + step.wanted)
+        result.append(Choices(token_ids=chosen[part], candidates=candidates[part] if candidates else None))
+    return result
+
+
+def most_likely(logits_NV: torch.Tensor) -> list[Candidates]:
+    """The top candidates of each row with their probabilities (before temperature and filters)."""
+    top = logits_NV.float().softmax(dim=-1).topk(min(CANDIDATES, logits_NV.shape[-1]), dim=-1)
+    return [tuple(zip(ids, probabilities)) for ids, probabilities in zip(top.indices.tolist(), top.values.tolist())]
+
+
+def logits_agree(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether logits [..., V] of one model differ by rounding only, each row by the norm of its difference.
+
+    In 16 bits the rounding of many layers adds up: two right ways of computing a random model of 28 layers were
+    apart by several percent. Wrong positions or masks give other logits altogether.
+    """
+    return rows_agree(a, b, 1e-3 if a.dtype == torch.float32 else 0.2)
+
+
+def rows_agree(a: torch.Tensor, b: torch.Tensor, tolerance: float) -> bool:
+    """Whether each row of `a` differs from that of `b` by at most this share of its norm; both of one shape."""
+    a, b = a.float(), b.float()
+    return bool(((a - b).norm(dim=-1) <= tolerance * b.norm(dim=-1)).all())

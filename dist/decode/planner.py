@@ -1,0 +1,159 @@
+"""How sequences are decoded with kept keys and values: by captured CUDA graphs, or as it comes.
+
+All ranks make and drop the storage at the same points. Knows no text.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from dist.decode.batch_size import row_bytes, row_slots, storage_bytes
+from dist.decode.cuda_graphs import CapturedForward, capture_problem
+from dist.decode.forward import FORWARD_ERRORS, CachedForward, Forward
+from dist.decode.varlen import VarlenForward, other_attention
+from dist.model.head import Head
+from dist.model.memory import free_bytes, gib, shortage_told
+from dist.protocol import Group, Turn
+from dist.settings import GenerationSettings
+
+# For a pass's own tensors, beside the storage.
+HEADROOM_BYTES = 512 << 20
+ROUND_TOKENS = 256
+NOT_CAPTURED = "Passes are not captured as CUDA graphs, which costs time"
+LOWER = "Lower max_length or --batch_size, or use more GPUs."
+ONE_BY_ONE = "Several prompts are answered one by one, which costs time: this model cannot read them together."
+
+
+class SequenceForward:
+    """The forwards of turns: of one prompt, whose keys and values stay for the next one, and of several together.
+
+    `notice` says in words why a GPU's passes are not captured, or is None; `captures` says whether they are to be,
+    where that works.
+    """
+
+    def __init__(
+        self, module: Any, head: Head, group: Group, max_positions: int | None, *, captured: bool = True
+    ) -> None:
+        self.notice: str | None = None
+        self.captures = captured and group.device.type == "cuda"
+        self._module = module
+        self._head = head
+        self._group = group
+        self._max_positions = max_positions
+        self._alone: CachedForward | CapturedForward = CachedForward(module, head)
+        self._batch: VarlenForward | None = None
+        self._batches_work = True
+        # How many rows were asked of it, of which it may hold fewer.
+        self._asked = 0
+        # A conversation's capacity for which there was no room.
+        self._too_much: int | None = None
+
+    @property
+    def token_ids(self) -> list[int]:
+        """The conversation's tokens whose keys and values are kept."""
+        return self._alone.cache.token_ids
+
+    def forget(self) -> None:
+        """Drop all keys and values: the weights that made them are gone."""
+        self._batches_work = True
+        self._alone.cache.truncate(0)
+        if self._batch is not None:
+            self._batch.cache.truncate(0)
+
+    def close(self) -> None:
+        """Destroy every captured graph."""
+        for forward in (self._alone, self._batch):
+            if isinstance(forward, CapturedForward):
+                forward.close()
+
+    @property
+    def batch_bytes(self) -> int:
+        """What this rank holds for batches, and gives up for a larger one."""
+        if self._batch is None:
+            return 0
+        return storage_bytes(self._module, self._batch.rows * self._batch.capacity)
+
+    def for_turn(self, turn: Turn) -> Forward:
+        """All ranks: the forward for the turn's prompts, all together where the model allows it.
+
+        Where a GPU has no room for fixed storage, or the model cannot be captured, passes run as they come and
+        `notice` says why. Raises CheckpointError if a single process's memory runs out meanwhile; of several ranks,
+        the one whose memory runs out ends, and with it the run.
+        """
+        return (self._for_batch(turn) if len(turn.prompts) > 1 else None) or self._for_one(turn)
+
+    def _for_one(self, turn: Turn) -> CachedForward | CapturedForward:
+        """With room for all that a conversation may grow to."""
+        wishes = [turn.settings_of(row) for row in range(len(turn.prompts))]
+        capacity = max(self._limit(wish) + 2 * wish.add_eos_length + 2 for wish in wishes)
+        capacity = -(-capacity // ROUND_TOKENS) * ROUND_TOKENS
+        kept = isinstance(self._alone, CapturedForward) and self._alone.capacity >= capacity
+        if self.captures and not kept and (self._too_much is None or capacity < self._too_much):
+            # The old storage goes before there is new; so does that of batches, if it takes the room.
+            self._alone = CachedForward(self._module, self._head)
+            need = storage_bytes(self._module, capacity)
+            if self._free() < need:
+                self._batch = None
+            free = self._free()
+            if need <= free:
+                self._alone = self._captured(1, capacity) or self._alone
+            else:
+                self._too_much = capacity
+                self.notice = (
+                    f"{NOT_CAPTURED}: keys and values of {capacity} tokens take {gib(need)}, "
+                    f"and {gib(free)} are free for them. A lower max_length needs less."
+                )
+        return self._alone
+
+    def _for_batch(self, turn: Turn) -> VarlenForward | None:
+        """With room for these prompts and their replies, or for as many of them at once as memory holds."""
+        rows, capacity, row_need = len(turn.prompts), 0, 0
+        for row, prompt in enumerate(turn.prompts):
+            wish = turn.settings_of(row)
+            longest, block = min(len(prompt) + wish.max_new_tokens, self._limit(wish)), wish.add_eos_length + 1
+            capacity = max(capacity, row_slots(longest, block))
+            row_need = max(row_need, row_bytes(self._module, longest, block))
+        if self._batch is None or self._asked < rows or self._batch.capacity < capacity:
+            self._batch, self._asked = None, rows
+            rows = min(rows, self._free() // row_need)
+            if self.captures and rows > 1:
+                self._batch = self._captured(rows, capacity)
+            if not self.captures and rows > 1 and self._batches_work:
+                self._batch = self._uncaptured(rows, capacity)
+        return self._batch
+
+    def _limit(self, wish: GenerationSettings) -> int:
+        return min(wish.max_length, self._max_positions or wish.max_length)
+
+    def _free(self) -> int:
+        """Bytes for keys and values, on each rank."""
+        return max(0, self._group.smallest(free_bytes(self._group.device)) - HEADROOM_BYTES)
+
+    def _captured(self, rows: int, capacity: int) -> CapturedForward | None:
+        with shortage_told(self._group, "passes were captured", LOWER):
+            forward, problem = capture_problem(self._module, self._head, rows, capacity)
+        problems = self._group.gather_errors(problem)
+        if problems or forward is None:
+            self.captures = False
+            self.notice = f"{NOT_CAPTURED}: {problems[min(problems)]}."
+            return None
+        self.notice, self._too_much = None, None
+        return forward
+
+    def _uncaptured(self, rows: int, capacity: int) -> VarlenForward | None:
+        """None if the model gives rows other logits together than alone; `notice` says so."""
+        forward = VarlenForward(self._module, self._head, rows, capacity)
+        try:
+            with shortage_told(self._group, "prompts were put together", LOWER):
+                agrees = other_attention(self._module) is None and forward.agrees()
+        except torch.OutOfMemoryError:
+            raise
+        except FORWARD_ERRORS:
+            agrees = False
+        self._batches_work = bool(self._group.smallest(agrees))
+        if self._batches_work:
+            return forward
+        self.notice = ONE_BY_ONE
+        return None

@@ -1,0 +1,1 @@
+"""The ranks as one group: orders, verdicts, sums. Knows no model."""

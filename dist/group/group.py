@@ -1,0 +1,278 @@
+"""The ranks of one run: orders, verdicts, errors and weights between them. Knows no model and no text.
+
+The only file with hand-written collectives, but for small sums through memory that GPUs share
+(`dist/group/peer_sums.py`). Three process groups, because their waits differ:
+
+default   NCCL on GPUs, gloo on CPUs: weights, and what tensor parallel layers exchange. Ordinary timeout.
+orders    gloo, a timeout of years: followers wait here for the next turn; an idle NCCL wait would hold the GPU.
+verdicts  gloo, ordinary timeout: one small broadcast per iteration, so that a hang is found.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+
+import torch
+import torch.distributed as torch_dist
+
+from dist.errors import RankError
+from dist.group.peer_sums import NoPeerSums, PeerSums, open_peer_sums
+from dist.group.wire import order_from_bytes, order_to_bytes
+from dist.protocol import Order
+
+FRAME_BYTES = 4096
+LENGTH_BYTES = 8
+ERROR_BYTES = 2048
+YEARS = timedelta(days=3650)
+HANG = timedelta(minutes=10)
+GRACE_S = 0.05
+# Its name since torch 2.13, and before.
+_all_gather = getattr(torch_dist, "all_gather_single", torch_dist.all_gather_into_tensor)
+
+
+class SoloGroup:
+    """The group of a program that runs on one process: nothing to send, nothing to wait for."""
+
+    rank = 0
+    size = 1
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        self.device = device or _local_device()
+
+    def publish(self, order: Order) -> None:
+        pass
+
+    def receive(self) -> Order:
+        raise RuntimeError("a single process has no follower")
+
+    def agree(self, verdict: torch.Tensor) -> torch.Tensor:
+        return verdict
+
+    def gather_errors(self, error: str | None) -> dict[int, str]:
+        return {} if error is None else {0: error}
+
+    def smallest(self, value: int) -> int:
+        return value
+
+    def spread_rows(self, tensor: torch.Tensor, bounds: Sequence[int]) -> None:
+        pass
+
+    def open_sums(self) -> str | None:
+        return None
+
+    def sum_in_place(self, tensor: torch.Tensor, added: torch.Tensor | None = None) -> None:
+        if added is not None:
+            tensor += added
+
+    def gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.unsqueeze(0)
+
+    def open_counter(self) -> Callable[[int], int]:
+        total = 0
+
+        def add(count: int) -> int:
+            nonlocal total
+            total += count
+            return total
+
+        return add
+
+    def record_failure(self, error: str) -> None:
+        pass
+
+    def recorded_failures(self) -> dict[int, str]:
+        return {}
+
+    def process_ids(self) -> dict[int, int]:
+        return {0: os.getpid()}
+
+    def close(self) -> None:
+        pass
+
+
+class TorchGroup:
+    """The ranks that torchrun started, seen from one of them.
+
+    Every collective raises RankError when a peer is gone or does not answer in time.
+    """
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        """Join the run described by torchrun's environment variables."""
+        self.device = device or _local_device()
+        backend = "nccl" if self.device.type == "cuda" else "gloo"
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+        torch_dist.init_process_group(backend, timeout=HANG)
+        self.rank = torch_dist.get_rank()
+        self.size = torch_dist.get_world_size()
+        self._orders = torch_dist.new_group(backend="gloo", timeout=YEARS)
+        self._verdicts = torch_dist.new_group(backend="gloo", timeout=HANG)
+        self._store = torch_dist.distributed_c10d._get_default_store()
+        self._counters = 0
+        self._process_ids, self._devices = self._exchange_places()
+        self._sums: PeerSums | None = None
+        self._sums_told: str | None = None
+
+    def publish(self, order: Order) -> None:
+        """Rank 0: one frame of 4 KiB, length first; a longer order sends its tail in a second broadcast."""
+        data = order_to_bytes(order)
+        first = len(data).to_bytes(LENGTH_BYTES, "little") + data[: FRAME_BYTES - LENGTH_BYTES]
+        self._broadcast(_bytes_tensor(first.ljust(FRAME_BYTES, b"\0")), self._orders)
+        tail = data[FRAME_BYTES - LENGTH_BYTES :]
+        if tail:
+            self._broadcast(_bytes_tensor(tail), self._orders)
+
+    def receive(self) -> Order:
+        """Followers: the next order, however long it takes."""
+        frame = self._broadcast(torch.empty(FRAME_BYTES, dtype=torch.uint8), self._orders).numpy().tobytes()
+        length = int.from_bytes(frame[:LENGTH_BYTES], "little")
+        data = frame[LENGTH_BYTES : LENGTH_BYTES + length]
+        if length > len(data):
+            tail = torch.empty(length - len(data), dtype=torch.uint8)
+            data += self._broadcast(tail, self._orders).numpy().tobytes()
+        return order_from_bytes(data)
+
+    def agree(self, verdict: torch.Tensor) -> torch.Tensor:
+        return self._broadcast(verdict, self._verdicts)
+
+    def gather_errors(self, error: str | None) -> dict[int, str]:
+        # On the patient group: ranks may finish reading a checkpoint minutes apart.
+        mine = (error or "").encode()[:ERROR_BYTES].ljust(ERROR_BYTES, b"\0")
+        frames = [torch.empty(ERROR_BYTES, dtype=torch.uint8) for _ in range(self.size)]
+        try:
+            torch_dist.all_gather(frames, _bytes_tensor(mine), group=self._orders)
+        except RuntimeError as problem:
+            raise _lost(problem) from problem
+        texts = [frame.numpy().tobytes().rstrip(b"\0").decode(errors="ignore") for frame in frames]
+        return {rank: text for rank, text in enumerate(texts) if text}
+
+    def smallest(self, value: int) -> int:
+        least = torch.tensor([value], dtype=torch.int64)
+        try:
+            torch_dist.all_reduce(least, op=torch_dist.ReduceOp.MIN, group=self._orders)
+        except RuntimeError as problem:
+            raise _lost(problem) from problem
+        return int(least.item())
+
+    def spread_rows(self, tensor: torch.Tensor, bounds: Sequence[int]) -> None:
+        for source in range(self.size):
+            rows = tensor[bounds[source] : bounds[source + 1]]
+            if rows.numel():
+                # As bytes: gloo does not know every dtype.
+                self._broadcast(rows.reshape(-1).view(torch.uint8), None, source)
+
+    def open_sums(self) -> str | None:
+        if self.device.type == "cuda" and self._sums_told is None:
+            self._sums_told = "sums by NCCL"
+            if len(self._process_ids) == self.size:
+                with contextlib.suppress(NoPeerSums):
+                    self._sums = open_peer_sums(
+                        self, torch_dist.distributed_c10d._get_default_group(), self._devices
+                    )
+                    self._sums_told = "sums through shared GPU memory"
+        return self._sums_told
+
+    def sum_in_place(self, tensor: torch.Tensor, added: torch.Tensor | None = None) -> None:
+        if self._sums is not None and self._sums.takes(tensor):
+            self._sums.sum_in_place(tensor, added)
+            return
+        try:
+            torch_dist.all_reduce(tensor)
+        except RuntimeError as problem:
+            raise _lost(problem) from problem
+        if added is not None:
+            tensor += added
+
+    def gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        with torch.inference_mode(False):
+            # An ordinary tensor: gloo's own threads, which know no inference mode, write into it.
+            gathered = torch.empty((self.size, *tensor.shape), dtype=tensor.dtype, device=tensor.device)
+        try:
+            _all_gather(gathered.view(-1), tensor.view(-1))
+        except RuntimeError as problem:
+            raise _lost(problem) from problem
+        return gathered
+
+    def open_counter(self) -> Callable[[int], int]:
+        # The store counts, so nobody waits for anybody. Ranks open their counters in the same order.
+        self._counters += 1
+        key = f"counter/{self._counters}"
+
+        def add(count: int) -> int:
+            try:
+                return int(self._store.add(key, count))
+            except RuntimeError as problem:
+                raise _lost(problem) from problem
+
+        return add
+
+    def record_failure(self, error: str) -> None:
+        """Leave a word for rank 0 about why this rank is about to end."""
+        self._store.set(f"failure/{self.rank}", error)
+
+    def recorded_failures(self) -> dict[int, str]:
+        """{rank: error} as far as failing ranks came to record it; empty if the store itself is gone."""
+        try:
+            return {
+                rank: self._store.get(f"failure/{rank}").decode()
+                for rank in range(self.size)
+                if self._store.check([f"failure/{rank}"])
+            }
+        except RuntimeError:
+            return {}
+
+    def process_ids(self) -> dict[int, int]:
+        """{rank: process id} of the ranks on this host."""
+        return self._process_ids
+
+    def close(self) -> None:
+        """Leave the run. Without this, gloo can abort the process at exit.
+
+        NCCL waits here for as long as a CUDA graph lives that captured one of its collectives (`Engine.close`).
+        """
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        # Gloo's threads need Python's lock once more to drop their last tensors. In torch 2.5 a group that is taken
+        # apart before holds the lock and waits for them for ever.
+        time.sleep(GRACE_S)
+        torch_dist.destroy_process_group()
+
+    def _exchange_places(self) -> tuple[dict[int, int], list[int]]:
+        """{rank: process id} of the ranks on this host, and the device of every rank (-1: a CPU)."""
+        host, index = os.uname().nodename, -1 if self.device.index is None else self.device.index
+        self._store.set(f"process/{self.rank}", f"{os.getpid()} {index} {host}")
+        entries = [self._store.get(f"process/{rank}").decode().split(" ", 2) for rank in range(self.size)]
+        ids = {rank: int(pid) for rank, (pid, _, where) in enumerate(entries) if where == host}
+        return ids, [int(device) for _, device, _ in entries]
+
+    def _broadcast(
+        self, tensor: torch.Tensor, group: torch_dist.ProcessGroup | None, source: int = 0
+    ) -> torch.Tensor:
+        try:
+            torch_dist.broadcast(tensor, src=source, group=group)
+        except RuntimeError as problem:
+            raise _lost(problem) from problem
+        return tensor
+
+
+def open_group() -> SoloGroup | TorchGroup:
+    """The group that the environment describes: torchrun's ranks, or this process alone."""
+    return TorchGroup() if int(os.environ.get("WORLD_SIZE", "1")) > 1 else SoloGroup()
+
+
+def _local_device() -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def _bytes_tensor(data: bytes) -> torch.Tensor:
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
+
+
+def _lost(problem: RuntimeError) -> RankError:
+    return RankError("Contact between the ranks was lost.", str(problem).splitlines()[0])

@@ -1,0 +1,1 @@
+"""Triton kernels and the operations that use them. Knows no model and no decoding."""

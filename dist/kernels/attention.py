@@ -1,0 +1,146 @@
+"""Attention over fixed storage of keys and values, as one of transformers' attention functions. Knows no decoding.
+
+A forward's tokens are pieces of several sequences, one behind the other. Their keys and values lie in the storage
+already; a token sees its own sequence's slots up to its own, whatever the slots behind hold. What belongs where is
+told by a table on the device, so that the same kernels serve every length.
+
+Shape suffixes: T tokens of the forward, S pieces, H query heads, K key heads, C stored slots, D head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+NAME = "fixed_storage"
+
+
+@dataclass(frozen=True, slots=True)
+class Pieces:
+    """Which tokens of a forward belong together.
+
+    `table_S4`, int64 on the device: for each piece its first token's place in the forward, how many tokens it has,
+    how many of its sequence come before it, and the slot of its sequence's first token. `longest` is the number of
+    tokens in the longest one.
+    """
+
+    table_S4: torch.Tensor
+    longest: int
+
+
+@contextmanager
+def fixed_storage_attention(module: Any) -> Iterator[None]:
+    """While it lasts, the model's layers call `attend`; its forward must be given `pieces`."""
+    from transformers import AttentionInterface
+
+    # Without a mask function of this name transformers makes no mask at all.
+    AttentionInterface.register(NAME, attend)
+    config = module.config.get_text_config()
+    before = config._attn_implementation
+    config._attn_implementation = NAME
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+def attend(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+    *,
+    pieces: Pieces,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """[1, H, T, D] over the storage [1, K, C, D]; returns [1, T, H, D].
+
+    Raises NotImplementedError for models whose attention has sinks or heads of different sizes.
+    """
+    if s_aux is not None or key.shape != value.shape or attention_mask is not None:
+        raise NotImplementedError("attention with sinks, with unequal heads or with a mask of its own")
+    attention = reference_attention
+    if query.is_cuda:
+        from dist.kernels.split_kv import split_kv_attention as attention
+    result_THD = attention(
+        query[0],
+        key[0],
+        value[0],
+        pieces,
+        scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
+        window=sliding_window or _window_of(module),
+        softcap=softcap or 0.0,
+    )
+    return result_THD.unsqueeze(0), None
+
+
+def _window_of(module: Any) -> int:
+    """The window that a layer's config gives it, 0 for none: some models tell it to their masks only."""
+    config = module.config
+    kinds = getattr(config, "layer_types", None)
+    if kinds and kinds[module.layer_idx] != "sliding_attention":
+        return 0
+    return getattr(config, "sliding_window", None) or 0
+
+
+def reference_attention(
+    query_HTD: torch.Tensor,
+    key_KCD: torch.Tensor,
+    value_KCD: torch.Tensor,
+    pieces: Pieces,
+    *,
+    scale: float,
+    window: int = 0,
+    softcap: float = 0.0,
+) -> torch.Tensor:
+    """The same as the kernels' split_kv_attention, in plain torch, piece by piece; returns [T, H, D]."""
+    heads, tokens, size = query_HTD.shape
+    result_THD = query_HTD.new_empty((tokens, heads, size))
+    for first, length, start, slot in pieces.table_S4.tolist():
+        keys, values = (storage[:, slot : slot + start + length] for storage in (key_KCD, value_KCD))
+        query = query_HTD[:, first : first + length]
+        attended = _attend_alone(query, keys, values, scale=scale, window=window, softcap=softcap)
+        result_THD[first : first + length] = attended.transpose(0, 1)
+    return result_THD
+
+
+def _attend_alone(
+    query_HLD: torch.Tensor,
+    key_KUD: torch.Tensor,
+    value_KUD: torch.Tensor,
+    *,
+    scale: float,
+    window: int,
+    softcap: float,
+) -> torch.Tensor:
+    """The last L tokens of a sequence of U; [H, L, D]."""
+    heads, rows, size = query_HLD.shape
+    key_heads, used, _ = key_KUD.shape
+    own_L1 = torch.arange(used - rows, used, device=query_HLD.device).unsqueeze(-1)
+    slot_U = torch.arange(used, device=query_HLD.device)
+    seen_LU = slot_U <= own_L1
+    if window:
+        seen_LU &= slot_U > own_L1 - window
+    group = heads // key_heads
+    folded = query_HLD.reshape(key_heads, group * rows, size)
+    if not softcap:
+        # Four dimensions, or torch takes its slowest way.
+        query, key, value = (part.unsqueeze(0) for part in (folded, key_KUD, value_KUD))
+        seen = seen_LU.repeat(group, 1)
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=seen, scale=scale)
+        return attended.view(heads, rows, size)
+    exact = torch.promote_types(query_HLD.dtype, torch.float32)
+    scores = softcap * torch.tanh((folded @ key_KUD.transpose(1, 2)).to(exact) * scale / softcap)
+    scores = scores.view(heads, rows, used).masked_fill(~seen_LU, -torch.inf)
+    shares = scores.softmax(dim=-1).to(value_KUD.dtype).view(key_heads, -1, used)
+    return (shares @ value_KUD).view(heads, rows, size)

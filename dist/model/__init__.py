@@ -1,0 +1,1 @@
+"""A checkpoint's model: built, divided among the ranks, filled, reloaded. Knows no decoding."""

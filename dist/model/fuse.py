@@ -1,0 +1,157 @@
+"""Fewer and faster kernels for a model on a GPU, with the weights where they are. Knows no decoding.
+
+With few rows a forward is as fast as its weights are read, and every small kernel between the products costs. So
+products of one input (queries, keys and values; gate and up) become one over joined weights; RMS norms, gates and
+the sums between a layer's halves take one launch each or none (dist/kernels/ops.py). What a model computes is not
+taken for granted: each norm, MLP and layer is replaced only if the replacement gives the same, for numbers of
+several sizes, since a few large weights can hide a difference at any one. While products are joined, one layer's
+weights are held twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from dist.kernels.ops import kernels_run, product
+from dist.kernels.rotary import alike
+from dist.model.fused_modules import FusedNorm, GatedMLP, JointLinear, JointProduct, QuickLinear, UsualLayer
+from dist.model.tensor_parallel import SummedLinear
+from dist.protocol import Group
+
+ATTENTION, MLP = "self_attn", "mlp"
+FIRST_NORM, SECOND_NORM = "input_layernorm", "post_attention_layernorm"
+GATE, UP, DOWN = "gate_proj", "up_proj", "down_proj"
+JOINED = (("q_proj", "k_proj", "v_proj"), (GATE, UP))
+PROBE_TOKENS = ((0, 1), (2, 3))
+PROBE_SCALES = (1.0, 1 / 4, 1 / 16, 1 / 64)
+# So small that what a layer adds to it is far larger.
+FAINT = 1e-3
+
+
+@torch.no_grad()
+def fuse(module: Any, group: Group) -> None:
+    """All ranks: replace what can be replaced, in place. Names and values of all parameters stay.
+
+    If our kernels cannot be started on some rank, the model stays as it is on all, since its parts may wait for
+    each other.
+    """
+    if not group.smallest(kernels_run(next(module.parameters()))):
+        return
+    for parent in list(module.modules()):
+        children = dict(parent.named_children())
+        for names in JOINED:
+            linears = [children[name] for name in names if name in children]
+            if len(linears) == len(names) and _can_join(linears):
+                joint = JointProduct(linears)
+                for index, name in enumerate(names):
+                    setattr(parent, name, JointLinear(linears[index], joint, index))
+        for name, child in parent.named_children():
+            norm = _fused_norm(child)
+            if norm is not None:
+                setattr(parent, name, norm)
+            elif isinstance(child, SummedLinear):
+                child.product = product
+            elif _can_join([child]):
+                setattr(parent, name, QuickLinear(child))
+    for parent in list(module.modules()):
+        for name, child in parent.named_children():
+            mlp = _gated_mlp(child)
+            if mlp is not None:
+                setattr(parent, name, mlp)
+    _replace_layers(module)
+    # Single weights leave gaps that joined ones do not fit into, and a capture cannot reclaim them.
+    torch.cuda.empty_cache()
+
+
+def _can_join(linears: Sequence[nn.Module]) -> bool:
+    """Plain linears, held whole and without hooks, of one input size."""
+    return all(
+        type(linear) is nn.Linear
+        and linear.weight.shape == (linear.out_features, linear.in_features)
+        and linear.in_features == linears[0].in_features
+        and (linear.bias is None) == (linears[0].bias is None)
+        and not linear._forward_hooks
+        and not linear._forward_pre_hooks
+        for linear in linears
+    )
+
+
+def _fused_norm(norm: nn.Module) -> FusedNorm | None:
+    weight = getattr(norm, "weight", None)
+    epsilon = getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
+    if not type(norm).__name__.endswith("RMSNorm") or weight is None or weight.dim() != 1 or epsilon is None:
+        return None
+    if norm.state_dict().keys() != {"weight"}:
+        return None
+    fused = FusedNorm(weight, float(epsilon))
+    x = _scaled_rows(weight)
+    # Each number by itself: beside one large gain, w and 1 + w would be alike.
+    return fused if alike(fused(x).unsqueeze(-1), norm(x).unsqueeze(-1)) else None
+
+
+def _gated_mlp(mlp: Any) -> GatedMLP | None:
+    children = dict(mlp.named_children())
+    if not {GATE, UP, DOWN} <= children.keys() or not isinstance(children[GATE], JointLinear):
+        return None
+    if not isinstance(children[DOWN], (QuickLinear, SummedLinear)):
+        return None
+    x = _scaled_rows(children[GATE].weight)
+    fused = GatedMLP(mlp)
+    if fused.state_dict().keys() != mlp.state_dict().keys():
+        return None
+    return fused if alike(fused(x), mlp(x)) else None
+
+
+def _replace_layers(module: Any) -> None:
+    """Each layer of the usual parts, if it then gives the same for what a forward gives it."""
+    candidates: dict[nn.Module, tuple[nn.Module, str]] = {}
+    for parent in module.modules():
+        for name, child in parent.named_children():
+            parts = dict(child.named_children())
+            if (
+                parts.keys() == {ATTENTION, MLP, FIRST_NORM, SECOND_NORM}
+                and not list(child.parameters(recurse=False))
+                and isinstance(parts[MLP], GatedMLP)
+                and isinstance(parts[SECOND_NORM], FusedNorm)
+            ):
+                candidates[child] = (parent, name)
+
+    seen: dict[nn.Module, tuple[Any, Any]] = {}
+
+    def note(layer: nn.Module, args: Any, kwargs: Any) -> None:
+        seen[layer] = args, kwargs
+
+    handles = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in candidates]
+    ids = torch.tensor(PROBE_TOKENS, device=next(module.parameters()).device)
+    if candidates:
+        module(input_ids=ids, use_cache=False)
+    for handle in handles:
+        handle.remove()
+    for layer, (args, kwargs) in seen.items():
+        replacement = UsualLayer(layer)
+        if len(args) == 1 and _same_layers(replacement, layer, args[0], kwargs):
+            parent, name = candidates[layer]
+            setattr(parent, name, replacement)
+
+
+def _same_layers(ours: nn.Module, theirs: nn.Module, x: torch.Tensor, kwargs: Any) -> bool:
+    """Whether they give the same both for x and for faint numbers, in which the sums with x do not show."""
+    faint = FAINT * _numbers(x.shape[:-1].numel(), x).view_as(x)
+    pairs = [(ours(one, **kwargs), theirs(one, **kwargs)) for one in (x, faint)]
+    return all(isinstance(right, torch.Tensor) and alike(mine, right) for mine, right in pairs)
+
+
+def _scaled_rows(weight: torch.Tensor) -> torch.Tensor:
+    """Rows of numbers, smaller from row to row, for what takes as many inputs as `weight` has columns."""
+    return _numbers(len(PROBE_SCALES), weight) * weight.new_tensor(PROBE_SCALES).unsqueeze(-1)
+
+
+def _numbers(rows: int, like: torch.Tensor) -> torch.Tensor:
+    """Rows as long as those of `like`: numbers of either sign, none near 0, whose norm would be all rounding."""
+    x = torch.linspace(0.5, 4, rows * like.shape[-1], dtype=like.dtype, device=like.device)
+    x[::2] *= -1
+    return x.view(rows, -1)

@@ -1,0 +1,258 @@
+"""The model of a checkpoint on all ranks: built, checked, filled bit-equal, ready for inference. Knows no text.
+
+fsdp, the default on several CPU ranks: each rank reads its share of the rows of every parameter. Where the whole
+model fits into every rank's memory the shares are exchanged once and kept, since gathering them again for every
+forward took seven times as long on two CPU ranks. Where it does not fit, each layer is gathered when it is used.
+
+tp, the default on several GPUs: each rank holds its part of every layer and computes with that.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from dist.checkpoint.boxes import Box
+from dist.checkpoint.names import match_names
+from dist.checkpoint.open import Checkpoint
+from dist.errors import CheckpointError, UsageError
+from dist.model.build import build_model, choose_dtype, position_limit, tied_names, wanted_tensors
+from dist.model.fill import Filler, FillPlan, OnProgress, Placement, together
+from dist.model.fuse import fuse
+from dist.model.gather import layer_parameters
+from dist.model.head import Head, WholeHead
+from dist.model.memory import free_bytes, gib, shortage_told
+from dist.model.tensor_parallel import Cut, finish_cut, plan_cut
+from dist.protocol import Group
+
+HEADROOM_BYTES = 1 << 30
+
+MODES = ("auto", "tp", "fsdp", "none", "verl")
+
+Keep = Literal["auto", "resident", "sharded"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFacts:
+    """What `/model` tells. Sizes in bytes; `load_bytes` and `bytes_per_rank` are this rank's.
+
+    `load_seconds` is the time of reading, all ranks together, without building the model.
+    """
+
+    path: Path
+    step: int | None
+    saved_world_size: int
+    layout: str
+    torch_family: str | None
+    adapters: str | None
+    model_type: str
+    parameters: int
+    saved_dtype: str
+    dtype: str
+    parallel: str
+    bytes_per_rank: int
+    load_seconds: float
+    load_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedModel:
+    """A causal LM ready for inference.
+
+    `max_positions`: tokens that its positions reach, None if unknown. `placement`: who keeps what, None if the
+    weights are held in a form that other weights cannot be read into. `boxes`: what this rank holds of the tensors
+    that it does not hold whole, where that is fixed by tensor parallelism. `head`: which logits this rank computes.
+    """
+
+    module: Any
+    facts: ModelFacts
+    max_positions: int | None
+    device: torch.device
+    placement: Placement | None = None
+    boxes: Mapping[str, Box] = field(default_factory=dict)
+    head: Head = field(default_factory=WholeHead)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """How the model is spread over the ranks: in words that say why, and who keeps what."""
+
+    words: str
+    placement: Placement
+    cut: Cut | None = None
+
+    @property
+    def boxes(self) -> Mapping[str, Box]:
+        return self.cut.boxes if self.cut else {}
+
+
+def load_model(
+    checkpoint: Checkpoint,
+    group: Group,
+    *,
+    parallel: str = "auto",
+    dtype: str = "auto",
+    keep: Keep = "auto",
+    progress: OnProgress | None = None,
+    trust_remote_code: bool = False,
+) -> LoadedModel:
+    """The model, on all ranks together. `progress(done, total)` tells of all ranks' bytes.
+
+    `keep` decides what becomes of fsdp shares: gathered once (resident), gathered in every forward (sharded), or
+    resident where every rank has room for it. Raises CheckpointError, the same on every rank, if any rank cannot
+    build or read the model or has no room for it, or it cannot be cut for tp; UsageError for a mode or dtype that
+    does not exist.
+    """
+    if parallel not in MODES:
+        raise UsageError(f"--parallel cannot be {parallel}.", f"It takes {', '.join(MODES[:-1])} or {MODES[-1]}.")
+    torch_dtype = choose_dtype(dtype, checkpoint.dtype, checkpoint.config, group.device)
+    if parallel == "verl":
+        return _load_by_verl(checkpoint, group, torch_dtype, trust_remote_code)
+    plan = together(group, lambda: plan_fill(checkpoint, torch_dtype, trust_remote_code))
+    layout = together(group, lambda: _layout(parallel, keep, plan, group))
+    _check_room(plan, layout, group)
+    filler = Filler(group, replace(plan, boxes=layout.boxes), progress)
+    started = time.monotonic()
+    filler.fill(layout.placement)
+    seconds = time.monotonic() - started
+    head: Head = WholeHead()
+    words = layout.words
+    if layout.cut is not None:
+        head, sums = finish_cut(plan.module, layout.cut, group), group.open_sums()
+        words += f"; {sums}" if sums else ""
+    if group.device.type == "cuda" and layout.placement != "shares":
+        with shortage_told(group, "linear layers were joined", "Use more GPUs, or free memory."):
+            fuse(plan.module, group)
+    return LoadedModel(
+        module=plan.module,
+        facts=model_facts(
+            checkpoint,
+            plan.module,
+            dtype=str(torch_dtype).removeprefix("torch."),
+            parallel=words,
+            load_seconds=seconds,
+            load_bytes=filler.bytes_read,
+        ),
+        max_positions=position_limit(plan.module.config),
+        device=group.device,
+        placement=layout.placement,
+        boxes=layout.boxes,
+        head=head,
+    )
+
+
+def _load_by_verl(checkpoint: Checkpoint, group: Group, dtype: torch.dtype, trust_remote_code: bool) -> LoadedModel:
+    """The model as verl itself loads it; its weights are gathered in every forward."""
+    from dist.model.verl_loader import load_by_verl
+
+    started = time.monotonic()
+    module = together(group, lambda: load_by_verl(checkpoint, group, dtype, trust_remote_code=trust_remote_code))
+    return LoadedModel(
+        module=module,
+        facts=model_facts(
+            checkpoint,
+            module,
+            dtype=str(dtype).removeprefix("torch."),
+            parallel="verl: FSDP1 and verl's own loader, gathered per forward",
+            load_seconds=time.monotonic() - started,
+            load_bytes=sum(path.stat().st_size for path in checkpoint.files) // group.size,
+        ),
+        max_positions=position_limit(module.config),
+        device=group.device,
+    )
+
+
+def model_facts(
+    checkpoint: Checkpoint, module: Any, *, dtype: str, parallel: str, load_seconds: float, load_bytes: int
+) -> ModelFacts:
+    """What there is to tell of `module`, filled from `checkpoint`."""
+    return ModelFacts(
+        path=checkpoint.path,
+        step=checkpoint.step,
+        saved_world_size=checkpoint.world_size,
+        layout=checkpoint.layout,
+        torch_family=checkpoint.torch_family,
+        adapters=checkpoint.adapters,
+        model_type=str(module.config.model_type),
+        parameters=checkpoint.parameters,
+        saved_dtype=checkpoint.dtype,
+        dtype=dtype,
+        parallel=parallel,
+        bytes_per_rank=_held_bytes(module),
+        load_seconds=load_seconds,
+        load_bytes=load_bytes,
+    )
+
+
+def plan_fill(checkpoint: Checkpoint, dtype: torch.dtype, trust_remote_code: bool) -> FillPlan:
+    """The checkpoint's model on meta, and which saved tensor feeds which of its tensors; reads no weight.
+
+    Raises CheckpointError if transformers cannot build it or the weights are not those of its config.
+    """
+    module = build_model(checkpoint.config_dir, checkpoint.config, dtype, trust_remote_code=trust_remote_code)
+    wanted, tied = wanted_tensors(module), tied_names(module)
+    shapes = {name: tuple(tensor.shape) for name, tensor in wanted.items()}
+    sources = match_names(checkpoint.tensors, shapes, tied, checkpoint.config_dir / "config.json")
+    return FillPlan(module=module, wanted=wanted, sources=sources, tied=tied)
+
+
+def _layout(parallel: str, keep: Keep, plan: FillPlan, group: Group) -> Layout:
+    """Who keeps what, and why. Raises CheckpointError if tp is asked for and the model cannot be cut."""
+    if group.size == 1:
+        return Layout(words="none: one process", placement="whole")
+    if parallel == "none":
+        return Layout(words="none: every rank reads and keeps all of it", placement="whole")
+    if parallel == "tp" or (parallel, keep, group.device.type) == ("auto", "auto", "cuda"):
+        try:
+            cut = plan_cut(plan.module, group.rank, group.size)
+        except CheckpointError as refusal:
+            if parallel == "tp":
+                raise
+            without = _fsdp(keep, plan, group)
+            return replace(without, words=f"{without.words}; no tp: {refusal.why}")
+        why = "as asked" if parallel == "tp" else "the fastest on GPUs"
+        return Layout(words=f"tp, each layer cut over {group.size} ranks: {why}", placement="boxes", cut=cut)
+    return _fsdp(keep, plan, group)
+
+
+def _fsdp(keep: Keep, plan: FillPlan, group: Group) -> Layout:
+    if keep == "resident":
+        return Layout(words="fsdp, gathered once and kept: as asked", placement="exchanged")
+    if keep == "sharded":
+        return Layout(words="fsdp, gathered per forward: as asked", placement="shares")
+    room = group.smallest(free_bytes(group.device))
+    need = plan.bytes + HEADROOM_BYTES
+    if need <= room:
+        words = f"fsdp, gathered once and kept: it fits ({gib(need)} of {gib(room)} free)"
+        return Layout(words=words, placement="exchanged")
+    words = f"fsdp, gathered per forward: no room for all of it ({gib(need)} of {gib(room)} free)"
+    return Layout(words=words, placement="shares")
+
+
+def _check_room(plan: FillPlan, layout: Layout, group: Group) -> None:
+    """Raise CheckpointError, on all ranks, before the first byte is read, if a rank has no room for its part."""
+    shared = layer_parameters(plan.module) if layout.placement == "shares" else {}
+    need = 0
+    for name, tensor in plan.wanted.items():
+        box = layout.boxes.get(name)
+        elements = tensor.numel() if box is None else box.elements
+        need += (-(-elements // group.size) if name in shared else elements) * tensor.element_size()
+    free = group.smallest(free_bytes(group.device))
+    if need > free:
+        where, more = ("a GPU", "more GPUs") if group.device.type == "cuda" else ("this machine", "more machines")
+        raise CheckpointError(
+            f"The model does not fit into the memory of {where}.",
+            f"Each of {group.size} ranks would keep {gib(need)}, and {gib(free)} are free for it.",
+            f"Free memory, use {more}, or lower it with --dtype bfloat16 or --parallel fsdp.",
+        )
+
+
+def _held_bytes(module: Any) -> int:
+    """Bytes of this rank's parameters and buffers; what several of them share counts once."""
+    storages = [tensor.untyped_storage() for tensor in [*module.parameters(), *module.buffers()]]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
