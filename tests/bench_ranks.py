@@ -42,8 +42,8 @@ def verdicts_on_this_rank() -> None:
     import torch
 
     from dist.group.group import open_group
+    from dist.group.wire import Verdict
     from dist.settings import GenerationSettings
-    from dist.verdict import Verdict
 
     torch.set_num_threads(1)
     group = open_group()

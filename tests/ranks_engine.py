@@ -11,26 +11,70 @@ from tiny_models import tiny_model
 from dist.decode.engine import Engine
 from dist.errors import PromptError
 from dist.group.group import TorchGroup
+from dist.group.wire import Verdict
 from dist.protocol import BlockUpdate, Control, Load, Reply, Turn
-from dist.settings import GenerationSettings
+from dist.settings import SETTINGS, GenerationSettings
 
 PROMPT = tuple(3 + i % 50 for i in range(30))
 GREEDY = GenerationSettings(add_eos_length=7, refine_iter=2, max_new_tokens=30)
 SAMPLED = dataclasses.replace(GREEDY, temperature=0.9, top_p=0.9, seed=2**62 + 5)
+SEEDED = dataclasses.replace(GREEDY, seed=1)
+# Another value of every setting than SEEDED has.
+CHANGES = {
+    "add_eos_length": 4,
+    "refine_iter": "auto",
+    "max_new_tokens": 12,
+    "max_length": 60,
+    "temperature": 0.3,
+    "top_k": 7,
+    "top_p": 0.1,
+    "seed": 2**63 - 1,
+    "decoder": "plain",
+}
+
+
+class Attentive(TorchGroup):
+    """The ranks' group, which notes the settings of verdicts that it hears, where they are not SEEDED's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heard: dict[str, object] = {}
+
+    def agree(self, verdict: torch.Tensor) -> torch.Tensor:
+        agreed = super().agree(verdict)
+        settings = Verdict.unpacked(agreed, agreed.numel() - 1 - len(SETTINGS)).settings.as_dict()
+        self.heard |= {name: value for name, value in settings.items() if value != SEEDED.as_dict()[name]}
+        return agreed
 
 
 def main() -> None:
     torch.manual_seed(0)
-    group = TorchGroup()
+    group = Attentive()
     engine = Engine(tiny_model(), group, max_positions=4096)
     if group.rank:
         assert group.receive() == Load(path="x" * 20_000)
         engine.follow()
+        group.heard.clear()
+        engine.follow()
+        group.gather_errors(json.dumps(group.heard))
     else:
         group.publish(Load(path="x" * 20_000))
-        print(json.dumps({"size": group.size, **leader(engine)}))
+        results = leader(engine)
         engine.shutdown()
+        change_settings(engine)
+        engine.shutdown()
+        heard = group.gather_errors(None)
+        print(json.dumps({"size": group.size, "heard": [json.loads(text) for text in heard.values()], **results}))
     group.close()
+
+
+def change_settings(engine: Engine) -> None:
+    """A turn for each setting, which changes in mid-reply."""
+    turn = Turn(prompts=(PROMPT,), settings=SEEDED, placeholder=2, stop_ids=())
+    for name, value in CHANGES.items():
+        changed = SEEDED.with_value(name, value)
+        *_, reply = engine.answer(turn, lambda changed=changed: Control(settings=changed))
+        assert isinstance(reply, Reply)
 
 
 def leader(engine: Engine) -> dict:

@@ -8,13 +8,13 @@ import pytest
 import torch
 from plain_rule import plain_rule
 from ranks import results_of_ranks
-from ranks_engine import GREEDY, PROMPT, SAMPLED
+from ranks_engine import CHANGES, GREEDY, PROMPT, SAMPLED
 from tiny_models import FAMILIES, tiny_model
 
 from dist.group.group import SoloGroup
 from dist.group.wire import order_from_bytes, order_to_bytes
 from dist.protocol import Load, Shutdown, Turn
-from dist.settings import GenerationSettings
+from dist.settings import SETTINGS, GenerationSettings
 
 
 @pytest.mark.parametrize("size", [2, 3])
@@ -35,6 +35,8 @@ def test_ranks_decode_as_one(size):
     assert got["after an abandoned turn"] == right
     assert "empty" in got["refused"]
     assert got["after a refused turn"] == right
+    assert set(CHANGES) == set(SETTINGS)
+    assert got["heard"] == [CHANGES] * (size - 1)
 
 
 @pytest.mark.parametrize("size", [2, 3])

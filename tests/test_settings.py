@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dist.errors import UsageError
-from dist.settings import SETTINGS, GenerationSettings
+from dist.group.wire import Verdict, order_from_bytes, order_to_bytes
+from dist.protocol import Turn
+from dist.setting_kinds import OneOf, Real, Whole
+from dist.settings import SETTINGS, GenerationSettings, Setting, pack_settings, unpack_settings
 
 
 @pytest.mark.parametrize(
@@ -43,4 +50,38 @@ def test_every_row_of_the_table_has_its_default_and_examples_in_range():
     assert {name: row.default for name, row in SETTINGS.items()} == GenerationSettings().as_dict()
     for row in SETTINGS.values():
         for example in row.examples:
-            row.parse(example)
+            row.kind.parse(example)
+
+
+def values_of(row: Setting) -> st.SearchStrategy[object]:
+    """Every value that a row allows."""
+    kind = row.kind
+    if isinstance(kind, OneOf):
+        return st.sampled_from(kind.words)
+    assert isinstance(kind, (Whole, Real))
+    numbers: st.SearchStrategy[object] = (
+        st.integers(kind.low, kind.high)
+        if isinstance(kind, Whole)
+        else st.floats(kind.low, kind.high, exclude_min=kind.above)
+    )
+    return numbers if kind.word is None else numbers | st.just(kind.word.value)
+
+
+ANY_SETTINGS = st.fixed_dictionaries({name: values_of(row) for name, row in SETTINGS.items()})
+
+
+@given(values=ANY_SETTINGS)
+def test_settings_survive_packing_and_the_wire(values):
+    settings = GenerationSettings(**values)
+    assert settings.as_dict() == values
+    packed = pack_settings(settings)
+    assert all(-(2**63) <= number < 2**63 for number in packed)
+    assert unpack_settings(packed) == settings
+    verdict = Verdict(token_ids=[3, 2**31], settings=settings, cancel=True)
+    assert Verdict.unpacked(verdict.packed(), 2) == verdict
+    turn = Turn(prompts=((1,),), settings=settings, placeholder=2, stop_ids=(), row_settings=(settings,))
+    assert order_from_bytes(order_to_bytes(turn)) == turn
+
+
+def test_the_table_and_the_dataclass_hold_the_same_names():
+    assert [field.name for field in dataclasses.fields(GenerationSettings)] == list(SETTINGS)

@@ -19,6 +19,7 @@ from dist.decode.rule import Refinement
 from dist.decode.sampling import NOT_A_NUMBER
 from dist.decode.stats import Clock
 from dist.errors import CheckpointError, PromptError
+from dist.group.wire import Poll, Verdict
 from dist.model.fill import OnProgress
 from dist.model.head import Head, WholeHead
 from dist.model.memory import free_bytes
@@ -34,7 +35,6 @@ from dist.protocol import (
     Turn,
 )
 from dist.settings import GenerationSettings
-from dist.verdict import Poll, Verdict
 
 CHUNK_CPU = 256
 CHUNK_GPU = 2048

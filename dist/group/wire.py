@@ -1,13 +1,19 @@
-"""Orders as plain bytes, one JSON object each. Knows no sockets; nothing here is ever unpickled."""
+"""What rank 0 sends: an order is one JSON object, a verdict a few numbers. Knows no sockets; unpickles nothing."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-from dist.protocol import Load, Order, Shutdown, Turn
-from dist.settings import GenerationSettings
+import torch
+
+from dist.protocol import Control, Load, Order, Shutdown, Turn
+from dist.settings import GenerationSettings, pack_settings, unpack_settings
+
+Poll = Callable[[], Control]
 
 _KINDS: dict[str, type[Turn] | type[Load] | type[Shutdown]] = {
     kind.__name__: kind for kind in (Turn, Load, Shutdown)
@@ -33,3 +39,28 @@ def order_from_bytes(data: bytes) -> Order:
         own = fields["row_settings"]
         fields["row_settings"] = None if own is None else tuple(GenerationSettings(**one) for one in own)
     return kind(**fields)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What rank 0 says after a pass: its tokens, whether to stop, the settings of the next block."""
+
+    token_ids: list[int]
+    settings: GenerationSettings
+    cancel: bool
+
+    @classmethod
+    def of(cls, poll: Poll | None, settings: GenerationSettings, token_ids: list[int]) -> Verdict:
+        control = poll() if poll is not None else Control(settings=settings)
+        return cls(token_ids=token_ids, settings=control.settings, cancel=control.cancel)
+
+    def packed(self) -> torch.Tensor:
+        """int64 [1 + settings + tokens]."""
+        return torch.tensor([self.cancel, *pack_settings(self.settings), *self.token_ids], dtype=torch.int64)
+
+    @classmethod
+    def unpacked(cls, packed: torch.Tensor, tokens: int) -> Verdict:
+        """What `packed` holds, of which the last `tokens` numbers are the tokens."""
+        cancel, *numbers = packed.tolist()
+        settings = unpack_settings(numbers[: len(numbers) - tokens])
+        return cls(token_ids=numbers[len(numbers) - tokens :], settings=settings, cancel=bool(cancel))

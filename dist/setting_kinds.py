@@ -1,0 +1,145 @@
+"""What a setting may be: how its value is read, which values are allowed, how it travels. Knows no setting by name.
+
+Each kind packs a value into one 64-bit word, so that a change in mid-reply is a few numbers of a fixed count.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+MAX_WORD = 2**63 - 1
+# Stands for a kind's word (auto, none): no count, and as the bits of a float not a number.
+WORD_BITS = -1
+
+
+class Kind(Protocol):
+    """The values that a setting can have."""
+
+    @property
+    def allowed(self) -> str:
+        """What may be given, in words: `a whole number from 1 to 9`."""
+        ...
+
+    def parse(self, value: object) -> Any:
+        """The value that text, or a JSON or TOML value, stands for. Raises ValueError or TypeError."""
+
+    def pack(self, value: Any) -> int:
+        """A parsed value as a signed 64-bit number."""
+        ...
+
+    def unpack(self, packed: int) -> Any:
+        """The value that `pack` packed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Word:
+    """One word that is allowed beside numbers: what it stands for, and its meaning in a few words."""
+
+    text: str
+    value: str | None
+    meaning: str
+
+    def means(self, value: object) -> bool:
+        return value == self.value or (isinstance(value, str) and value.strip().lower() == self.text)
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """Whole numbers from `low`, at least 0, to `high`. `notes` says what single numbers mean."""
+
+    low: int
+    high: int = MAX_WORD
+    word: Word | None = None
+    notes: Mapping[int, str] = field(default_factory=dict)
+
+    @property
+    def allowed(self) -> str:
+        upper = "" if self.high == MAX_WORD else f" to {_noted(self.high, self.notes)}"
+        return f"a whole number from {_noted(self.low, self.notes)}{upper}{_or(self.word)}"
+
+    def parse(self, value: object) -> int | str | None:
+        if self.word is not None and self.word.means(value):
+            return self.word.value
+        if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
+            raise ValueError(value)
+        number = int(value)  # type: ignore[call-overload]
+        if not self.low <= number <= self.high:
+            raise ValueError(value)
+        return int(number)
+
+    def pack(self, value: Any) -> int:
+        return WORD_BITS if self.word is not None and value == self.word.value else int(value)
+
+    def unpack(self, packed: int) -> int | str | None:
+        return self.word.value if self.word is not None and packed == WORD_BITS else packed
+
+
+@dataclass(frozen=True, slots=True)
+class Real:
+    """Numbers from `low`, or with `above` only above it, to `high`. `notes` says what single numbers mean."""
+
+    low: float
+    high: float
+    above: bool = False
+    word: Word | None = None
+    notes: Mapping[float, str] = field(default_factory=dict)
+
+    @property
+    def allowed(self) -> str:
+        low, high = _noted(self.low, self.notes), _noted(self.high, self.notes)
+        limits = f"above {low}, at most {high}" if self.above else f"from {low} to {high}"
+        return f"a number {limits}{_or(self.word)}"
+
+    def parse(self, value: object) -> float | str | None:
+        if self.word is not None and self.word.means(value):
+            return self.word.value
+        if isinstance(value, bool):
+            raise ValueError(value)
+        number = float(value)  # type: ignore[arg-type]
+        if not self.low <= number <= self.high or (self.above and number == self.low):
+            raise ValueError(value)
+        return number
+
+    def pack(self, value: Any) -> int:
+        if self.word is not None and value == self.word.value:
+            return WORD_BITS
+        return int(struct.unpack("<q", struct.pack("<d", value))[0])
+
+    def unpack(self, packed: int) -> float | str | None:
+        if self.word is not None and packed == WORD_BITS:
+            return self.word.value
+        return float(struct.unpack("<d", struct.pack("<q", packed))[0])
+
+
+@dataclass(frozen=True, slots=True)
+class OneOf:
+    """One of a few words."""
+
+    words: tuple[str, ...]
+
+    @property
+    def allowed(self) -> str:
+        return f"{', '.join(self.words[:-1])} or {self.words[-1]}"
+
+    def parse(self, value: object) -> str:
+        if value not in self.words:
+            raise ValueError(value)
+        return str(value)
+
+    def pack(self, value: Any) -> int:
+        return self.words.index(value)
+
+    def unpack(self, packed: int) -> str:
+        return self.words[packed]
+
+
+def _noted(number: float, notes: Mapping[Any, str]) -> str:
+    text = f"{number:g}" if isinstance(number, float) else str(number)
+    return f"{text} ({notes[number]})" if number in notes else text
+
+
+def _or(word: Word | None) -> str:
+    return "" if word is None else f", or {word.text} ({word.meaning})"
