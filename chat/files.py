@@ -1,4 +1,4 @@
-"""Where a person's files lie, and writing a file whole or not at all. Knows nothing of what is in them."""
+"""Where the user's files are, reading one as text, and writing one whole or not at all. Knows no conversation."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dist.errors import UsageError
+from dist.errors import ChatError, UsageError
 
 PROGRAM = "dllm-chat"
+MOST_BYTES = 32 << 20  # of a file whose text goes into a message
 
 
 def config_folder(environ: Mapping[str, str] = os.environ) -> Path:
@@ -50,6 +51,37 @@ def expand(text: str) -> Path:
         return path.expanduser()
     except RuntimeError:  # ~nobody: no such person, so it is a file's name
         return path
+
+
+def read_text(name: str) -> str:
+    """The text of the file `name`: line ends are newlines, with none at its end.
+
+    Raises UsageError for what is no text in UTF-8 or no regular file, for an empty file and for more than 32 MiB;
+    ChatError if the disk refuses.
+    """
+    path = expand(name)
+    try:
+        if path.is_dir():
+            raise UsageError(f"{path} is a folder.", mend="Name a file.")
+        if path.exists() and not path.is_file():  # opening a pipe would wait for a writer
+            raise UsageError(f"{path} is no regular file.", mend="Name a file on disk.")
+        with path.open("rb") as file:
+            data = file.read(MOST_BYTES + 1)
+    except FileNotFoundError:
+        raise UsageError(f"There is no file {path}.") from None
+    except OSError as error:
+        raise ChatError(f"{path} cannot be read.", f"{error.strerror}.") from error
+    if len(data) > MOST_BYTES:
+        raise UsageError(f"{path} is too large for a message.", f"It has more than {MOST_BYTES >> 20} MiB.")
+    try:
+        text = data.decode("utf-8-sig").replace("\r\n", "\n").rstrip("\n")
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"{path} is not text in UTF-8.", f"Byte {error.start:,} cannot be read: {error.reason}."
+        ) from None
+    if not text.strip():
+        raise UsageError(f"{path} is empty.")
+    return text
 
 
 def write_whole(path: Path, data: bytes) -> None:

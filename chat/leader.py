@@ -77,7 +77,7 @@ def run(options: LaunchOptions, streams: Streams, lifeline: Lifeline) -> int:
     )
     use_template = tokenizer.wants_template(options.use_chat_template)
     if options.has_prompts:
-        from chat.batch.jobs import check_output
+        from chat.batch.run import check_output
 
         options = dataclasses.replace(options, system=default_system(options) or None)
         known = {
@@ -179,7 +179,7 @@ def answer_prompts(ready: Ready, prompts: tuple[Prompt, ...]) -> int:
 
 def hold_conversation(ready: Ready) -> int:
     """Talk until the person leaves; returns the exit code."""
-    from chat.commands.table import COMMANDS, complete
+    from chat.commands.table import COMMANDS, complete, dispatch
     from chat.console.app import Console, PlainLines
     from chat.conversation.page import Page
     from chat.conversation.repl import Repl
@@ -226,7 +226,7 @@ def hold_conversation(ready: Ready) -> int:
             checkpoints=ready.checkpoints,
             positions=ready.engine.max_positions,
         )
-        repl = Repl(engine=ready.engine, page=page, talk=talk)
+        repl = Repl(engine=ready.engine, page=page, talk=talk, dispatch=dispatch)
 
         def put_back() -> None:
             closing = threading.Thread(target=console.close, daemon=True)

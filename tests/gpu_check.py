@@ -24,9 +24,9 @@ from plain_rule import plain_rule  # noqa: E402
 from tiny_models import FAMILIES, VOCABULARY, tiny_model  # noqa: E402
 
 from dist.decode.engine import Engine  # noqa: E402
-from dist.decode.forward import logits_agree  # noqa: E402
 from dist.group.group import SoloGroup  # noqa: E402
 from dist.kernels.attention import Pieces, reference_attention  # noqa: E402
+from dist.kernels.closeness import logits_agree  # noqa: E402
 from dist.kernels.ops import product, rms_norm, silu_product  # noqa: E402
 from dist.kernels.split_kv import split_kv_attention  # noqa: E402
 from dist.model.fuse import fuse  # noqa: E402
@@ -54,7 +54,7 @@ def kernels() -> bool:
                     storage[:, slot + before + length : slot + capacity] = torch.nan
             pieces = Pieces(torch.tensor(table, device="cuda"), rows)
             more = {"scale": size**-0.5, "window": window, "softcap": cap}
-            ours = split_kv_attention(q, k, v, pieces, **more).double()
+            ours = split_kv_attention(q, k, v, pieces.table_S4, pieces.longest, **more).double()
             exact = reference_attention(q.double(), k.double(), v.double(), pieces, **more)
             worst[dtype] = max(worst[dtype], float((ours - exact).norm() / exact.norm()))
     print(f"attention kernels, worst relative error: {worst}", flush=True)

@@ -16,10 +16,10 @@ import pytest
 from checkpoints import save_tokenizer
 
 from chat.batch.interruption import FILE, SAME_S, Interruption
-from chat.batch.jobs import check_output, derive_seed
+from chat.batch.jobs import derive_seed
 from chat.batch.printer import ReplyPrinter
 from chat.batch.prompts import read_prompts
-from chat.batch.run import run_batch
+from chat.batch.run import check_output, run_batch
 from chat.start.options import LaunchOptions, parse_options
 from chat.text.prompt import prompt_ids
 from chat.text.tokenizer import ChatTokenizer, load_tokenizer

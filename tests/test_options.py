@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import re
 import subprocess
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from chat.start.config_file import ConfigFile, read_generation_config
+from chat.start.config_file import ConfigFile
 from chat.start.options import (
     VERSION,
     LaunchOptions,
@@ -345,17 +344,6 @@ def test_a_mistake_in_the_config_file_is_named_with_what_is_allowed(
     said = config_refusal(tmp_path, text)
     assert str(tmp_path / "dllm-chat" / "config.toml") in said
     assert message in said
-
-
-def test_a_generation_config_is_read_raw(tmp_path: Path) -> None:
-    assert read_generation_config(tmp_path) == {}
-    path = tmp_path / "generation_config.json"
-    path.write_text(json.dumps({"add_eos_length": 7, "eos_token_id": [1, 2]}))
-    assert read_generation_config(tmp_path) == {"add_eos_length": 7, "eos_token_id": [1, 2]}
-    for broken in ("[1]", "{"):
-        path.write_text(broken)
-        with pytest.raises(CheckpointError, match=r"generation_config\.json"):
-            read_generation_config(tmp_path)
 
 
 def test_help_that_nobody_reads_to_its_end_ends_in_silence() -> None:

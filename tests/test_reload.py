@@ -17,7 +17,7 @@ from ranks import rank_environment
 from scripted_console import ScriptedConsole
 from steps import add_step, cut_in_half
 
-from chat.commands.table import complete
+from chat.commands.table import complete, dispatch
 from chat.conversation.page import Page
 from chat.conversation.repl import Repl
 from chat.conversation.state import Talk
@@ -162,7 +162,7 @@ def talk(tmp_path):
             ),
             positions=engine.max_positions,
         )
-        repl = Repl(engine=engine, page=page, talk=talk)
+        repl = Repl(engine=engine, page=page, talk=talk, dispatch=dispatch)
         console.error = None
         try:
             repl.run()

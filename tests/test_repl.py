@@ -13,13 +13,14 @@ from checkpoints import CASES, build_model
 from plain_rule import plain_rule
 from scripted_console import ScriptedConsole
 
-from chat.clipboard import code_blocks, osc_52
 from chat.commands.table import COMMANDS, complete, dispatch
 from chat.console.events import Failed, Interrupt, Leave, Submitted
+from chat.console.output import osc_52
 from chat.conversation.page import Page
 from chat.conversation.repl import Repl
 from chat.conversation.state import Talk
 from chat.screen.draw import Palette
+from chat.screen.markdown.stream import code_blocks
 from chat.sessions.journal import read_journal
 from chat.sessions.session import Session, list_sessions
 from chat.text.prompt import prompt_ids
@@ -77,7 +78,7 @@ def talk(tiny, tmp_path):
             checkpoints=OneCheckpoint(),
             positions=engine.max_positions,
         )
-        repl = Repl(engine=engine, page=page, talk=talk)
+        repl = Repl(engine=engine, page=page, talk=talk, dispatch=dispatch)
         repl.run()
         return repl, console
 

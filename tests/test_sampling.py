@@ -11,9 +11,9 @@ from plain_rule import plain_rule
 from tiny_models import tiny_model
 
 from dist.decode.engine import Engine
-from dist.decode.sampling import NOT_A_NUMBER, choose, gumbel_noise, keep_likely
+from dist.decode.sampling import choose, gumbel_noise, keep_likely
 from dist.group.group import SoloGroup
-from dist.model.head import WholeHead
+from dist.model.head import NOT_A_NUMBER, WholeHead
 from dist.protocol import Control, Reply, Turn
 from dist.settings import GenerationSettings
 

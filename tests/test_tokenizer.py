@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,8 +10,6 @@ from checkpoints import save_tokenizer
 
 from chat.text.tokenizer import load_tokenizer
 from dist.errors import CheckpointError, UsageError
-
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
@@ -80,20 +76,6 @@ def test_the_template_is_used_where_there_is_one_unless_told_otherwise(folder: P
     assert not bare.wants_template(None)
     with pytest.raises(UsageError, match="has no chat template"):
         bare.wants_template(True)
-
-
-def test_a_folder_without_tokenizer_is_refused_before_transformers_is_imported(tmp_path: Path) -> None:
-    code = (
-        "import sys; from pathlib import Path; from chat.text.tokenizer import load_tokenizer\n"
-        f"try: load_tokenizer(Path({str(tmp_path)!r}))\n"
-        "except Exception as error: print(type(error).__name__, error)\n"
-        "print('transformers' in sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.stdout == (
-        f"CheckpointError There is no tokenizer in {tmp_path}. One of tokenizer.json, tokenizer.model or "
-        "vocab.json must be there. Copy the tokenizer's files there from the model that was trained.\nFalse\n"
-    )
 
 
 def test_a_tokenizer_without_eos_is_refused_by_name(folder: Path) -> None:

@@ -9,16 +9,38 @@ import dataclasses
 import hashlib
 import secrets
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from chat.batch.prompts import Prompt
-from chat.batch.records import Job
-from chat.batch.results_file import check_results
-from chat.files import expand
 from chat.start.options import LaunchOptions
 from dist.settings import MAX_SEED, GenerationSettings
 
 CONDITION_FACTS = ("checkpoint", "dtype")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One reply to be made.
+
+    place    among the replies of the run, from 0
+    number   of the prompt in the input, from 0
+    given    the prompt as it was read
+    sample   which of the prompt's replies, from 0
+    """
+
+    place: int
+    number: int
+    given: Any
+    sample: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Circumstances:
+    """What all replies of a run share: the settings in force, and whether each carries a sample and a seed."""
+
+    settings: Mapping[str, Any]
+    numbered: bool
 
 
 def jobs_of(prompts: Sequence[Prompt], samples: int) -> tuple[Job, ...]:
@@ -41,22 +63,6 @@ def conditions_of(
         "system": options.system,
         "n": options.n,
     }
-
-
-def check_output(
-    options: LaunchOptions,
-    settings: GenerationSettings,
-    use_template: bool,
-    prompts: Sequence[Prompt],
-    facts: Mapping[str, Any],
-) -> None:
-    """Refuse an output file that this run cannot go on with, as far as `facts` are known by now.
-
-    Changes nothing. Raises UsageError.
-    """
-    if options.output_file is not None:
-        known = conditions_of(options, settings, use_template, facts)
-        check_results(expand(options.output_file), jobs_of(prompts, options.n), known)
 
 
 def with_seed(settings: GenerationSettings, earlier: int | None) -> GenerationSettings:

@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TextIO
 
+from chat.batch.jobs import Job
 from chat.batch.printer import Progress, ReplyPrinter
-from chat.batch.records import CANCELLED, ERROR, Job, Record
+from chat.batch.records import CANCELLED, ERROR, Record
 from chat.batch.results_file import ResultsFile
 from chat.text.trace import Trace
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
+from chat.batch.jobs import Circumstances, Job
 from chat.text.tokenizer import ChatTokenizer
 from dist.errors import PromptError
 from dist.protocol import Reply
@@ -13,30 +12,6 @@ from dist.protocol import Reply
 CANCELLED, ERROR = "cancelled", "error"
 
 Record = dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """One reply to be made.
-
-    place    among the replies of the run, from 0
-    number   of the prompt in the input, from 0
-    given    the prompt as it was read
-    sample   which of the prompt's replies, from 0
-    """
-
-    place: int
-    number: int
-    given: Any
-    sample: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Circumstances:
-    """What all replies of a run share: the settings in force, and whether each carries a sample and a seed."""
-
-    settings: Mapping[str, Any]
-    numbered: bool
 
 
 def answered(

@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from chat.batch.records import CANCELLED, ERROR, Job, Record
+from chat.batch.jobs import Job
+from chat.batch.records import CANCELLED, ERROR, Record
 from chat.files import append_line, write_whole
 from dist.errors import ChatError, UsageError
 

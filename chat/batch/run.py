@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any, Protocol
 
-from chat.batch.jobs import conditions_of, derive_seed, jobs_of, with_seed
+from chat.batch.jobs import Circumstances, Job, conditions_of, derive_seed, jobs_of, with_seed
 from chat.batch.output import Output
 from chat.batch.printer import Progress, ReplyPrinter, ReplyStreams
 from chat.batch.prompts import Prompt
-from chat.batch.records import Circumstances, Job, Record, answered, failed
-from chat.batch.results_file import ResultsFile
+from chat.batch.records import Record, answered, failed
+from chat.batch.results_file import ResultsFile, check_results
 from chat.files import expand
 from chat.start.options import LaunchOptions
 from chat.text.prompt import fit
@@ -30,6 +30,22 @@ from dist.settings import GenerationSettings
 ALL_FINE, SOME_FAILED, INTERRUPTED = 0, 4, 130
 
 Asked = Callable[[], bool]
+
+
+def check_output(
+    options: LaunchOptions,
+    settings: GenerationSettings,
+    use_template: bool,
+    prompts: Sequence[Prompt],
+    facts: Mapping[str, Any],
+) -> None:
+    """Refuse an output file that this run cannot go on with, as far as `facts` are known by now.
+
+    Changes nothing. Raises UsageError.
+    """
+    if options.output_file is not None:
+        known = conditions_of(options, settings, use_template, facts)
+        check_results(expand(options.output_file), jobs_of(prompts, options.n), known)
 
 
 class TurnAnswerer(Protocol):

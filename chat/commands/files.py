@@ -7,10 +7,9 @@ from collections.abc import Collection, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from chat.commands.row import Value, command, exchanges, first_word
-from chat.files import expand
+from chat.files import expand, read_text
 from chat.loading.checkpoints import LATEST_WORD, Steps
 from chat.loading.facts import facts_table
-from chat.reading import read_text
 from chat.sessions.export import FORMATS
 from dist.checkpoint.folder import Step
 from dist.errors import UsageError

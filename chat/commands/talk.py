@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from chat.clipboard import code_blocks, osc_52
 from chat.commands.row import Value, command, exchanges, first_word, whole_number
 from chat.commands.settings import known_setting, setting_names, setting_values
+from chat.screen.markdown.stream import code_blocks
 from dist.errors import UsageError
 
 if TYPE_CHECKING:
@@ -120,6 +120,8 @@ def _copied(repl: Repl, words: tuple[str, ...], word: str) -> Iterable[Value]:
     values=_copied,
 )
 def copy(repl: Repl, argument: str) -> None:
+    from chat.console.output import osc_52  # and with it prompt_toolkit, which a plain terminal does without
+
     text, what = repl.talk.transcript.last_reply, "the last reply"
     if not text:
         raise UsageError("There is no reply to copy.")

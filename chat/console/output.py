@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 from collections.abc import Mapping
 from typing import Any, TextIO
@@ -11,6 +12,11 @@ from prompt_toolkit.input import Input
 from prompt_toolkit.input.vt100 import Vt100Input
 from prompt_toolkit.output import ColorDepth
 from prompt_toolkit.output.vt100 import Vt100_Output
+
+from dist.errors import UsageError
+
+# What older terminals take of a clipboard at most, in base64.
+LONGEST_COPY = 74_994
 
 
 class HeldOutput(Vt100_Output):
@@ -56,6 +62,18 @@ def reflows(environ: Mapping[str, str]) -> bool:
         or "XTERM_VERSION" in environ
         or (term.startswith("screen") and "TMUX" not in environ)
     )
+
+
+def osc_52(text: str) -> str:
+    """The code that puts `text` on the clipboard of the terminal's machine. Raises UsageError if it is too long."""
+    encoded = base64.b64encode(text.encode()).decode()
+    if len(encoded) > LONGEST_COPY:
+        raise UsageError(
+            f"{len(text):,} characters are too many to copy.",
+            f"Terminals take {LONGEST_COPY * 3 // 4:,} bytes; these are {len(text.encode()):,}.",
+            "/export FILE writes the conversation to a file.",
+        )
+    return f"\x1b]52;c;{encoded}\x07"
 
 
 def terminal_keys(fd: int) -> Input:

@@ -5,7 +5,8 @@ Everything runs on the main thread; what the person does in the middle of a repl
 
 from __future__ import annotations
 
-from chat.commands.table import dispatch
+from typing import Protocol
+
 from chat.console.events import Failed, Leave, Submitted
 from chat.conversation.answering import Answering
 from chat.conversation.comparing import Comparing
@@ -18,13 +19,20 @@ from dist.decode.engine import Engine
 from dist.errors import ChatError, RankError, WeightsLost
 
 
+class Dispatch(Protocol):
+    """Runs a command line, which begins with a slash. Raises ChatError."""
+
+    def __call__(self, repl: Repl, line: str, *, live: bool = False) -> None: ...
+
+
 class Repl:
     """One conversation: what it holds (`talk`), what it says (`page`), how messages are answered (`answering`)."""
 
-    def __init__(self, *, engine: Engine, page: Page, talk: Talk) -> None:
+    def __init__(self, *, engine: Engine, page: Page, talk: Talk, dispatch: Dispatch) -> None:
         self.page = page
         self.talk = talk
         self._engine = engine
+        self._dispatch = dispatch
         self._inbox = Inbox(page.console.events, self._run_live)
         self._work = work = Work(engine, self._inbox, self.page)
         self.answering = Answering(self.talk, work, self.page)
@@ -57,7 +65,7 @@ class Repl:
         try:
             self.page.echo(event.text)
             if is_command:
-                dispatch(self, event.text)
+                self._dispatch(self, event.text)
             elif edited is not None:
                 self.answering.answer(edited.with_user(event.text), present)
             else:
@@ -73,7 +81,7 @@ class Repl:
     def _run_live(self, line: str) -> None:
         """Run a command in the middle of a reply."""
         try:
-            dispatch(self, line, live=True)
+            self._dispatch(self, line, live=True)
         except ChatError as error:
             self.page.error(error)
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import json
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -99,23 +98,6 @@ def _unknown_key(path: Path, key: str, known: tuple[str, ...]) -> UsageError:
         f"Did you mean {near[0]}?" if near else "",
         f"The keys are {', '.join(sorted(known))}.",
     )
-
-
-def read_generation_config(folder: Path) -> dict[str, Any]:
-    """The raw content of a model folder's generation_config.json; empty if there is none.
-
-    Raises CheckpointError for a file that is no JSON object.
-    """
-    path = folder / GENERATION_CONFIG
-    try:
-        content = json.loads(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read.", f"{error}.", "Copy it again or remove it.") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds no JSON object.", mend="Copy it again or remove it.")
-    return content
 
 
 def settle(

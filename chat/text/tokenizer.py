@@ -13,8 +13,6 @@ from typing import Any
 
 from dist.errors import CheckpointError, UsageError
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatTokenizer:
@@ -64,10 +62,9 @@ def load_tokenizer(
 ) -> ChatTokenizer:
     """The tokenizer in `folder`. Ids in the raw `generation_config` end replies too.
 
-    Raises CheckpointError for a folder without tokenizer files (before transformers is imported), files that
-    cannot be read, and a tokenizer without EOS or one that turns text into nothing.
+    Raises CheckpointError for files that cannot be read, and for a tokenizer without EOS or one that turns text
+    into nothing.
     """
-    _check_files(folder)
     from transformers import AutoTokenizer
 
     _check_config(folder, trust_remote_code)
@@ -92,16 +89,6 @@ def load_tokenizer(
     eos_id = int(backend.eos_token_id)
     more = _generation_stop_ids(generation_config or {})
     return ChatTokenizer(backend=backend, eos_id=eos_id, stop_ids=tuple(dict.fromkeys((eos_id, *more))))
-
-
-def _check_files(folder: Path) -> None:
-    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
-        *most, last = TOKENIZER_FILES
-        raise CheckpointError(
-            f"There is no tokenizer in {folder}.",
-            f"One of {', '.join(most)} or {last} must be there.",
-            "Copy the tokenizer's files there from the model that was trained.",
-        )
 
 
 def _broken(folder: Path, error: Exception) -> CheckpointError:

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from dist.decode.cache import SequenceCache
-from dist.decode.forward import FORWARD_ERRORS, logits_agree
+from dist.decode.forward import FORWARD_ERRORS
+from dist.kernels.closeness import logits_agree
 from dist.model.head import Head
 
 SHORT, LONG, KEPT = 16, 24, 12

@@ -16,12 +16,11 @@ from dist.decode.causality import probe_causality
 from dist.decode.forward import UNBOUNDED, Forward, PlainForward
 from dist.decode.planner import SequenceForward
 from dist.decode.rule import Refinement
-from dist.decode.sampling import NOT_A_NUMBER
 from dist.decode.stats import Clock
 from dist.errors import CheckpointError, PromptError
 from dist.group.wire import Poll, Verdict
 from dist.model.fill import OnProgress
-from dist.model.head import Head, WholeHead
+from dist.model.head import NOT_A_NUMBER, Head, WholeHead
 from dist.model.memory import free_bytes
 from dist.model.onednn import pack, unpack
 from dist.model.reload import Ready, Reloader

@@ -9,16 +9,12 @@ Shape suffixes: N rows, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 
+from dist.model.head import Head, highest
 from dist.settings import GenerationSettings
 
-if TYPE_CHECKING:
-    from dist.model.head import Head
-
-NOT_A_NUMBER = -1
 _MASK_32 = 0xFFFFFFFF
 _MASK_64 = 0xFFFFFFFFFFFFFFFF
 
@@ -46,14 +42,6 @@ def choose(
         device=scores_NV.device,
     )
     return highest(scores_NV + noise_NV) if filtered else head.greedy(scores_NV + noise_NV)
-
-
-def highest(scores_NV: torch.Tensor) -> torch.Tensor:
-    """The id of each row's highest score, int64 [N]; the lowest of equals, NOT_A_NUMBER for a row with a NaN."""
-    chosen_N = scores_NV.argmax(dim=-1)
-    # argmax prefers NaN to any number, so a look at the winner is enough.
-    winner_N = scores_NV.gather(-1, chosen_N.unsqueeze(-1)).squeeze(-1)
-    return torch.where(winner_N.isnan(), NOT_A_NUMBER, chosen_N)
 
 
 def keep_likely(scores_NV: torch.Tensor, top_k: int, top_p: float) -> torch.Tensor:

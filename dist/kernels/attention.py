@@ -69,18 +69,16 @@ def attend(
     """
     if s_aux is not None or key.shape != value.shape or attention_mask is not None:
         raise NotImplementedError("attention with sinks, with unequal heads or with a mask of its own")
-    attention = reference_attention
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    window, cap = sliding_window or _window_of(module), softcap or 0.0
+    q, k, v = query[0], key[0], value[0]
     if query.is_cuda:
-        from dist.kernels.split_kv import split_kv_attention as attention
-    result_THD = attention(
-        query[0],
-        key[0],
-        value[0],
-        pieces,
-        scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
-        window=sliding_window or _window_of(module),
-        softcap=softcap or 0.0,
-    )
+        from dist.kernels.split_kv import split_kv_attention
+
+        table_S4, longest = pieces.table_S4, pieces.longest
+        result_THD = split_kv_attention(q, k, v, table_S4, longest, scale=scale, window=window, softcap=cap)
+    else:
+        result_THD = reference_attention(q, k, v, pieces, scale=scale, window=window, softcap=cap)
     return result_THD.unsqueeze(0), None
 
 

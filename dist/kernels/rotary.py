@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from dist.decode.forward import rows_agree
+from dist.kernels.closeness import alike
 
 ROTARY = "apply_rotary_pos_emb"
 
@@ -68,8 +68,3 @@ def _rotates_halves(original: Any, parameter: torch.Tensor) -> bool:
     except (TypeError, ValueError, RuntimeError, IndexError):
         return False
     return all(alike(a, b) for a, b in zip(_rotate(q, k, cos, sin), theirs))
-
-
-def alike(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Whether two results of the same shape differ by rounding only, each row by the norm of its difference."""
-    return a.shape == b.shape and rows_agree(a, b, 1e-5 if a.dtype == torch.float32 else 2e-2)

@@ -15,7 +15,6 @@ import torch
 import triton  # comes with torch where there are GPUs
 import triton.language as tl
 
-from dist.kernels.attention import Pieces
 from dist.kernels.limits import stages_that_fit
 
 PROGRAMS = 256  # about two for each multiprocessor of a large GPU
@@ -28,7 +27,8 @@ def split_kv_attention(
     query_HTD: torch.Tensor,
     key_KCD: torch.Tensor,
     value_KCD: torch.Tensor,
-    pieces: Pieces,
+    table_S4: torch.Tensor,
+    longest: int,
     *,
     scale: float,
     window: int = 0,
@@ -36,15 +36,15 @@ def split_kv_attention(
 ) -> torch.Tensor:
     """A token sees its piece's slots up to its own (with a `window` only the last so many of them); [T, H, D].
 
-    What other slots hold does not matter. The last dimension of all tensors is contiguous, keys and values have
-    equal strides.
+    `table_S4` and `longest` are those of `attention.Pieces`; what other slots hold does not matter. The last
+    dimension of all tensors is contiguous, keys and values have equal strides.
     """
     heads, tokens, size = query_HTD.shape
     key_heads = key_KCD.shape[0]
     group = heads // key_heads
-    count = pieces.table_S4.shape[0]
-    block_rows = min(64, max(16, triton.next_power_of_2(group * pieces.longest)))
-    tiles = triton.cdiv(group * pieces.longest, block_rows)
+    count = table_S4.shape[0]
+    block_rows = min(64, max(16, triton.next_power_of_2(group * longest)))
+    tiles = triton.cdiv(group * longest, block_rows)
     parts = min(MOST_PARTS, triton.next_power_of_2(max(1, PROGRAMS // (key_heads * tiles * count))))
     device = query_HTD.device
     sums_PHTD = torch.empty((parts, heads, tokens, size), dtype=torch.float32, device=device)
@@ -60,7 +60,7 @@ def split_kv_attention(
         query_HTD,
         key_KCD,
         value_KCD,
-        pieces.table_S4,
+        table_S4,
         sums_PHTD,
         peaks_PHT,
         weights_PHT,

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from dist.kernels.closeness import alike
 from dist.kernels.ops import kernels_run, product
-from dist.kernels.rotary import alike
 from dist.model.fused_modules import FusedNorm, GatedMLP, JointLinear, JointProduct, QuickLinear, UsualLayer
 from dist.model.tensor_parallel import SummedLinear
 from dist.protocol import Group

@@ -13,8 +13,17 @@ import torch
 import torch.nn.functional as F
 
 from dist.checkpoint.boxes import even_bounds
-from dist.decode.sampling import NOT_A_NUMBER, highest
 from dist.protocol import Group
+
+NOT_A_NUMBER = -1
+
+
+def highest(scores_NV: torch.Tensor) -> torch.Tensor:
+    """The id of each row's highest score, int64 [N]; the lowest of equals, NOT_A_NUMBER for a row with a NaN."""
+    chosen_N = scores_NV.argmax(dim=-1)
+    # argmax prefers NaN to any number, so a look at the winner is enough.
+    winner_N = scores_NV.gather(-1, chosen_N.unsqueeze(-1)).squeeze(-1)
+    return torch.where(winner_N.isnan(), NOT_A_NUMBER, chosen_N)
 
 
 class Head(Protocol):

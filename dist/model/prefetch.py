@@ -10,7 +10,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from dist.host_memory import host_free
+from dist.model.memory import host_free
 
 CALL_BYTES = 64 << 20
 

@@ -30,6 +30,11 @@ def parser() -> MarkdownIt:
     )
 
 
+def code_blocks(text: str) -> tuple[str, ...]:
+    """The contents of the code blocks of a Markdown text, in order: those that the screen shows as code."""
+    return tuple(token.content for token in parser().parse(text) if token.type == "fence")
+
+
 @dataclass(frozen=True, slots=True)
 class Fence:
     """An open code block."""
