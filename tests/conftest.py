@@ -39,7 +39,7 @@ def tiny_checkpoint(request: pytest.FixtureRequest) -> TinyCheckpoint:
 
     Layouts: `checkpoints.CASES`. The step folder is `global_step_3` (for FSDP2 with an `actor/` folder in it), and
     `reference/` beside it holds the same model as safetensors. Made at first use, many in one go, and kept in
-    pytest's cache folder under a name that changes with the versions and with tests/checkpoints.py.
+    pytest's cache folder under a name that changes with the versions and with tests/support/checkpoints.py.
     """
     cache = request.config.cache
     assert cache is not None
@@ -85,5 +85,5 @@ def _fingerprint() -> str:
             versions.append(f"{package}={importlib.metadata.version(package)}")
         except importlib.metadata.PackageNotFoundError:
             versions.append(f"{package} missing")
-    source = Path(__file__).with_name("checkpoints.py").read_text()
+    source = (Path(__file__).parent / "support" / "checkpoints.py").read_text()
     return hashlib.sha256("\n".join([*versions, *CASES, source]).encode()).hexdigest()[:12]

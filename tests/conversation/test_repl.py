@@ -45,7 +45,7 @@ def tiny(tmp_path_factory):
 
 
 class OneCheckpoint:
-    """No other weights to turn to; tests/test_reload.py has some."""
+    """No other weights to turn to; tests/model/test_reload.py has some."""
 
     def steps(self):
         raise UsageError("The checkpoint has no steps beside it.")

@@ -1,6 +1,6 @@
 """What decoding costs on the CPU, both sides of every comparison interleaved in one run.
 
-    PYTHONPATH=. python tests/bench_cpu.py [CHECKPOINT] [--rounds N] [--only PARTS]       prints tables in Markdown
+    python tests/bench/bench_cpu.py [CHECKPOINT] [--rounds N] [--only PARTS]       prints tables in Markdown
 
 Each row has the medians of the rounds, their ratio, and the range of the single rounds' ratios. Without CHECKPOINT
 the embedded model is measured. Nothing stops a reply, so that both sides make the same number of tokens. Threads
@@ -14,6 +14,8 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+
+import paths  # noqa: F401
 
 # Before torch reads it; `bench_ranks` starts children that differ.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")

@@ -22,7 +22,7 @@ from chat.demo.prepare import GGUF_NAME, NEEDED_BYTES, find_gguf, missing_packag
 from chat.demo.tokenizer import ROUND_TRIPS, VOCAB_SIZE, check_tokenizer, read_vocabulary, sample_ids
 from dist.errors import ChatError, CheckpointError
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 needs_packages = pytest.mark.skipif(
     bool(missing_packages()), reason=f"not installed: {', '.join(missing_packages())}"

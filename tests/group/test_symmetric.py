@@ -1,6 +1,6 @@
 """Sums through shared memory: which tensors they take, what happens where there are none, and the kernel itself.
 
-On GPUs: tests/gpu_sums.py.
+On GPUs: tests/bench/gpu_sums.py.
 """
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ def numbers_of_the_probe():
 )
 @pytest.mark.parametrize("size", [2, 3])
 def test_the_kernel_sums_right_on_every_rank_however_late_the_others_come(size):
-    command = [sys.executable, str(Path(__file__).with_name("ranks_sums.py")), str(size)]
+    command = [sys.executable, str(Path(__file__).parents[1] / "support" / "ranks_sums.py"), str(size)]
     done = subprocess.run(command, env=rank_environment(), capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-4000:]
     assert json.loads(done.stdout) == [[0, 40]] * size

@@ -1,6 +1,6 @@
 """Memory and speed of loading, measured on real ranks with a model of 0.9 GB.
 
-    python tests/measure_loading.py [FOLDER]      makes the checkpoint in FOLDER unless it is there; prints a table
+    python tests/bench/measure_loading.py [FOLDER]    makes the checkpoint in FOLDER if need be; prints a table
 
 For every way of keeping the weights: what a rank holds, by how much its memory rose above that at the worst
 moment, what it read and how fast. Under torchrun (`--rank`) it is one of the ranks.
@@ -15,8 +15,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import paths  # noqa: F401
 from checkpoints import make_checkpoints, run_root
-from ranks import ROOT, rank_environment, torchrun
+from ranks import rank_environment, torchrun
 
 LAYOUT, WORLD_SIZE = "large", 2
 WAYS = [(1, "none", "float32"), (1, "none", "bfloat16"), (2, "resident", "float32"), (2, "resident", "bfloat16")]
@@ -30,7 +31,7 @@ def measure(base: Path) -> list[dict[str, Any]]:
         make_checkpoints(base, [(LAYOUT, WORLD_SIZE)])
     rows = []
     for size, keep, dtype in WAYS:
-        command = torchrun(size, str(ROOT / "tests" / "measure_loading.py"), "--rank", str(root), keep, dtype)
+        command = torchrun(size, __file__, "--rank", str(root), keep, dtype)
         done = subprocess.run(command, env=rank_environment(), capture_output=True, text=True, timeout=300)
         if done.returncode:
             raise RuntimeError(done.stderr[-3000:])

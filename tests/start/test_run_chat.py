@@ -17,7 +17,7 @@ from typing import Any
 import pexpect
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 # All that the scripts need besides Python; anything else missing from a small machine would show here.
 TOOLS = "bash cat cksum date dirname env find flock grep head mkdir mktemp nproc readlink rm sleep stty tail tr wc"
 NO_PACKAGES = "no\tpackages\tit lacks torch"
@@ -54,7 +54,9 @@ class Machine:
         place = self.folder / environment / "bin"
         place.mkdir(parents=True)
         program = place / "python"
-        body = f'FAKE_SELF="${{BASH_SOURCE[0]}}" exec {sys.executable} -S -E {ROOT}/tests/fake_python.py "$@"'
+        body = (
+            f'FAKE_SELF="${{BASH_SOURCE[0]}}" exec {sys.executable} -S -E {ROOT}/tests/support/fake_python.py "$@"'
+        )
         program.write_text(f"#!{shutil.which('bash')}\n{body}\n")
         program.chmod(0o755)
         return place

@@ -1,4 +1,4 @@
-"""A conversation on GPUs: `python tests/gpu_trial.py [FOLDER] [--ranks N]`. Needs N GPUs and no test framework.
+"""A conversation on GPUs: `python tests/bench/gpu_trial.py [FOLDER] [--ranks N]`. Needs N GPUs; no pytest.
 
 Writes checkpoints on the GPUs with the torch calls that verl makes (FSDP1 and FSDP2, NCCL), then talks to them
 through run_chat.sh: a prompt on N ranks, on one, and on one by `--decoder plain`, which must choose the same tokens
@@ -16,6 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import paths  # noqa: F401
 from checkpoints import save_as_verl_does, save_tokenizer
 from program import Chat, run_chat
 from pty_screen import CTRL_C, CTRL_D

@@ -23,7 +23,7 @@ from dist.checkpoint.torch_archive import Archive
 from dist.checkpoint.verify import check_sums
 from dist.errors import CheckpointError
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "data"
 FAMILIES = {"torch-2.4": "2.4", "torch-2.8": "2.5-2.9", "torch-2.12": "2.10-2.12"}
 FIXTURES = sorted(path for version in FAMILIES for path in (DATA / version).iterdir())
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 # What a clock said, and how much of a prompt was read with another one's.
 BY_CHANCE = ("ttft_s", "decode_s", "tokens_per_s", "prefill_forwards")
 

@@ -1,7 +1,7 @@
-"""What no CPU can check: `python tests/gpu_check.py [FAMILY ...]`. Needs a GPU; ends with 1 if a check fails.
+"""What no CPU can check: `python tests/bench/gpu_check.py [FAMILY ...]`. Needs a GPU; ends with 1 if a check fails.
 
 The kernels against float64, and captured passes against the plain rule, token for token in float32, for
-every family of tests/tiny_models.py; storage behind what is in use is poisoned. With families named, only those.
+every family of tiny_models.py; storage behind what is in use is poisoned. With families named, only those.
 Only mixtures of experts may run uncaptured. In 16 bits a Llama's layers must all be found to be the usual ones.
 """
 
@@ -12,27 +12,23 @@ import itertools
 import random
 import sys
 import time
-from pathlib import Path
 
+import paths  # noqa: F401
 import torch
 import torch.nn.functional as F
+from plain_rule import plain_rule
+from tiny_models import FAMILIES, VOCABULARY, tiny_model
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-
-from plain_rule import plain_rule  # noqa: E402
-from tiny_models import FAMILIES, VOCABULARY, tiny_model  # noqa: E402
-
-from dist.decode.engine import Engine  # noqa: E402
-from dist.group.group import SoloGroup  # noqa: E402
-from dist.kernels.attention import Pieces, reference_attention  # noqa: E402
-from dist.kernels.closeness import logits_agree  # noqa: E402
-from dist.kernels.ops import product, rms_norm, silu_product  # noqa: E402
-from dist.kernels.split_kv import split_kv_attention  # noqa: E402
-from dist.model.fuse import fuse  # noqa: E402
-from dist.model.fused_modules import UsualLayer  # noqa: E402
-from dist.protocol import Control, Reply, Turn  # noqa: E402
-from dist.settings import GenerationSettings  # noqa: E402
+from dist.decode.engine import Engine
+from dist.group.group import SoloGroup
+from dist.kernels.attention import Pieces, reference_attention
+from dist.kernels.closeness import logits_agree
+from dist.kernels.ops import product, rms_norm, silu_product
+from dist.kernels.split_kv import split_kv_attention
+from dist.model.fuse import fuse
+from dist.model.fused_modules import UsualLayer
+from dist.protocol import Control, Reply, Turn
+from dist.settings import GenerationSettings
 
 HEADS = ((28, 4, 128), (9, 3, 64), (4, 2, 80))
 SHAPES = ((3584, 4608), (576, 130), (8192, 2100), (9000, 2048))

@@ -61,7 +61,7 @@ def on_ranks(tiny_checkpoint, tmp_path_factory) -> dict:
     folder = tmp_path_factory.mktemp("ranks") / "run"
     shutil.copytree(tiny_checkpoint("fsdp2", 3), folder)
     add_step(folder, 3, 7)
-    command = [sys.executable, str(Path(__file__).with_name("ranks_reload.py")), "1,2", str(folder)]
+    command = [sys.executable, str(Path(__file__).parents[1] / "support" / "ranks_reload.py"), "1,2", str(folder)]
     done = subprocess.run(command, env=rank_environment(), capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr[-4000:]
     results = json.loads(done.stdout.splitlines()[-1])

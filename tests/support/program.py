@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pty_screen import PtyScreen
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 READY_S = 120.0
 
 

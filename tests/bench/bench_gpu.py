@@ -1,4 +1,4 @@
-"""What decoding costs on GPUs: `python tests/bench_gpu.py [FOLDER] [--ranks N]`. Needs N GPUs.
+"""What decoding costs on GPUs: `python tests/bench/bench_gpu.py [FOLDER] [--ranks N]`. Needs N GPUs.
 
 Writes a checkpoint of the Qwen2.5-7B shape with random bf16 weights in FOLDER unless it is there (FSDP2,
 four ranks, by the calls verl makes), loads it as the program does and compares, in turn within one run:
@@ -29,11 +29,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import paths  # noqa: F401
 import torch
 import torch.distributed as torch_dist
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 WRITERS = 4
 SHAPE = {

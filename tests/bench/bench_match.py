@@ -1,4 +1,4 @@
-"""How often this project's decoding chooses the published loop's tokens: `python tests/bench_match.py CHECKPOINT`.
+"""How often our decoding chooses the published loop's tokens: `python tests/bench/bench_match.py CHECKPOINT`.
 
 B  the published loop's rule with resident weights and transformers' own modules: every pass reads everything, gives
    logits of every position, and blocks are run whole
@@ -28,27 +28,24 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import paths  # noqa: F401
 import torch
 import transformers
+from match_tables import figures, tables
+from matching import Comparison, PublishedLoop, compare
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-
-from match_tables import figures, tables  # noqa: E402
-from matching import Comparison, PublishedLoop, compare  # noqa: E402
-
-from chat.demo.adapter import ADAPTER_FILE, merge_adapter  # noqa: E402
-from chat.demo.recipe.conversations import test_questions as held_out_questions  # noqa: E402
-from chat.text.prompt import prompt_ids  # noqa: E402
-from chat.text.tokenizer import ChatTokenizer, load_tokenizer  # noqa: E402
-from chat.text.transcript import Message, Transcript  # noqa: E402
-from dist.checkpoint.open import Checkpoint, open_checkpoint  # noqa: E402
-from dist.decode.engine import Engine  # noqa: E402
-from dist.group.group import SoloGroup  # noqa: E402
-from dist.model.build import build_model  # noqa: E402
-from dist.model.load import LoadedModel, load_model  # noqa: E402
-from dist.model.onednn import packing_pays  # noqa: E402
-from dist.settings import GenerationSettings  # noqa: E402
+from chat.demo.adapter import ADAPTER_FILE, merge_adapter
+from chat.demo.recipe.conversations import test_questions as held_out_questions
+from chat.text.prompt import prompt_ids
+from chat.text.tokenizer import ChatTokenizer, load_tokenizer
+from chat.text.transcript import Message, Transcript
+from dist.checkpoint.open import Checkpoint, open_checkpoint
+from dist.decode.engine import Engine
+from dist.group.group import SoloGroup
+from dist.model.build import build_model
+from dist.model.load import LoadedModel, load_model
+from dist.model.onednn import packing_pays
+from dist.settings import GenerationSettings
 
 # (N, R)
 CELLS = ("7,2", "7,4", "7,auto", "0,1", "31,2")

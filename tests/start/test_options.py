@@ -25,7 +25,7 @@ from chat.start.options import (
 from dist.errors import CheckpointError, UsageError
 from dist.settings import SETTINGS
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 NO_CONFIG = ConfigFile(path=Path("config.toml"))
 
 

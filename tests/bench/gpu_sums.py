@@ -1,4 +1,4 @@
-"""Sums through memory that GPUs share: `python tests/gpu_sums.py [--ranks N]`. Needs a GPU and no test framework.
+"""Sums through memory that GPUs share: `python tests/bench/gpu_sums.py [--ranks N]`. Needs a GPU; no pytest.
 
 With fewer GPUs than ranks all ranks share the first one, which is slow and can't be timed; what is checked is the
 same: sums right to the bit on every rank, called one by one and in a CUDA graph that is replayed back to back with
@@ -14,13 +14,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
+import paths  # noqa: F401
 import torch
 import torch.distributed as torch_dist
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 ROWS, WIDTHS = (1, 7, 8, 15, 32, 128, 255), (3584, 8192)
 DTYPES = (torch.bfloat16, torch.float32, torch.float16)

@@ -47,7 +47,7 @@ def loaded_by_ranks(tiny_checkpoint, tmp_path_factory) -> dict:
 
 
 def json_of(script: str, *arguments: str) -> dict:
-    command = [sys.executable, str(Path(__file__).with_name(script)), *arguments]
+    command = [sys.executable, str(Path(__file__).parents[1] / "support" / script), *arguments]
     done = subprocess.run(command, env=rank_environment(), capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(done.stdout.splitlines()[-1])

@@ -17,8 +17,8 @@ from pty_screen import CTRL_Z, ENTER, PtyScreen
 from chat.terminal.mode import key_mode, launcher_pid, line_mode, without_signals
 from chat.terminal.streams import describe_streams
 
-HERE = Path(__file__).parent
-CHILD = HERE / "console_child.py"
+TESTS = Path(__file__).parents[1]
+CHILD = TESTS / "support" / "console_child.py"
 BASH = ["bash", "--norc", "--noprofile", "-i"]
 
 NOISY = """
@@ -33,7 +33,7 @@ streams.notices.write(f"notice of {streams.rank}\\n")
 
 
 def run_rank(tmp_path: Path, **env: str) -> subprocess.CompletedProcess[str]:
-    environ = {**os.environ, "PYTHONPATH": str(HERE.parent), "XDG_STATE_HOME": str(tmp_path), **env}
+    environ = {**os.environ, "PYTHONPATH": str(TESTS.parent), "XDG_STATE_HOME": str(tmp_path), **env}
     for name in ("RANK", "DLLM_RUN_DIR", "DLLM_STDERR"):
         if name not in env:
             environ.pop(name, None)
@@ -92,7 +92,9 @@ def test_only_the_latest_log_folders_are_kept(tmp_path: Path) -> None:
 )
 def test_what_a_person_waits_for_imports_nothing_heavy(module: str, heavy: str) -> None:
     code = f"import sys, {module}; print([name for name in {heavy.split()!r} if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=HERE.parent)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=TESTS.parent
+    )
     assert done.stdout == "[]\n"
 
 
@@ -168,7 +170,7 @@ def test_the_launcher_is_the_start_script_or_torchrun_or_the_program() -> None:
 
 def child_env(tmp_path: Path) -> dict[str, str]:
     return {
-        "PYTHONPATH": str(HERE.parent),
+        "PYTHONPATH": str(TESTS.parent),
         "XDG_STATE_HOME": str(tmp_path),
         "FAKE_HISTORY": str(tmp_path / "history"),
     }

@@ -13,7 +13,7 @@ from ranks import torchrun
 
 from chat.terminal.lifeline import LEAVE_S
 
-STUCK = str(ROOT / "tests" / "stuck_close.py")
+STUCK = str(ROOT / "tests" / "support" / "stuck_close.py")
 SHORT = ("--max_new_tokens", "8", "--add_eos_length", "7", "--refine_iter", "2")
 
 

@@ -235,7 +235,7 @@ def test_killed_at_once_a_session_still_holds_every_finished_line(tmp_path: Path
         "session.block((1, 2), 'so far')\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, check=False)
     assert done.returncode == -signal.SIGKILL
     session, restored = Session.resume(tmp_path, "killed")

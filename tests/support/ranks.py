@@ -12,14 +12,15 @@ from pathlib import Path
 
 from checkpoints import free_port
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
+SUPPORT = Path(__file__).resolve().parent
 
 
 def rank_environment(**more: str) -> dict[str, str]:
     """The environment of a rank in a test: the project importable, one thread, quiet."""
     return {
         **os.environ,
-        "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{SUPPORT}",
         "OMP_NUM_THREADS": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": "1",
@@ -36,8 +37,8 @@ def torchrun(size: int, *arguments: str) -> list[str]:
 
 
 def results_of_ranks(size: int, script: str, *arguments: str, timeout: float = 120.0):
-    """Run tests/<script> on `size` ranks; returns what rank 0 wrote as JSON to stdout."""
-    command = torchrun(size, str(ROOT / "tests" / script), *arguments)
+    """Run tests/support/<script> on `size` ranks; returns what rank 0 wrote as JSON to stdout."""
+    command = torchrun(size, str(SUPPORT / script), *arguments)
     done = subprocess.run(
         command, env=rank_environment(), capture_output=True, text=True, timeout=timeout, cwd=ROOT
     )

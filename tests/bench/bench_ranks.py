@@ -14,9 +14,10 @@ import sys
 import time
 from typing import Any
 
+import paths  # noqa: F401
 from ranks import ROOT, rank_environment, results_of_ranks, torchrun
 
-SCRIPT = str(ROOT / "tests" / "bench_ranks.py")
+SCRIPT = str(ROOT / "tests/bench/bench_ranks.py")
 VERDICTS, VERDICT_TOKENS = 500, 8
 # Processes, threads of each, dtype, how threads wait; the first is what run_chat.sh does.
 USUAL = "GOMP_SPINCOUNT=1000"

@@ -1,4 +1,4 @@
-"""The console on a real terminal: keys in, screen out. The main loop behind it is tests/console_child.py."""
+"""The console on a real terminal: keys in, screen out. The loop behind it is support/console_child.py."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from pty_screen import (
 from chat.console.input import LineCompleter
 from dist.errors import ChatError
 
-CHILD = Path(__file__).with_name("console_child.py")
+CHILD = Path(__file__).parents[1] / "support" / "console_child.py"
 PROMPT = "›"
 STATS = "context"
 
@@ -64,7 +64,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
             columns=columns,
             rows=rows,
             env={
-                "PYTHONPATH": str(CHILD.parent.parent),
+                "PYTHONPATH": str(CHILD.parents[2]),
                 "XDG_STATE_HOME": str(tmp_path / "state"),
                 "FAKE_EVENTS": str(events),
                 "FAKE_HISTORY": str(tmp_path / "history"),

@@ -75,7 +75,12 @@ def on_ranks(models, later, tmp_path_factory) -> dict:
 
 
 def results_of(sizes: str, *folders: Path) -> dict:
-    command = [sys.executable, str(Path(__file__).with_name("ranks_tp.py")), sizes, *map(str, folders)]
+    command = [
+        sys.executable,
+        str(Path(__file__).parents[1] / "support" / "ranks_tp.py"),
+        sizes,
+        *map(str, folders),
+    ]
     done = subprocess.run(command, env=rank_environment(), capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr[-4000:]
     results = json.loads(done.stdout.splitlines()[-1])
