@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import queue
+import sys
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -36,10 +38,11 @@ from chat.console.events import (
     Submitted,
 )
 from chat.console.input import clean
+from chat.console.keyboard import GuardedKeys, Keyboard
 from chat.console.keys import console_keys
 from chat.console.layout import View, console_layout, console_style
 from chat.console.line import InputLine
-from chat.console.output import HeldOutput, terminal_keys, terminal_output
+from chat.console.output import HeldOutput, terminal_output
 from chat.console.painter import Painter
 from chat.console.plain import PlainLines
 from chat.terminal.mode import BaseMode
@@ -63,6 +66,7 @@ __all__ = [
 
 FRAME_SECONDS = 0.05
 SIZE_POLL_SECONDS = 0.2
+MAX_FAULTS, FAULT_SECONDS = 20, 2.0
 
 
 class Console:
@@ -110,7 +114,8 @@ class Console:
         self._bell: asyncio.Event | None = None
         self._running = threading.Event()
         self._failure: BaseException | None = None
-        self._app = self._make_app(terminal_input or terminal_keys(streams.keyboard_fd), output, vi_mode)
+        self._faults: deque[float] = deque(maxlen=MAX_FAULTS)
+        self._app = self._make_app(terminal_input or Keyboard(streams.keyboard_fd), output, vi_mode)
         self._painter.attach(self._app)
         self._thread = threading.Thread(target=self._run, name="console", daemon=True)
 
@@ -219,6 +224,7 @@ class Console:
             terminal_size_polling_interval=None,
             before_render=lambda _: self._painter.check_size(),
         )
+        app.key_processor = GuardedKeys(app.key_processor._bindings, self._on_key_error)
         app.ttimeoutlen = 0.1
         if vi_mode:
             app.timeoutlen = 0.1
@@ -248,7 +254,22 @@ class Console:
         await self._app.run_async(pre_run=ready, handle_sigint=False, set_exception_handler=False)
 
     def _on_exception(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Something that runs beside the keys failed: a completion, a drawing. The line lives on if it can."""
         error = context.get("exception") or RuntimeError(str(context.get("message")))
+        self._on_key_error(error) if isinstance(error, Exception) else self._fail(error)
+
+    def _on_key_error(self, error: Exception) -> None:
+        """Log a fault and say it in one line; too many in a row end the console."""
+        now = time.monotonic()
+        self._faults.append(now)
+        print("".join(traceback.format_exception(error)), file=sys.stderr, flush=True)
+        if len(self._faults) == MAX_FAULTS and now - self._faults[0] < FAULT_SECONDS:
+            self._fail(error)
+            return
+        self._line.hint(f"That key failed ({type(error).__name__}: {error}). The line is kept; the log has more.")
+        self._app.invalidate()
+
+    def _fail(self, error: BaseException) -> None:
         if self._failure is None:
             self._failure = error
         if self._app.is_running and not self._app.is_done:
@@ -260,7 +281,11 @@ class Console:
             await self._bell.wait()
             await asyncio.sleep(max(0.0, self._last_paint + FRAME_SECONDS - time.monotonic()))
             self._bell.clear()
-            self._paint()
+            try:
+                self._paint()
+            except Exception as error:  # noqa: BLE001  (the edge of the thread: handed to the main thread)
+                self._fail(error)
+                return
 
     async def _watch_size(self) -> None:
         while True:

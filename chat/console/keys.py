@@ -56,7 +56,7 @@ def _line_keys(line: LineActions) -> KeyBindings:
         else:
             line.send()
 
-    @keys.add("escape", "enter", filter=at_line)
+    @keys.add("escape", "enter", filter=at_line & emacs_mode)  # in vi mode these are two keys
     @keys.add("c-j", filter=at_line)
     def _newline(event: KeyPressEvent) -> None:
         event.current_buffer.insert_text("\n")
@@ -82,6 +82,14 @@ def _line_keys(line: LineActions) -> KeyBindings:
     @keys.add("escape", filter=Condition(lambda: get_app().current_buffer.complete_state is not None) & emacs_mode)
     def _close_menu(event: KeyPressEvent) -> None:
         event.current_buffer.cancel_completion()
+
+    @keys.add("escape", Keys.Any, filter=emacs_mode)
+    def _unknown_alt(event: KeyPressEvent) -> None:
+        """Alt with a letter that means nothing types nothing; any other key counts as if Escape were not there."""
+        event.current_buffer.cancel_completion()
+        key = event.key_sequence[-1]
+        if not (len(key.data) == 1 and key.data.isprintable()):
+            event.key_processor.feed(key, first=True)
 
     @keys.add("c-d", filter=at_line & Condition(lambda: not get_app().current_buffer.text))
     def _leave(event: KeyPressEvent) -> None:

@@ -13,12 +13,12 @@ from pathlib import Path
 
 from prompt_toolkit.application.current import get_app
 from prompt_toolkit.auto_suggest import AutoSuggestFromHistory
-from prompt_toolkit.buffer import Buffer
 from prompt_toolkit.document import Document
 from prompt_toolkit.enums import DEFAULT_BUFFER
 from prompt_toolkit.filters import Condition
 from prompt_toolkit.search import stop_search
 
+from chat.console.buffer import VisibleCharacters
 from chat.console.events import (
     Abort,
     CommandInfo,
@@ -63,7 +63,7 @@ class InputLine:
         self._on_abort = on_abort
         self._history = SessionHistory(history_file)
         self._interrupts: deque[float] = deque(maxlen=3)
-        self.buffer = Buffer(
+        self.buffer = VisibleCharacters(
             name=DEFAULT_BUFFER,
             multiline=True,
             history=self._history,
@@ -141,6 +141,7 @@ class InputLine:
             self.hint(HOW_TO_LEAVE)
 
     def abort(self) -> None:
+        self._settle()
         if self._view.busy:
             self._events.put(Abort())
             if self._on_abort is not None:
@@ -149,6 +150,7 @@ class InputLine:
             self.hint(HOW_TO_LEAVE)
 
     def leave(self) -> None:
+        self._settle()
         if self._view.busy:
             self.hint("Ctrl-D leaves when this is done (Ctrl-C stops a reply).")
         else:

@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from typing import Any, TextIO
 
 from prompt_toolkit.data_structures import Size
-from prompt_toolkit.input import Input
-from prompt_toolkit.input.vt100 import Vt100Input
 from prompt_toolkit.output import ColorDepth
 from prompt_toolkit.output.vt100 import Vt100_Output
 
@@ -74,11 +72,6 @@ def osc_52(text: str) -> str:
             "/export FILE writes the conversation to a file.",
         )
     return f"\x1b]52;c;{encoded}\x07"
-
-
-def terminal_keys(fd: int) -> Input:
-    # closefd=False: the file descriptor is the streams', not ours.
-    return Vt100Input(open(fd, encoding="utf-8", errors="surrogateescape", closefd=False))
 
 
 def rewrapped_rows(rows: Any, x: int, y: int, columns: int) -> int:

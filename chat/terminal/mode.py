@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import termios
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -13,6 +14,8 @@ from types import TracebackType
 from typing import Any
 
 Attributes = list[Any]
+
+POLL_S = 0.01
 
 
 class BaseMode:
@@ -123,22 +126,47 @@ def launcher_pid(environ: Mapping[str, str]) -> int:
 
 
 def stop_job(pid: int) -> None:
-    """Stop the process group of `pid` as Ctrl-Z would; return when it runs in the foreground again.
+    """Stop the process group of `pid` as Ctrl-Z would; return as soon as it runs in the foreground again.
 
     Under torchrun this process is in a session of its own: it is not stopped, it waits.
     """
     try:
-        os.killpg(os.getpgid(pid), signal.SIGTSTP)
+        group = os.getpgid(pid)
+        if group == os.getpgrp():
+            stop_own_group(group)
+        else:
+            os.killpg(group, signal.SIGTSTP)
+            # Not forever: a group without a shell above it ignores the signal.
+            deadline = time.monotonic() + 1.0
+            while time.monotonic() < deadline and _job_state(pid) != "stopped":
+                time.sleep(POLL_S)
     except (ProcessLookupError, PermissionError):
         return
-    own = os.getpgid(pid) == os.getpgrp()
-    # Our own stop happens somewhere in this sleep; that of another group is waited for, but not forever: a
-    # group without a shell above it ignores the signal.
-    deadline = time.monotonic() + 1.0
-    while time.monotonic() < deadline and (own or _job_state(pid) != "stopped"):
-        time.sleep(0.02)
     while _job_state(pid) in ("stopped", "background"):
-        time.sleep(0.05)
+        time.sleep(POLL_S)
+
+
+def stop_own_group(group: int) -> None:
+    """Stop the process group that this process is in; returns when it is continued.
+
+    The others are stopped one by one, this process last and by a signal to the calling thread, which takes it
+    before it goes on: until a signal to the whole group had arrived, nobody could say whether it was over.
+    """
+    for pid in _group_members(group):
+        if pid != os.getpid():
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGTSTP)
+    signal.pthread_kill(threading.get_ident(), signal.SIGTSTP)
+
+
+def _group_members(group: int) -> list[int]:
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            with suppress(OSError, IndexError):
+                if process_fields(int(folder.name))[2] == str(group):
+                    found.append(int(folder.name))
+    return found
 
 
 def _job_state(pid: int) -> str:

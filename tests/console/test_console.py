@@ -446,13 +446,12 @@ def test_where_nothing_can_be_redrawn_lines_are_only_added(start: Start, env: di
     assert talk.mode == talk.mode_before
 
 
-def test_a_fault_in_the_console_is_told_and_the_last_words_are_shown(start: Start) -> None:
+def test_a_fault_behind_a_key_is_said_in_one_line_and_the_draft_lives(start: Start) -> None:
     talk = start()
     talk.type("/boom")
-    assert talk.wait_end() == 0
-    assert talk.events == ["Failed(error=ValueError('no candidates'))"]
-    assert talk.text == "left by Failed"
-    assert talk.mode == talk.mode_before
+    talk.wait_for("That key failed (ValueError: no candidates).")
+    talk.send("\x15/echo alive" + ENTER)
+    talk.wait_event("Submitted(text='/echo alive', live=False, edited=False)")
 
 
 def test_a_closed_terminal_ends_the_session(start: Start) -> None:

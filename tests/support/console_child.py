@@ -2,7 +2,8 @@
 
 Run as a program. Knows these lines: `/quit`, `/echo TEXT` (live), `/undo` (not live), `/edit TEXT`,
 `/insert LINES NAME`, `/stuck`, `/die`, `/boom` (a fault in the console); anything else gets a reply. FAKE_PASS_S:
-seconds a pass takes. FAKE_REPLY: a file with the reply. Every event is written to FAKE_EVENTS, one a line.
+seconds a pass takes. FAKE_REPLY: a file with the reply. FAKE_MUTE: nothing is answered. Every event is written to
+FAKE_EVENTS, one a line; where it is mute, "ready" too, once it waits for the next line.
 """
 
 from __future__ import annotations
@@ -66,12 +67,15 @@ class Fake:
         if "FAKE_REPLY" in os.environ:
             self.text = Path(os.environ["FAKE_REPLY"]).read_text(encoding="utf-8")
         self.pass_s = float(os.environ.get("FAKE_PASS_S", "0.02"))
+        self.mute = "FAKE_MUTE" in os.environ
         self.leaving = False
 
     def run(self) -> None:
         self.console.set_toolbar("N 7  R 3  greedy")
         while not self.leaving:
             self.console.set_busy(False)
+            if self.mute:
+                self.log.write("ready\n")
             event = self.next(block=True)
             if isinstance(event, Submitted):
                 self.console.echo(draw.user_echo(event.text, self.palette, self.console.width))
@@ -104,7 +108,7 @@ class Fake:
             os.kill(os.getpid(), 9)
         elif text.startswith("/"):
             self.note(text)
-        else:
+        elif not self.mute:
             self.answer(self.text)
 
     def note(self, text: str) -> None:

@@ -241,6 +241,27 @@ def test_ctrl_z_suspends_the_job_and_fg_brings_it_back(tmp_path: Path, launcher:
         shell.wait_for("\n/echo back")
 
 
+def test_after_ctrl_z_and_fg_ctrl_c_is_a_key_at_once(tmp_path: Path) -> None:
+    with PtyScreen(BASH, env={**child_env(tmp_path), "PS1": "shell$ "}) as shell:
+        shell.wait_for("shell$")
+        shell.send(f"{sys.executable} {CHILD}\n")
+        shell.wait_for("Ctrl-D leaves")
+        mode = shell.mode
+        for _ in range(2):
+            shell.send(CTRL_Z)
+            shell.wait_for(lambda screen: screen.text.endswith("shell$"))
+            shell.send("fg\n")
+            began = time.monotonic()
+            shell.wait_for(lambda screen: screen.mode == mode)
+            # A fixed wait of a second was what ended the program.
+            assert time.monotonic() - began < 0.9
+            shell.send("\x03")
+            shell.wait_for("Ctrl-D or /quit leaves.")
+            shell.send("x\x7f")
+        shell.send("/echo back" + ENTER)
+        shell.wait_for("\n/echo back")
+
+
 def test_ctrl_z_works_where_nothing_can_be_redrawn(tmp_path: Path) -> None:
     with PtyScreen(BASH, env={**child_env(tmp_path), "PS1": "shell$ ", "ACCESSIBLE": "1"}) as shell:
         shell.wait_for("shell$")
