@@ -49,6 +49,7 @@ SHAPE = {
 }
 NEW_TOKENS, SLOW_TOKENS = 512, 64
 NEW_BATCHED, ONE_BY_ONE = 128, 4
+PROFILED = 5
 PLACEHOLDER = 2
 COLUMNS = ("tok/s", "fwd/s", "% of the floor", "ratio", "peak GiB", "compile s")
 
@@ -171,6 +172,31 @@ class Bench:
         forward = self.engine._sequence._alone
         passed, _ = forward._run(1, width, kept, [Piece(0, start, [5] * width, width - kept, kept)])
         return event_seconds(passed._graph.replay, 20)
+
+    def kernel_table(self, width: int, kept: int, start: int) -> str:
+        """The kernels of one captured pass by name, and how much of it no kernel ran."""
+        from torch.profiler import ProfilerActivity, profile
+
+        from dist.decode.packed_batch import Piece
+
+        forward = self.engine._sequence._alone
+        passed, _ = forward._run(1, width, kept, [Piece(0, start, [5] * width, width - kept, kept)])
+        with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+            for _ in range(PROFILED):
+                passed._graph.replay()
+            torch.cuda.synchronize()
+        events = [one for one in profiler.events() if one.device_type == torch.autograd.DeviceType.CUDA]
+        busy: dict[str, list[float]] = {}
+        for one in events:
+            busy.setdefault(one.name[:60], []).append(one.time_range.elapsed_us())
+        span = max(one.time_range.end for one in events) - min(one.time_range.start for one in events)
+        total = sum(sum(times) for times in busy.values())
+        lines = ["| kernel | calls a pass | us each | us a pass |", "|---|---|---|---|"]
+        for name, times in sorted(busy.items(), key=lambda pair: -sum(pair[1])):
+            calls, whole = len(times) / PROFILED, sum(times) / PROFILED
+            lines.append(f"| {name} | {calls:.0f} | {whole / calls:.2f} | {whole:.0f} |")
+        lines.append(f"\nkernels {total / PROFILED:.0f} us of {span / PROFILED:.0f} us a pass (profiled)")
+        return "\n".join(lines)
 
     def arm_ours(self, context: int, n: int, rounds: int) -> dict[str, Any]:
         prompts = [self.prompt(context)]
@@ -319,12 +345,17 @@ def measure(bench: Bench) -> None:
     if bench.engine.remark is None:
         bench.say("\n| rows | keys | ms a forward | forwards/s | share of the floor |\n|---|---|---|---|---|")
         for context in (1024, 8192):
+            if context not in options.contexts:
+                continue
             bench.answer([bench.prompt(context)], 0, 1, 2)
             for width, kept in ((1, 1), (7, 7), (8, 8), (15, 8), (32, 32), (127, 127), (128, 128), (255, 128)):
                 seconds = bench.replay_seconds(width, kept, context - width)
                 bench.say(
                     f"| {width} | {context} | {seconds * 1e3:.2f} | {1 / seconds:.0f} | {floor / seconds:.0%} |"
                 )
+        if options.profile:
+            table = bench.kernel_table(8, 8, 1016)
+            bench.say(f"\n{table}")
     arms: list[Any] = []
     plain = None
     if group.size > 1 and "A" in options.arms:
@@ -380,6 +411,7 @@ def main() -> None:
     parser.add_argument("--blocks", dest="n", type=int, nargs="*", default=[7, 31, 127])
     parser.add_argument("--rounds", dest="r", type=int, nargs="*", default=[1, 2, 4])
     parser.add_argument("--batches", type=int, nargs="*", default=[4, 16, 64], help="how many prompts together")
+    parser.add_argument("--profile", action="store_true", help="also the kernels of a pass of 8 rows")
     parser.add_argument("--json", default="")
     parser.add_argument("--write", action="store_true", help="one rank's part of writing the checkpoint")
     parser.add_argument("--rank", action="store_true", help="one rank's part of the measurement")

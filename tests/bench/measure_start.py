@@ -1,9 +1,9 @@
 """Where the time of a start goes: `python tests/bench/measure_start.py CHECKPOINT [--ranks 1 2 4]`.
 
-Starts the program as run_chat.sh does, with one prompt, and prints a table of seconds from the start to the moment in
-which the model is ready to answer, phase by phase, without what is counted in another phase. Of several ranks the
-slowest one's are shown, so that a column may add up to more than its total. On a GPU the first of several
-runs compiles kernels, unless Triton's cache has them.
+Starts the program as run_chat.sh does, with one prompt, and prints a table of seconds from the start to the moment
+in which the model is ready to answer, phase by phase, without what is counted in another phase. Of several ranks
+the slowest one's are shown, so that a column may add up to more than its total. On a GPU the first start compiles
+kernels, unless Triton's cache has them.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import functools
 import importlib
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -122,15 +123,23 @@ def start(checkpoint: str, ranks: int) -> dict[str, float]:
     paths = os.pathsep.join(map(str, (ROOT, Path(__file__).parent)))
     threads = os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))
     environment = os.environ | {
-        **{"PYTHONPATH": paths, "PYTHONSAFEPATH": "1", FOLDER: str(folder), BEGAN: str(time.time())},
-        **{"XDG_STATE_HOME": str(folder / "state"), "DLLM_RUN_DIR": str(folder), "OMP_NUM_THREADS": threads},
-        **{"TOKENIZERS_PARALLELISM": "false", "TORCH_CPP_LOG_LEVEL": "ERROR", "HF_HUB_OFFLINE": "1"},
+        "PYTHONPATH": paths,
+        "PYTHONSAFEPATH": "1",
+        FOLDER: str(folder),
+        BEGAN: str(time.time()),
+        "XDG_STATE_HOME": str(folder / "state"),
+        "DLLM_RUN_DIR": str(folder),
+        "OMP_NUM_THREADS": threads,
+        "TOKENIZERS_PARALLELISM": "false",
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
+        "HF_HUB_OFFLINE": "1",
     }
     command = [sys.executable, "-m", "measure_start"]
     if ranks > 1:
         command = [sys.executable, "-m", "chat.start.launch", str(folder / "torchrun.log"), "--standalone"]
         command += ["--nnodes=1", f"--nproc_per_node={ranks}", "-m", "measure_start"]
     asked = ["--checkpoint_dir", checkpoint, "--prompt", "Hello", "--max_new_tokens", "8"]
+    busy = sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
     done = subprocess.run([*command, *asked], env=environment, capture_output=True, text=True, timeout=600)
     if done.returncode:
         logs = [path.read_text()[-2000:] for path in folder.glob("*.log")]
@@ -139,6 +148,7 @@ def start(checkpoint: str, ranks: int) -> dict[str, float]:
     for path in folder.glob("rank*.json"):
         for phase, seconds in json.loads(path.read_text()).items():
             slowest[phase] = max(slowest[phase], seconds)
+    slowest["processor seconds, all"] = sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2]) - busy
     slowest["ended"] = time.time() - float(environment[BEGAN])
     return slowest
 
@@ -157,8 +167,9 @@ def main() -> None:
         for ranks in options.ranks:
             columns.append(f"{ranks} ({time_number + 1})")
             found.append(start(options.checkpoint, ranks))
-    phases = [phase for phase in dict.fromkeys(phase for one in found for phase in one)]
-    phases.sort(key=lambda phase: (phase in ("ready", "ended"), phase == "ended"))
+    phases = list(dict.fromkeys(phase for one in found for phase in one))
+    last = ("ready", "ended", "processor seconds, all")
+    phases.sort(key=lambda phase: last.index(phase) if phase in last else -1)
     print(f"\n| seconds, on ranks (start) | {' | '.join(columns)} |\n|{'---|' * (1 + len(columns))}")
     for phase in phases:
         print(f"| {phase} | {' | '.join(f'{one[phase]:.1f}' if phase in one else '' for one in found)} |")
