@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import importlib.metadata
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -34,7 +36,19 @@ REST = [
     if not layout.endswith(("hsdp", "large")) and can_make(layout)
 ]
 
+# Support modules that start processes: a test file that uses one is `real`.
+REAL = {"program", "ranks", "pty_screen"}
+
 TinyCheckpoint = Callable[[str, int], Path]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as `real` what starts ranks, the program or a terminal."""
+    for item in items:
+        assert isinstance(item, pytest.Function)
+        uses = {getattr(value, "__module__", None) for value in vars(item.module).values()}
+        if uses & REAL or "demo_checkpoint" in item.fixturenames:
+            item.add_marker("real")
 
 
 @pytest.fixture(scope="session")
@@ -50,10 +64,11 @@ def tiny_checkpoint(request: pytest.FixtureRequest) -> TinyCheckpoint:
 
     def checkpoint(layout: str, world_size: int) -> Path:
         base = cache.mkdir(f"checkpoints-{_fingerprint()}")
-        if not run_root(base, layout, world_size).exists():
-            batch = next((some for some in (USUAL, RARE, ADAPTED, REST) if (layout, world_size) in some), [])
-            wanted = {*filter(lambda case: can_make(case[0]), batch), (layout, world_size)}
-            make_checkpoints(base, sorted(case for case in wanted if not run_root(base, *case).exists()))
+        with _alone_in(base):
+            if not run_root(base, layout, world_size).exists():
+                batch = next((some for some in (USUAL, RARE, ADAPTED, REST) if (layout, world_size) in some), [])
+                wanted = {*filter(lambda case: can_make(case[0]), batch), (layout, world_size)}
+                make_checkpoints(base, sorted(case for case in wanted if not run_root(base, *case).exists()))
         return run_root(base, layout, world_size)
 
     return checkpoint
@@ -77,9 +92,18 @@ def demo_checkpoint(request: pytest.FixtureRequest) -> Path:
     home = cache.mkdir(f"demo-{fingerprint}")
     command = [sys.executable, "-m", "chat.demo"]
     environment = os.environ | {"XDG_DATA_HOME": str(home), "PYTHONPATH": str(Path(__file__).parent.parent)}
-    run = subprocess.run(command, env=environment, capture_output=True, text=True)
+    with _alone_in(home):
+        run = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     return Path(run.stdout.strip())
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """One process at a time: the tests run side by side and share what is made there."""
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _fingerprint() -> str:

@@ -1,8 +1,11 @@
 #!/usr/bin/env bash
 # Lint, types and tests; sets itself up on a fresh machine.
 #
-#   bash tests/run.sh [--all] [pytest's arguments]      --all also runs what takes minutes
+#   bash tests/run.sh [--fast | --all] [pytest's arguments]
 #   PYTHON=/path/to/python bash tests/run.sh            the tests alone, in an environment of yours
+#
+# --fast leaves out what starts ranks, the program or a terminal (under a minute); --all adds what takes minutes.
+# Files run side by side, one worker a core; -n0 runs them in this process.
 set -eu -o pipefail
 
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
@@ -11,10 +14,10 @@ cd -- "$root"
 source "$root/chat/start/environment.sh"
 
 selection=(-m "not long")
-if [[ ${1-} == --all ]]; then
-    selection=()
-    shift
-fi
+case ${1-} in
+    --fast) selection=(-m "not long and not real") && shift ;;
+    --all) selection=() && shift ;;
+esac
 
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 
@@ -28,4 +31,4 @@ else
     "$python" -m ruff format --check .
     "$python" -m mypy
 fi
-exec "$python" -m pytest ${selection[@]+"${selection[@]}"} "$@"
+exec "$python" -m pytest -n auto --maxprocesses=4 --dist=loadfile ${selection[@]+"${selection[@]}"} "$@"

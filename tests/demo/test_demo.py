@@ -188,7 +188,9 @@ def test_a_killed_preparation_is_not_mistaken_for_a_finished_one(data_home: Path
     run.kill()
     run.wait()
     run.stderr.close()
-    time.sleep(0.5)
+    deadline = time.monotonic() + 30
+    while any(Path(f"/proc/{child}/exe").exists() for child in children) and time.monotonic() < deadline:
+        time.sleep(0.01)
     assert not [child for child in children if Path(f"/proc/{child}/exe").exists()]
     assert not is_ready()
     assert not demo_folder().exists()
