@@ -144,7 +144,7 @@ set_variables() {
     cores=$(nproc 2>/dev/null || echo 1)
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores / count > 0 ? cores / count : 1))}
     # Threads that spin long while they wait made replies 6 to 12 times slower on 2 cores that others used too;
-    # threads that sleep at once are slower on idle ones (README, "Measured").
+    # threads that sleep at once are slower on idle ones (tests/MEASURED.md).
     [[ ${OMP_WAIT_POLICY-}${GOMP_SPINCOUNT-} ]] || export GOMP_SPINCOUNT=1000
     export TOKENIZERS_PARALLELISM=false TORCH_CPP_LOG_LEVEL=ERROR HF_HUB_OFFLINE=1
 }

