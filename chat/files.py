@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -100,13 +101,68 @@ def write_whole(path: Path, data: bytes) -> None:
         raise
 
 
+class Locked(Exception):
+    """Another program has the file open and locked."""
+
+
+def open_locked(
+    path: Path,
+    *,
+    create: bool = False,
+    exclusive: bool = False,
+    mode: int = 0o600,
+    wait: Callable[[], None] | None = None,
+) -> int:
+    """The file at `path`, open to be appended to and locked. What it holds is to be read after this, not before.
+
+    `create` makes it if it is missing, `exclusive` refuses it if it is not. `wait` is called before waiting for
+    another program that has it; without it, Locked is raised. Raises OSError.
+    """
+    flags = os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | (os.O_CREAT if create else 0) | (os.O_EXCL if exclusive else 0)
+    while True:
+        file = os.open(path, flags, mode)
+        try:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if wait is None:
+                    raise Locked(str(path)) from None
+                wait()
+                fcntl.flock(file, fcntl.LOCK_EX)
+            # The one who had it may have moved or removed it meanwhile: then the lock is on another file.
+            if _is_at(file, path):
+                return file
+        except BaseException:
+            os.close(file)
+            raise
+        os.close(file)
+
+
+def _is_at(file: int, path: Path) -> bool:
+    try:
+        there, mine = path.stat(), os.fstat(file)
+    except FileNotFoundError:
+        return False
+    return (there.st_dev, there.st_ino) == (mine.st_dev, mine.st_ino)
+
+
+def append_whole(file: int, data: bytes) -> None:
+    """Append to a file opened with O_APPEND: all of it, by one write, or nothing. Raises OSError."""
+    before = os.fstat(file).st_size
+    try:
+        if os.write(file, data) == len(data):
+            return
+    except OSError:
+        if os.fstat(file).st_size > before:
+            os.ftruncate(file, before)
+        raise
+    os.ftruncate(file, before)
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 def append_line(file: int, record: Mapping[str, Any]) -> None:
     """Append one JSON line to a file opened with O_APPEND: all of it, by one write, or nothing. Raises OSError."""
-    line = (json.dumps(record, ensure_ascii=False, default=str) + "\n").encode()
-    before = os.fstat(file).st_size
-    if os.write(file, line) != len(line):
-        os.ftruncate(file, before)
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    append_whole(file, (json.dumps(record, ensure_ascii=False, default=str) + "\n").encode())
 
 
 def has_lone_surrogates(text: str) -> bool:

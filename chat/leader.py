@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import os
 import select
 import sys
 import threading
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +23,9 @@ from chat.loading.checkpoints import Checkpoints, run_folder
 from chat.loading.facts import checkpoint_facts
 from chat.loading.opening import load, open_asked, warm_up
 from chat.loading.progress import Status
-from chat.start.options import LaunchOptions, load_config, resolve_settings, with_config
+from chat.start.options import LaunchOptions, load_config, resolve_settings, version_text, with_config
 from chat.terminal.lifeline import Lifeline
+from chat.terminal.mode import BaseMode
 from chat.terminal.streams import Streams, session_mode
 from dist.checkpoint.open import Checkpoint
 from dist.errors import WeightsLost
@@ -33,6 +36,10 @@ CLOSE_S = 1.0
 WAIT_S = 1.0
 
 if TYPE_CHECKING:
+    from chat.console.app import Console, PlainLines
+    from chat.conversation.repl import Repl
+    from chat.conversation.state import Talk
+    from chat.sessions.session import Session
     from chat.text.tokenizer import ChatTokenizer
     from dist.decode.engine import Engine
 
@@ -60,6 +67,7 @@ def run(options: LaunchOptions, streams: Streams, lifeline: Lifeline) -> int:
     options = with_config(options, config)
     status = Status(streams)
     prompts = asked_prompts(options, status)
+    opened = None if options.has_prompts else open_session(options)
     checkpoint = open_asked(options)
     settings, origins = resolve_settings(options, config, checkpoint.generation_config)
     if options.verify:
@@ -125,7 +133,7 @@ def run(options: LaunchOptions, streams: Streams, lifeline: Lifeline) -> int:
         engine.close()
 
     try:
-        code = answer_prompts(ready, prompts) if options.has_prompts else hold_conversation(ready)
+        code = answer_prompts(ready, prompts) if opened is None else hold_conversation(ready, *opened)
     except WeightsLost as error:
         # The ranks are well, and the followers wait for orders.
         let_go(error.exit_code)
@@ -177,42 +185,30 @@ def answer_prompts(ready: Ready, prompts: tuple[Prompt, ...]) -> int:
     )
 
 
-def hold_conversation(ready: Ready) -> int:
-    """Talk until the person leaves; returns the exit code."""
-    from chat.commands.table import COMMANDS, complete, dispatch
-    from chat.console.app import Console, PlainLines
+def open_session(options: LaunchOptions) -> tuple[Session, tuple[str, ...]]:
+    """The session to go on with, or a new one, and what there is to say about its file. Raises ChatError."""
+    from chat.sessions.folder import sessions_folder
+    from chat.sessions.session import Session
+
+    if options.resume is not None:
+        return Session.resume(sessions_folder(), options.resume)
+    return Session(sessions_folder(), system=default_system(options), program=version_text()), ()
+
+
+def hold_conversation(ready: Ready, session: Session, said: tuple[str, ...]) -> int:
+    """Talk until the user leaves; returns the exit code. `said` is what there is to say of the session's file."""
+    from chat.commands.table import dispatch
+    from chat.conversation.continuing import command_line, leave_word
     from chat.conversation.page import Page
     from chat.conversation.repl import Repl
     from chat.conversation.state import Talk
     from chat.screen.draw import Palette
-    from chat.sessions.session import Session, history_path, sessions_folder
-    from chat.text.transcript import Transcript
+    from chat.sessions.folder import Sessions, sessions_folder
 
-    streams = ready.streams
-    sessions = sessions_folder()
-    transcript = Transcript().with_system(default_system(ready.options))
-    if ready.options.resume is not None:
-        session, restored = Session.resume(sessions, ready.options.resume)
-        transcript = restored.transcript
-        session.set_facts(ready.facts)
-    else:
-        session = Session(sessions, transcript=transcript, facts=ready.facts)
-    with session_mode(streams) as mode:
+    with session_mode(ready.streams) as mode:
         repl: Repl
-        console: Console | PlainLines
-        if streams.plain:
-            console = PlainLines(streams, mode=mode, on_abort=ready.lifeline.ask_abort)
-        else:
-            console = Console(
-                streams,
-                commands=list(COMMANDS.values()),
-                history_file=history_path(),
-                complete=lambda before: complete(repl, before),
-                mode=mode,
-                vi_mode=ready.options.editing_mode == "vi",
-                on_abort=ready.lifeline.ask_abort,
-            )
-        page = Page(console, Palette.of(streams))
+        console = open_console(ready, mode, lambda: repl)
+        page = Page(console, Palette.of(ready.streams))
         talk = Talk(
             page=page,
             tokenizer=ready.tokenizer,
@@ -220,25 +216,20 @@ def hold_conversation(ready: Ready) -> int:
             origins=ready.origins,
             facts=ready.facts,
             session=session,
-            sessions_folder=sessions,
-            transcript=transcript,
+            sessions=Sessions(sessions_folder()),
             use_template=ready.use_template,
             checkpoints=ready.checkpoints,
             positions=ready.engine.max_positions,
+            how_to_continue=partial(command_line, sys.argv[1:], os.environ),
+            announce=partial(leave_word, ready.streams.run_dir),
         )
         repl = Repl(engine=ready.engine, page=page, talk=talk, dispatch=dispatch)
-
-        def put_back() -> None:
-            closing = threading.Thread(target=console.close, daemon=True)
-            closing.start()
-            closing.join(CLOSE_S)
-            mode.restore()
-
-        ready.lifeline.put_back = put_back
+        guard_terminal(ready.lifeline, console, mode, talk)
         ready.lifeline.on_tick = repl.watch_quiet
         console.start()
         repl.note(welcome(ready.facts))
         if ready.options.resume is not None:
+            talk.take_up(said)
             repl.show_conversation()
         try:
             repl.run()
@@ -246,6 +237,42 @@ def hold_conversation(ready: Ready) -> int:
             ready.lifeline.put_back = mode.restore
             console.close()
     return 0
+
+
+def open_console(ready: Ready, mode: BaseMode, repl: Callable[[], Repl]) -> Console | PlainLines:
+    """What reads the keyboard and writes to the terminal, as far as that can do it."""
+    from chat.commands.table import COMMANDS, complete
+    from chat.console.app import Console, PlainLines
+    from chat.sessions.folder import history_path
+
+    if ready.streams.plain:
+        return PlainLines(ready.streams, mode=mode, on_abort=ready.lifeline.ask_abort)
+    return Console(
+        ready.streams,
+        commands=list(COMMANDS.values()),
+        history_file=history_path(),
+        complete=lambda before: complete(repl(), before),
+        mode=mode,
+        vi_mode=ready.options.editing_mode == "vi",
+        on_abort=ready.lifeline.ask_abort,
+    )
+
+
+def guard_terminal(lifeline: Lifeline, console: Console | PlainLines, mode: BaseMode, talk: Talk) -> None:
+    """However the program ends, the terminal is put back and the user learns how to continue."""
+    last_words = lifeline.say
+
+    def put_back() -> None:
+        closing = threading.Thread(target=console.close, daemon=True)
+        closing.start()
+        closing.join(CLOSE_S)
+        mode.restore()
+
+    def say(text: str) -> None:
+        last_words("\n".join(filter(None, (text, talk.farewell))))
+
+    lifeline.put_back = put_back
+    lifeline.say = say
 
 
 def welcome(facts: dict[str, Any]) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterable, Iterator
+from itertools import islice
 from typing import TYPE_CHECKING
 
-from chat.commands.row import Value, command, exchanges, first_word
+from chat.commands.row import Value, ago, command, first_word
 from chat.files import expand, read_text
 from chat.loading.checkpoints import LATEST_WORD, Steps
 from chat.loading.facts import facts_table
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 SHOWN_STEPS = 40
 SHOWN_SESSIONS = 20
+SHOWN_FOUND = 20
 
 
 @command("model", "/model", "what is known of the checkpoint", live=True)
@@ -118,16 +120,17 @@ def export(repl: Repl, argument: str) -> None:
     repl.note(f"Wrote {repl.talk.export(argument)}")
 
 
-@command("save", "/save NAME", "give this session a name to resume it by")
+@command("save", "/save [NAME]", "put this session on disk, under a name to resume it by")
 def save(repl: Repl, argument: str) -> None:
-    if not argument:
-        raise UsageError("/save needs a name.")
-    repl.talk.rename_session(argument)
-    repl.note(f"This session is now named {argument}. --resume {argument} or /resume {argument} goes on with it.")
+    repl.talk.save(argument)
+    name = repl.talk.session.name
+    named = f"This session is named {name}." if argument else f"This session is saved as {name}."
+    repl.note(f"{named} Continue it later with --resume {name} or /resume {name}.")
 
 
 def _session_names(repl: Repl, word: str) -> Iterable[Value]:
-    return ((info.name, f"{info.exchanges} exchanges: {info.opening[:40]}") for info in repl.talk.other_sessions())
+    found = repl.talk.sessions.offered(word)
+    return ((info.name, info.opening[:40]) for info in found if info.name != repl.talk.session.name)
 
 
 @command(
@@ -138,12 +141,36 @@ def _session_names(repl: Repl, word: str) -> Iterable[Value]:
 )
 def resume(repl: Repl, argument: str) -> None:
     repl.talk.resume(argument)
+    repl.show_conversation()
 
 
-@command("sessions", "/sessions", "the sessions on disk")
+@command("sessions", "/sessions [WORD]", "the sessions on disk, or those with WORD in name or first words")
 def sessions(repl: Repl, argument: str) -> None:
-    infos = list(repl.talk.sessions())[:SHOWN_SESSIONS]
+    infos = list(repl.talk.sessions.latest(word=argument, limit=SHOWN_SESSIONS))
     if not infos:
-        repl.note("There are no sessions yet.")
+        repl.note(
+            f"No session has {argument} in its name or first words. /find looks further."
+            if argument
+            else "There are no sessions yet."
+        )
         return
-    repl.page.table([(info.name, exchanges(info.exchanges), info.opening[:50]) for info in infos])
+    rows = []
+    for info in infos:
+        date = time.strftime("%Y-%m-%d %H:%M", time.localtime(info.changed))
+        step = "" if info.step is None else f"step {info.step}"
+        here = "* " if info.name == repl.talk.session.name else ""
+        rows.append((f"{here}{info.name}", date, ago(time.time() - info.changed), step, info.opening[:50]))
+    repl.page.table(rows, head=("session", "changed", "", "", "begins with"))
+
+
+@command("find", "/find WORD", "every message of every session that holds WORD")
+def find(repl: Repl, argument: str) -> None:
+    if not argument:
+        raise UsageError("/find needs something to look for.")
+    found = list(islice(repl.talk.sessions.find(argument), SHOWN_FOUND + 1))
+    if not found:
+        repl.note(f"No session holds {argument!r}.")
+        return
+    repl.page.table([(one.name, one.role, one.around) for one in found[:SHOWN_FOUND]])
+    more = f"There are more than {SHOWN_FOUND}; a longer word finds fewer. " if len(found) > SHOWN_FOUND else ""
+    repl.note(f"{more}/resume NAME goes on with a session.")

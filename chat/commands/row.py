@@ -50,10 +50,10 @@ def first_word(values: Callable[[Repl, str], Iterable[Value]]) -> Values:
     return lambda repl, words, word: () if words else values(repl, word)
 
 
-def whole_number(argument: str, name: str) -> int:
-    """A number of exchanges or messages, 1 where none is named; raises UsageError."""
+def whole_number(argument: str, name: str, default: int = 1) -> int:
+    """A number of exchanges or messages, `default` where none is named; raises UsageError."""
     if not argument:
-        return 1
+        return default
     if not argument.isdecimal() or int(argument) < 1:
         raise UsageError(f"{name} cannot take {argument!r}.", "It takes a whole number from 1.")
     return int(argument)
@@ -61,3 +61,12 @@ def whole_number(argument: str, name: str) -> int:
 
 def exchanges(n: int) -> str:
     return f"{n} exchange{'' if n == 1 else 's'}"
+
+
+def ago(seconds: float) -> str:
+    """How long ago something was, in one word and a unit."""
+    for length, unit in ((86400 * 365, "year"), (86400, "day"), (3600, "hour"), (60, "minute")):
+        if seconds >= length:
+            n = int(seconds // length)
+            return f"{n} {unit}{'' if n == 1 else 's'} ago"
+    return "just now"

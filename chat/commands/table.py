@@ -1,6 +1,6 @@
 """The slash commands, one row each: help, completion, dispatch and "did you mean" all read `COMMANDS`.
 
-What they do stands in `settings`, `talk` and `files`.
+What they do stands in the other modules of this folder.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import difflib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from chat.commands import files, settings, talk
+from chat.commands import branches, files, settings, talk
 from chat.commands.row import Command, command
 from dist.errors import UsageError
 from dist.settings import SETTINGS
@@ -48,11 +48,14 @@ COMMANDS: dict[str, Command] = {
         settings.overflow,
         settings.settings,
         settings.trace,
-        talk.system,
-        talk.clear,
-        talk.undo,
-        talk.retry,
-        talk.edit,
+        branches.system,
+        branches.clear,
+        branches.undo,
+        branches.redo,
+        branches.retry,
+        branches.edit,
+        branches.branches,
+        branches.history,
         talk.compare,
         talk.copy,
         files.read,
@@ -65,6 +68,7 @@ COMMANDS: dict[str, Command] = {
         files.save,
         files.resume,
         files.sessions,
+        files.find,
         quit_,
     )
 }

@@ -1,84 +1,17 @@
-"""The slash commands that look at what was said, or change it."""
+"""The slash commands that look closely at replies: compare, copy, figures."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from chat.commands.row import Value, command, exchanges, first_word, whole_number
+from chat.commands.row import Value, command, whole_number
 from chat.commands.settings import known_setting, setting_names, setting_values
 from chat.screen.markdown.stream import code_blocks
 from dist.errors import UsageError
 
 if TYPE_CHECKING:
     from chat.conversation.repl import Repl
-
-SHOWN_QUESTIONS = 10
-
-
-@command("system", "/system [TEXT]", "show or replace the system prompt (- removes it)")
-def system(repl: Repl, argument: str) -> None:
-    if not argument:
-        present = repl.talk.transcript.system
-        repl.note(f"The system prompt is: {present}" if present else "There is no system prompt.")
-        return
-    repl.talk.adopt(repl.talk.transcript.with_system("" if argument == "-" else argument))
-    repl.note("The system prompt is removed." if argument == "-" else "The system prompt is replaced.")
-
-
-@command("clear", "/clear", "start over; the system prompt stays")
-def clear(repl: Repl, argument: str) -> None:
-    gone = len(repl.talk.transcript.exchanges)
-    repl.talk.adopt(repl.talk.transcript.cleared())
-    repl.note(f"Cleared {exchanges(gone)}.")
-
-
-@command("undo", "/undo [N]", "take back the last exchange, or the last N")
-def undo(repl: Repl, argument: str) -> None:
-    n = whole_number(argument, "/undo")
-    before = repl.talk.transcript
-    there = len(before.exchanges)
-    if there == 0:
-        raise UsageError("There is nothing to undo.")
-    repl.talk.adopt(before.without_last(n))
-    left = len(repl.talk.transcript.exchanges)
-    repl.note(
-        f"Took back {exchanges(there - left)}; {exchanges(left) if left else 'none'} left. "
-        f"Last was: {(before.last_question or '')[:60]}"
-    )
-
-
-@command("retry", "/retry", "answer the last message again")
-def retry(repl: Repl, argument: str) -> None:
-    before = repl.talk.transcript
-    if before.last_question is None:
-        raise UsageError("There is nothing to answer again.")
-    repl.answering.answer(before.without_reply(), before)
-
-
-def _questions(repl: Repl, word: str) -> Iterable[Value]:
-    """The person's messages by number, the last one first."""
-    return ((str(n), text[:60]) for n, text in enumerate(repl.talk.transcript.questions[:SHOWN_QUESTIONS], 1))
-
-
-@command(
-    "edit",
-    "/edit [N]",
-    "change your last message, or the N-th last, and go on from there",
-    values=first_word(_questions),
-)
-def edit(repl: Repl, argument: str) -> None:
-    n = whole_number(argument, "/edit")
-    there = len(repl.talk.transcript.questions)
-    if there == 0:
-        raise UsageError("There is nothing to edit.")
-    if n > there:
-        raise UsageError(f"/edit cannot take {n}.", f"Your messages are {there} so far.")
-    repl.note(
-        f"Message {there - n + 1} of {there}: Enter sends it anew and drops what came after it; "
-        "Ctrl-C leaves all as it was."
-    )
-    repl.edit(n)
 
 
 def _compared(repl: Repl, words: tuple[str, ...], word: str) -> Iterable[Value]:

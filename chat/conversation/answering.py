@@ -1,4 +1,4 @@
-"""A message answered: the model's passes go to the screen and the journal, the reply into the conversation.
+"""A message answered: what the model makes goes to the journal, to the screen, and into the conversation.
 
 Knows no key and no command.
 """
@@ -7,17 +7,21 @@ from __future__ import annotations
 
 import dataclasses
 import secrets
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 from chat.conversation.page import Page
 from chat.conversation.state import Talk
 from chat.conversation.work import Work
 from chat.screen.draw import ReplyView
+from chat.sessions.session import Asked, Session
+from chat.sessions.tree import Node
 from chat.text.prompt import FittedPrompt
+from chat.text.running_text import RunningText
 from chat.text.trace import Trace
 from chat.text.transcript import Transcript
-from dist.errors import ChatError, RankError
+from dist.errors import ChatError, UsageError
 from dist.protocol import BlockUpdate, Reply, Turn
 from dist.settings import MAX_SEED, GenerationSettings
 
@@ -25,90 +29,155 @@ from dist.settings import MAX_SEED, GenerationSettings
 TraceMode = Literal["off", "on", "top"]
 AS_IT_WAS = "The conversation is as it was."
 
+# Writes down what is asked, and moves the conversation there.
+Begin = Callable[[Asked], None]
+
 
 class Answering:
-    """Answers messages of one conversation, one at a time. `trace` may change in the middle of a reply.
-
-    `busy`: a reply is being made, and changed settings count from its next block on.
-    """
+    """Answers messages of one conversation, one at a time. `trace` may change in the middle of a reply."""
 
     def __init__(self, talk: Talk, work: Work, page: Page) -> None:
         self._talk = talk
         self._work = work
         self._page = page
+        self._overflow_said = False
         self.trace: TraceMode = "off"
-        self.busy = False
 
-    def answer(self, transcript: Transcript, before: Transcript | None = None) -> None:
-        """Answer the last message of `transcript`, which becomes the conversation. Raises ChatError.
+    @property
+    def busy(self) -> bool:
+        """Whether a reply is being made, so that changed settings count from its next block on."""
+        return self._work.busy
 
-        `before` is put back in its place if nothing of the reply gets finished; None: the message stays unanswered.
+    def say(self, text: str) -> None:
+        """Answer a new message. Raises ChatError; the message then stays, unanswered, unless it was refused."""
+        self._answer(
+            self._talk.transcript.with_user(text),
+            lambda asked: self._talk.journal(lambda session: session.say(text, asked)),
+        )
+
+    def say_instead(self, question: Node, text: str) -> None:
+        """Answer a message in the place of an earlier one, from which the conversation goes on.
+
+        If nothing of the reply gets finished, everything stays as it was. Raises ChatError.
         """
+        tree = self._talk.tree
+        before = tree.transcript(question.parent).with_system(tree.system())
+        self._answer(
+            before.with_user(text),
+            lambda asked: self._talk.journal(lambda session: session.say(text, asked, instead_of=question.id)),
+        )
+
+    def say_again(self) -> None:
+        """Answer the last message again; if nothing gets finished, the reply before stays. Raises ChatError."""
+        if not self._talk.tree.questions():
+            raise UsageError("There is nothing to answer again.")
+        self._answer(
+            self._talk.transcript.without_reply(),
+            lambda asked: self._talk.journal(lambda session: session.ask_again(asked)),
+        )
+
+    def _answer(self, transcript: Transcript, begin: Begin) -> None:
+        """Answer the last message of `transcript`; `begin` makes it the conversation."""
         talk = self._talk
         fitted = talk.fitted(transcript)
-        if fitted.left_out:
-            self._page.note(left_out_note(fitted, transcript))
-        talk.transcript = transcript
-        drawn = secrets.randbelow(MAX_SEED)
-
-        def settings() -> GenerationSettings:
-            return with_seed(talk.settings, drawn)
-
+        self._say_left_out(fitted, transcript)
+        seed = secrets.randbelow(MAX_SEED) if talk.settings.seed is None else talk.settings.seed
         turn = Turn(
             prompts=(fitted.token_ids,),
-            settings=settings(),
+            settings=with_seed(talk.settings, seed),
             placeholder=talk.tokenizer.eos_id,
             stop_ids=talk.tokenizer.stop_ids,
             trace=self.trace == "top",
         )
-        made_under = turn.settings.as_dict()
-        talk.journal(lambda session: session.turn(transcript, made_under, tentative=before is not None))
-        view, trace = self._page.reply_view(talk.reply_text), self._page.trace(talk.reply_text)
-        self.busy = True
+        begin(talk.asked(fitted, seed))
+        answer = Answer(talk)
+        view = self._page.reply_view(talk.reply_text, answer.text)
+        trace = self._page.trace(talk.reply_text)
         try:
-            reply = self._work.reply(turn, settings, partial(self._show, view, trace))
-            self._finish(reply, view, fitted, before)
-        except ChatError as error:
-            # Where the ranks fall apart, the blocks in the journal are all that is left of the reply.
-            if before is None or (isinstance(error, RankError) and view.text):
-                talk.transcript = transcript.mark_unanswered()
-            else:
-                talk.adopt(before)
+            reply = self._work.reply(turn, partial(answer.settings, seed), partial(self._show, answer, view, trace))
+            self._finish(reply, answer, view, fitted)
+        except ChatError:
+            answer.fail()
+            if answer.withdrawn:
                 self._page.note(AS_IT_WAS)
             raise
         finally:
-            self.busy = False
             self._work.rest()
 
-    def _show(self, view: ReplyView, trace: Trace, update: BlockUpdate) -> None:
-        """One pass, on the screen; a finished block, in the journal too."""
+    def _say_left_out(self, fitted: FittedPrompt, transcript: Transcript) -> None:
+        """Say what the prompt has no room for, once; exports and /context tell it of every turn."""
+        if fitted.left_out and not self._overflow_said:
+            self._page.note(f"{left_out_note(fitted, transcript)} /context shows what each next turn leaves out.")
+        self._overflow_said = bool(fitted.left_out)
+
+    def _show(self, answer: Answer, view: ReplyView, trace: Trace, update: BlockUpdate) -> None:
+        """One pass: what it finished goes to the journal first, then to the screen."""
+        answer.take(update)
         if self.trace != "off":
             trace.take(update)
             self._page.traced(trace, top=self.trace == "top")
         view.resize(self._page.console.width, self._page.console.height)
         self._page.show(view.update(update))
-        if update.done:
-            self._talk.journal(lambda session: session.block(update.token_ids, view.text))
 
-    def _finish(self, reply: Reply, view: ReplyView, fitted: FittedPrompt, before: Transcript | None) -> None:
+    def _finish(self, reply: Reply, answer: Answer, view: ReplyView, fitted: FittedPrompt) -> None:
         """Adopt a reply and show its figures."""
-        talk = self._talk
+        answer.end(reply)
         self._page.console.commit(view.finish(reply))
-        talk.last_reply = reply
-        stopped = reply.finish == "cancelled"
-        if stopped and not reply.token_ids:
-            if before is not None:
-                talk.adopt(before)
-                self._page.note(f"Stopped before the first block was finished. {AS_IT_WAS}")
-                return
-            talk.transcript = talk.transcript.mark_unanswered()
-            self._page.note("Stopped before the first block was finished. /retry answers the message again.")
+        self._talk.last_reply = reply
+        if reply.token_ids:
+            self._page.stats(reply, reply.prompt_len + len(reply.token_ids), fitted.limit)
+        else:
+            what_now = AS_IT_WAS if answer.withdrawn else "/retry answers the message again."
+            self._page.note(f"Stopped before anything was finished. {what_now}")
+
+
+class Answer:
+    """The reply in the making: its text, and what is journaled of it. Made once its turn is in the journal."""
+
+    def __init__(self, talk: Talk) -> None:
+        self.text = RunningText(talk.reply_text)
+        self._talk = talk
+        self._question = talk.tree.head
+        self._begun = False  # whether anything of it is finished
+        self._in_force = talk.settings
+
+    @property
+    def withdrawn(self) -> bool:
+        """Whether it ended with nothing finished, and what was there before holds again."""
+        return not self._begun and self._talk.tree.head != self._question
+
+    def settings(self, seed: int) -> GenerationSettings:
+        """Those of the next block."""
+        return with_seed(self._talk.settings, seed)
+
+    def take(self, update: BlockUpdate) -> None:
+        """Write down what a pass finished, then the settings that came into force behind it."""
+        if not update.done:
             return
-        talk.transcript = talk.transcript.with_reply(
-            view.text, reply.token_ids, stopped=stopped, left_out=len(fitted.left_out)
-        )
-        talk.journal(lambda session: session.reply(talk.transcript.messages[-1]))
-        self._page.stats(reply, reply.prompt_len + len(reply.token_ids), fitted.limit)
+        self._begun = True
+        text = self.text.extend(update.token_ids)
+        self._talk.journal(lambda session: session.tokens(update.token_ids, text))
+        before, self._in_force = self._in_force.as_dict(), self._talk.settings
+        if update.finish is None:
+            for name, value in self._in_force.as_dict().items():
+                if value != before[name]:
+                    self._talk.journal(partial(Session.setting, name=name, value=value))
+
+    def end(self, reply: Reply) -> None:
+        """Write down how it ended."""
+        self.text.finish(reply.token_ids)
+        self._end(reply.finish, reply.stats.as_dict())
+
+    def fail(self) -> None:
+        """It was broken off by an error: what is finished of it stays."""
+        self._end("error", {})
+
+    def _end(self, finish: str, stats: Mapping[str, Any]) -> None:
+        if self._begun:
+            whole = self.text.text
+            self._talk.journal(lambda session: session.reply(finish, whole, stats))
+        else:
+            self._talk.journal(Session.no_reply)
 
 
 def left_out_note(fitted: FittedPrompt, transcript: Transcript) -> str:

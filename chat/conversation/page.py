@@ -11,8 +11,9 @@ from chat.screen import draw
 from chat.screen.compare_lines import compared
 from chat.screen.trace_lines import new_trace, pass_lines
 from chat.text.agreement import Compared
-from chat.text.running_text import Decode
+from chat.text.running_text import Decode, RunningText
 from chat.text.trace import Trace
+from chat.text.transcript import USER, Message
 from dist.errors import ChatError
 from dist.protocol import Reply
 
@@ -73,9 +74,19 @@ class Page:
         """A whole reply."""
         self.console.commit(draw.render_markdown(text, self.console.width, self.palette))
 
-    def reply_view(self, decode: Decode) -> draw.ReplyView:
-        """The drawing of a reply that is about to be made."""
-        return draw.ReplyView(decode, self.console.width, self.console.height, self.palette)
+    def message(self, message: Message) -> None:
+        """A message of the conversation as it was when it came, marked if it is not whole."""
+        if message.role == USER:
+            self.echo(message.content)
+        else:
+            self.markdown(message.content)
+        mark = "[stopped]" if message.stopped else "[unanswered]" if message.unanswered else ""
+        if mark:
+            self.note(mark)
+
+    def reply_view(self, decode: Decode, text: RunningText | None = None) -> draw.ReplyView:
+        """The drawing of a reply that is about to be made; `text` is its text where someone else keeps that."""
+        return draw.ReplyView(decode, self.console.width, self.console.height, self.palette, text)
 
     def trace(self, decode: Decode) -> Trace:
         """What collects the passes of a reply that is about to be made."""

@@ -12,9 +12,10 @@ from chat.conversation.answering import Answering
 from chat.conversation.comparing import Comparing
 from chat.conversation.inbox import Inbox
 from chat.conversation.page import Page
+from chat.conversation.resuming import show_end
 from chat.conversation.state import Talk
 from chat.conversation.work import Work
-from chat.text.transcript import Transcript
+from chat.sessions.tree import Node
 from dist.decode.engine import Engine
 from dist.errors import ChatError, RankError, WeightsLost
 
@@ -37,7 +38,7 @@ class Repl:
         self._work = work = Work(engine, self._inbox, self.page)
         self.answering = Answering(self.talk, work, self.page)
         self.comparing = Comparing(self.talk, work, self.page)
-        self._before_edit: Transcript | None = None
+        self._edited: Node | None = None  # the message that the next line takes the place of
 
     # The loop.
 
@@ -59,23 +60,22 @@ class Repl:
     def _take(self, event: Submitted) -> None:
         """Run a command or answer a message; an error is shown and the conversation goes on."""
         is_command = event.text.startswith("/")
-        edited = self._before_edit if event.edited and not is_command else None
-        self._before_edit = None
-        present = self.talk.transcript
+        edited = self._edited if event.edited and not is_command else None
+        self._edited = None
         try:
             self.page.echo(event.text)
             if is_command:
                 self._dispatch(self, event.text)
             elif edited is not None:
-                self.answering.answer(edited.with_user(event.text), present)
+                self.answering.say_instead(edited, event.text)
             else:
-                self.answering.answer(present.with_user(event.text))
+                self.answering.say(event.text)
         except (RankError, WeightsLost):
             raise
         except ChatError as error:
             self.page.error(error)
             if edited is not None:  # what is sent next is still the edit
-                self._before_edit = edited
+                self._edited = edited
                 self.page.console.edit(event.text)
 
     def _run_live(self, line: str) -> None:
@@ -87,10 +87,10 @@ class Repl:
 
     # What commands and the program ask for.
 
-    def edit(self, n: int) -> None:
-        """Put the n-th last message of the person's into the input line; sending it goes on from there."""
-        self._before_edit = self.talk.transcript.before_question(n)
-        self.page.console.edit(self.talk.transcript.questions[n - 1])
+    def edit(self, question: Node) -> None:
+        """Put a message of the user's into the input line; sending it goes on from there."""
+        self._edited = question
+        self.page.console.edit(question.text)
 
     @property
     def cached_tokens(self) -> int:
@@ -106,8 +106,8 @@ class Repl:
         self.page.note(text)
 
     def show_conversation(self) -> None:
-        """Say which session goes on, and with what."""
-        self.talk.show_resumed()
+        """The end of a conversation that is taken up again."""
+        show_end(self.page, self.talk.tree)
 
     def watch_quiet(self) -> None:
         """Say so if no pass has ended for some seconds. May be called from any thread."""

@@ -1,4 +1,4 @@
-"""The conversation as it stands: transcript, settings, checkpoint, journal. Answers nothing and reads no key.
+"""The conversation as it stands: what was said, settings, checkpoint, journal. Answers nothing and reads no key.
 
 What cannot be raises and changes nothing; what has changed is journaled.
 """
@@ -7,26 +7,31 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from chat.conversation.page import Page
+from chat.conversation.provenance import checkpoint_record, differences, prompt_digest, settings_of
 from chat.loading.checkpoints import Adopted, OnBytes, Steps
 from chat.loading.facts import reading
 from chat.sessions.export import Conversation, export, split_target
-from chat.sessions.journal import SessionInfo
-from chat.sessions.session import Session, list_sessions
+from chat.sessions.folder import Sessions
+from chat.sessions.records import CheckpointRecord
+from chat.sessions.session import Asked, Session
+from chat.sessions.tree import ROOT, Node, Tree
 from chat.text.prompt import ROOM_FOR_REPLY, FittedPrompt, fit, prompt_ids
 from chat.text.tokenizer import ChatTokenizer
 from chat.text.transcript import Transcript
-from dist.errors import ChatError, PromptError, RankError, UsageError, WeightsLost
+from dist.errors import ChatError, PromptError, UsageError, WeightsLost
 from dist.protocol import Reply
 from dist.settings import GenerationSettings
 
 REDRAW_S = 0.1
-# The origin of a setting that was changed while the conversation went on.
+# The origins of a setting that was changed while the conversation went on, and of one that a session brought along.
 BY_HAND = "this conversation"
+OF_SESSION = "the session"
+COMMAND_LINE = "command line"
 # What happens when a conversation no longer fits: its oldest exchanges are left out, or the message is refused.
 Overflow = Literal["drop", "refuse"]
 
@@ -43,6 +48,8 @@ class Talk:
 
     `origins` says where each setting came from, `facts` what is known of the checkpoint (facts are only shown).
     `positions` is how many the model has, None for no limit. `overflow` says what happens when the prompt is full.
+    `how_to_continue` gives the command that resumes a session of some name; `announce` is handed what to tell
+    a user whose program was killed.
     """
 
     def __init__(
@@ -54,26 +61,42 @@ class Talk:
         origins: Mapping[str, str],
         facts: Mapping[str, Any],
         session: Session,
-        sessions_folder: Path,
-        transcript: Transcript,
+        sessions: Sessions,
         use_template: bool,
         checkpoints: Checkpoints,
         positions: int | None,
+        how_to_continue: Callable[[str], str] = "--resume {}".format,
+        announce: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.tokenizer = tokenizer
         self.settings = settings
         self.origins = dict(origins)
         self.facts = dict(facts)
-        self.transcript = transcript
+        self.session = session
+        self.sessions = sessions
         self.overflow: Overflow = "drop"
         self.last_reply: Reply | None = None
         self._page = page
-        self._session = session
-        self._sessions_folder = sessions_folder
         self._use_template = use_template
         self._checkpoints = checkpoints
         self._positions = positions
+        self._how_to_continue = how_to_continue
+        self._announce = announce
+        self._announced = ""
+        self._fault = ""  # what was said of saving
+        if not session.tree.checkpoints:
+            self.journal(lambda session: session.checkpoint(self._checkpoint_record()))
         self.show_toolbar()
+
+    @property
+    def tree(self) -> Tree:
+        """All that was said, on all branches."""
+        return self.session.tree
+
+    @property
+    def transcript(self) -> Transcript:
+        """What was said on the present branch."""
+        return self.session.transcript
 
     # The next prompt.
 
@@ -94,6 +117,16 @@ class Talk:
                 "/set overflow drop leaves them out; /clear starts over.",
             )
         return fitted
+
+    def asked(self, fitted: FittedPrompt, seed: int) -> Asked:
+        """What the journal is to say of a reply to this prompt."""
+        return Asked(
+            settings=self.settings.as_dict(),
+            seed=seed,
+            left_out=len(fitted.left_out),
+            prompt_len=len(fitted.token_ids),
+            prompt=prompt_digest(fitted.token_ids),
+        )
 
     def check_room(self, what: str, text: str) -> int:
         """How many tokens `text` has; raises PromptError if no message can hold it."""
@@ -125,16 +158,36 @@ class Talk:
         self.origins[name] = BY_HAND
         self.show_toolbar()
 
-    def adopt(self, transcript: Transcript) -> None:
-        """Put another transcript in the place of this one."""
-        self.transcript = transcript
-        self.journal(lambda session: session.replace(transcript))
-
     def show_toolbar(self) -> None:
         s = self.settings
         sampling = f"temperature {s.temperature:g}" if s.samples else "greedy"
         step = "" if self.facts.get("step") is None else f"  step {self.facts['step']}"
-        self._page.console.set_toolbar(f"N {s.add_eos_length}  R {s.refine_iter}  {sampling}{step}")
+        saved = "not saved  " if self.session.fault else ""
+        self._page.console.set_toolbar(f"{saved}N {s.add_eos_length}  R {s.refine_iter}  {sampling}{step}")
+
+    # Where the conversation is.
+
+    def undo(self, question: Node) -> None:
+        """Go back to before a message of the user's."""
+        self.journal(lambda session: session.go(question.parent, "undo"))
+
+    def clear(self) -> None:
+        """Go back to before everything; the system prompt stays."""
+        self.journal(lambda session: session.go(ROOT, "clear"))
+
+    def redo(self) -> None:
+        """Take the last undo or clear back. Raises UsageError if there is none."""
+        if not self.tree.undone:
+            raise UsageError("There is nothing to redo.", "", "/branches lists everything that was said.")
+        self.journal(lambda session: session.go(session.tree.undone[-1], "redo"))
+
+    def go_to(self, leaf: Node) -> None:
+        """Go on from the end of another branch."""
+        self.journal(lambda session: session.go(leaf.id, "branch"))
+
+    def set_system(self, text: str) -> None:
+        """Another system prompt from here on, none if it is empty."""
+        self.journal(lambda session: session.set_system(text))
 
     # The model.
 
@@ -148,9 +201,8 @@ class Talk:
         try:
             adopted = self._checkpoints.load(argument, self._reading("loading"), self._reading("verifying"))
         except WeightsLost as error:
-            self._session.close()
-            kept = f"What was said is kept: --resume {self._session.name} goes on with it."
-            raise WeightsLost(error.what, error.why, kept if self._session.path.exists() else "") from error
+            self.session.close()
+            raise WeightsLost(error.what, error.why, self.farewell) from error
         finally:
             self._page.status("")
         self.tokenizer, self._use_template = adopted.tokenizer, adopted.use_template
@@ -159,7 +211,7 @@ class Talk:
         self.settings = dataclasses.replace(adopted.settings, **kept_values)
         self.origins = {**adopted.origins, **dict.fromkeys(by_hand, BY_HAND)}
         self.facts = dict(adopted.facts)
-        self.journal(lambda session: session.set_facts(self.facts))
+        self.journal(lambda session: session.checkpoint(self._checkpoint_record()))
         self.show_toolbar()
         who = "This model" if self.facts["step"] is None else f"Step {self.facts['step']}"
         self._page.note(
@@ -167,6 +219,9 @@ class Talk:
         )
         if adopted.remark:
             self._page.note(adopted.remark)
+
+    def _checkpoint_record(self) -> CheckpointRecord:
+        return checkpoint_record(self.facts, self.tokenizer, use_template=self._use_template)
 
     def _reading(self, what: str) -> OnBytes:
         """Shows how far reading has come, a few times a second."""
@@ -191,52 +246,91 @@ class Talk:
         conversation = Conversation(transcript=self.transcript, settings=self.settings, facts=self.facts)
         return export(target, conversation, force=force)
 
-    @property
-    def session_name(self) -> str:
-        """What the journal is called."""
-        return self._session.name
-
-    def rename_session(self, name: str) -> None:
-        """Name the journal; raises ChatError."""
-        self._session.rename(name)
+    def save(self, name: str = "") -> None:
+        """Put the session on disk, under a name if one is given; raises ChatError."""
+        self.journal(lambda session: session.save(name))
 
     def resume(self, name: str) -> None:
         """Go on with another session, the latest if `name` is empty; raises ChatError if there is none."""
-        if name == self._session.name:
+        present = self.session.name
+        if name == present:
             raise UsageError(f"The session {name} is the present one.", mend="/sessions lists the others.")
-        others = self.other_sessions()
-        if not name and not others:
-            raise UsageError("There is no other session to go on with.")
-        session, restored = Session.resume(self._sessions_folder, name or others[0].name)
-        self._session.close()
-        self._session = session
-        self.journal(lambda session: session.set_facts(self.facts))
-        self.transcript = restored.transcript
-        self.show_resumed()
+        if not name:
+            others = (info.name for info in self.sessions.latest() if info.name != present)
+            name = next(others, "")
+            if not name:
+                raise UsageError("There is no other session to resume.")
+        session, said = Session.resume(self.sessions.folder, name)
+        self.session.close()
+        self.session = session
+        self.take_up(said)
 
-    def show_resumed(self) -> None:
-        """Say which session goes on, and with what."""
-        self._page.note(f"Going on with session {self.session_name}: {len(self.transcript.exchanges)} exchanges.")
-        for message in self.transcript.messages[-1:]:
-            self._page.markdown(message.content)
+    def take_up(self, said: Sequence[str] = ()) -> None:
+        """Go on with the session that was resumed: its settings, what differs from when it was made, its end.
 
-    def sessions(self) -> Iterable[SessionInfo]:
-        """The sessions on disk, latest first."""
-        return list_sessions(self._sessions_folder)
-
-    def other_sessions(self) -> Sequence[SessionInfo]:
-        """The sessions on disk but this one, latest first."""
-        return [info for info in self.sessions() if info.name != self._session.name]
+        `said` is what there is to say about its file.
+        """
+        for text in said:
+            self._page.note(text)
+        last = next((node.made for node in reversed(self.tree.path()) if node.made is not None), None)
+        made = settings_of(last.settings) if last is not None else {}
+        taken = {name: value for name, value in made.items() if self.origins.get(name) != COMMAND_LINE}
+        kept = [name for name, value in made.items() if name not in taken and getattr(self.settings, name) != value]
+        self.settings = dataclasses.replace(self.settings, **taken)
+        self.origins.update(dict.fromkeys(taken, OF_SESSION))
+        before = last.checkpoint if last is not None else None
+        record = self._checkpoint_record()
+        self.journal(lambda session: session.checkpoint(record))
+        self.show_toolbar()
+        self._page.note(f"Session {self.session.name}, {count(len(self.transcript.exchanges), 'exchange')}.")
+        for name in kept:
+            self._page.note(
+                f"{name} is {getattr(self.settings, name)} (command line); the session used {made[name]}."
+            )
+        for difference in differences(before, record) if before is not None else ():
+            self._page.note(difference)
 
     def journal(self, write: Callable[[Session], None]) -> None:
-        """Write to the journal; a disk that refuses is said once and does not end the conversation."""
-        try:
-            write(self._session)
-        except RankError:
-            raise
-        except ChatError as error:
-            self._page.error(error)
+        """Write to the journal; a disk that refuses ends no conversation, but is said, and so is its end."""
+        write(self.session)
+        if self.session.on_disk and self._announced != self.session.name:
+            self._announced = self.session.name
+            self._announce(f"Session {self.session.name}. Continue: {self._how_to_continue(self.session.name)}")
+        if bool(self.session.fault) == bool(self._fault):
+            return
+        self._fault = self.session.fault
+        if self._fault:
+            self._page.error(
+                ChatError(
+                    "The conversation is not being saved.",
+                    self._fault,
+                    "What is missing is written as soon as that works. /export FILE writes it elsewhere.",
+                )
+            )
+        else:
+            self._page.note("The conversation is saved again, with everything that was missing.")
+        self.show_toolbar()
+
+    @property
+    def farewell(self) -> str:
+        """How the conversation is continued later, and what of it is lost; "" if nothing was said."""
+        lines = []
+        if self.session.on_disk:
+            said = count(len(self.transcript.exchanges), "exchange")
+            how = self._how_to_continue(self.session.name)
+            lines.append(f"Session {self.session.name}, {said}. Continue: {how}")
+        if self.session.unsaved:
+            missing = count(self.session.unsaved, "record")
+            lines.append(f"Not saved: {missing} of this conversation. {self.session.fault}")
+        return "\n".join(lines)
 
     def close(self) -> None:
-        """Let go of the journal."""
-        self._session.close()
+        """Let go of the journal, and say how to continue and what is not on disk."""
+        self.session.close()
+        if self.farewell:
+            self._page.note(self.farewell)
+
+
+def count(n: int, what: str) -> str:
+    """A number of things, in words."""
+    return f"{n} {what}{'' if n == 1 else 's'}"

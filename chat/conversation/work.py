@@ -18,10 +18,12 @@ QUIET_S = 5.0
 
 
 class Work:
-    """Runs turns on the engine, one at a time. The owner calls `rest` when a turn and its drawing are over."""
+    """Runs turns on the engine, one at a time; `busy` from a turn's start until its owner calls `rest`, when its
+    drawing is over too.
+    """
 
     def __init__(self, engine: Engine, inbox: Inbox, page: Page) -> None:
-        self._busy = False
+        self.busy = False
         self._engine = engine
         self._inbox = inbox
         self._page = page
@@ -45,7 +47,7 @@ class Work:
 
         self._inbox.stop = False
         self._last_event = time.monotonic()
-        self._busy = True
+        self.busy = True
         self._page.status(f"{doing}thinking")
         for event in self._engine.answer(turn, poll):
             self._last_event = time.monotonic()
@@ -65,12 +67,12 @@ class Work:
 
     def rest(self) -> None:
         """Nothing is made any more: clear what showed it."""
-        self._busy = False
+        self.busy = False
         self._page.console.clear_live()
         self._page.status("")
 
     def watch_quiet(self) -> None:
         """Say so if no pass has ended for some seconds. May be called from any thread."""
         quiet = time.monotonic() - self._last_event
-        if self._busy and quiet > QUIET_S:
+        if self.busy and quiet > QUIET_S:
             self._page.status(f"no answer from the model for {quiet:.0f} s")

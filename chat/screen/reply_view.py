@@ -44,10 +44,13 @@ class ReplyView:
     """One reply on its way to the screen, `width` x `height` being the terminal's size.
 
     Finished Markdown blocks are committed; what is not finished is drawn from live lines, token by token.
-    Where the palette allows no escape codes, committed text is the reply's own lines.
+    Where the palette allows no escape codes, committed text is the reply's own lines. `text` is the reply's text
+    where someone else keeps it and adds an update's tokens before the view gets them; the view only reads it.
     """
 
-    def __init__(self, decode: Decode, width: int, height: int, palette: Palette) -> None:
+    def __init__(
+        self, decode: Decode, width: int, height: int, palette: Palette, text: RunningText | None = None
+    ) -> None:
         self._palette = palette
         self._width = max(2, width - 1)  # the last column stays unused
         self._rows = live_rows(height)
@@ -56,7 +59,9 @@ class ReplyView:
             self._stream = LineStream()
         else:
             self._stream = MarkdownStream(self._width, self._hold, palette)
-        self._text = RunningText(decode)
+        self._follows = text is not None
+        self._text = text or RunningText(decode)
+        self._given = 0  # characters of it that were given to the stream
         self._texts = TokenTexts(decode)
         self._ages: tuple[int, ...] = ()  # for each token of the block, iterations since it changed
         self._block = -1
@@ -67,7 +72,9 @@ class ReplyView:
             self._age(update)
             return self._frame("", update, self._ages)
         self._ages = ()
-        commit = self._give(self._text.extend(update.token_ids))
+        if not self._follows:
+            self._text.extend(update.token_ids)
+        commit = self._give()
         if update.finish:
             return self._frame(commit, None, ())
         # The next block stands there as placeholders until its first iteration.
@@ -75,18 +82,15 @@ class ReplyView:
 
     def finish(self, reply: Reply) -> str:
         """What of the reply is not committed yet."""
-        commit = self._give(self._text.finish(reply.token_ids))
+        if not self._follows:
+            self._text.finish(reply.token_ids)
+        commit = self._give()
         commit += self._palette.ansi(self._stream.finish())
         if reply.finish == "cancelled":
             commit += self._palette.ansi([self._palette.text("[stopped]", "quiet")])
         elif not self._text.text.strip():
             commit += self._palette.ansi([self._palette.text("[empty reply]", "quiet")])
         return commit
-
-    @property
-    def text(self) -> str:
-        """The text of the finished blocks; half a character at its end is held back until `finish`."""
-        return self._text.text
 
     def resize(self, width: int, height: int) -> None:
         """Draw for another terminal size from now on; what is committed stays as it is."""
@@ -99,7 +103,9 @@ class ReplyView:
         """Lines of finished text that may wait in the live zone for the end of their block."""
         return max(3, self._rows * 2 // 3)
 
-    def _give(self, text: str) -> str:
+    def _give(self) -> str:
+        text = self._text.text[self._given :]
+        self._given += len(text)
         return self._palette.ansi(self._stream.feed(visible(text)))
 
     def _age(self, update: BlockUpdate) -> None:

@@ -1,123 +1,164 @@
-"""What a session's journal says, read from its bytes. Knows no folder and writes nothing.
+"""The file that a session's records are written to, only ever appended to. Knows no conversation.
 
-A journal cut at any byte gives what its whole lines say; a line that is not understood is passed over.
+One record a line, each line written whole or not at all. Once it is open nothing raises: what the disk refuses
+waits in memory and is written when that works again.
 """
 
 from __future__ import annotations
 
+import errno
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+import os
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from chat.text.transcript import USER, Message, Transcript, message_from
+from chat.files import append_whole, open_locked, write_whole
+from chat.sessions.legacy import is_legacy, records_of
+from chat.sessions.records import Record, from_plain, to_plain
+from chat.sessions.tree import Tree
+
+# Tokens are synced at most this often; a turn's start and end always are.
+SYNC_S = 1.0
+# What file systems without hard links say.
+NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Restored:
-    """The conversation, and what was known of the checkpoint."""
+class Reading:
+    """What a journal's bytes say.
 
-    transcript: Transcript
-    facts: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SessionInfo:
-    """One line of `/sessions`. `changed` is in seconds since the epoch, `opening` the first message's text."""
-
-    name: str
-    changed: float
-    exchanges: int
-    opening: str
-
-
-def describe(path: Path) -> SessionInfo:
-    """A few words on a journal. Raises OSError."""
-    transcript = read_journal(path.read_bytes()).transcript
-    opening = next((message.content for message in transcript.messages if message.role == USER), "")
-    return SessionInfo(
-        name=path.stem, changed=path.stat().st_mtime, exchanges=len(transcript.exchanges), opening=opening
-    )
-
-
-def read_journal(data: bytes) -> Restored:
-    """Everything that the whole lines of a journal say.
-
-    A reply that was being made when the journal ends is given with its finished blocks, as stopped; a message
-    without a finished block is marked unanswered, and a retry or an edit without one counts for nothing.
+    sound    how many bytes at its beginning to keep; the rest is its damaged tail
+    skipped  lines before that which are no records, or fit nowhere
+    legacy   whether it is in the form of version 1
     """
-    reader = _Reader()
-    for record in _records(data):
-        reader.take(record)
-    reader.end_turn()
-    return Restored(transcript=reader.transcript, facts=reader.facts)
+
+    tree: Tree
+    sound: int
+    skipped: int
+    legacy: bool
 
 
-def _records(data: bytes) -> Iterator[Mapping[str, Any]]:
+def read_journal(data: bytes) -> Reading:
+    """All that a journal says, cut at any byte. A reply that was being made at its end is marked as cut."""
+    tree = Tree()
     *lines, _unfinished = data.split(b"\n")
-    for line in lines:
+    plain = [_json(line) for line in lines]
+    if is_legacy(plain):
+        for record in records_of(plain):
+            tree.take(record)
+        return Reading(tree=tree, sound=data.rfind(b"\n") + 1, skipped=plain.count(None), legacy=True)
+    sound = end = skipped = unknown = 0
+    for line, value in zip(lines, plain, strict=True):
+        end += len(line) + 1
         try:
-            record = json.loads(line)
+            tree.take(from_plain(value))
         except ValueError:
+            unknown += 1
             continue
-        if isinstance(record, dict):
-            yield record
+        sound, skipped = end, unknown
+    tree.end_turn()
+    return Reading(tree=tree, sound=sound, skipped=skipped, legacy=False)
 
 
-class _Reader:
-    """The state of the conversation after the records taken so far."""
+def _json(line: bytes) -> object:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
 
-    def __init__(self) -> None:
-        self.transcript = Transcript()
-        self.facts: Mapping[str, Any] = {}
-        self._ids: tuple[int, ...] = ()
-        self._text = ""
-        self._before: Transcript | None = None  # what holds again unless this turn finishes a block
 
-    def take(self, record: Mapping[str, Any]) -> None:
-        """Add what one record says; one that lacks something is passed over."""
+def as_line(record: Record) -> bytes:
+    """The record as a line of a journal."""
+    text = json.dumps(to_plain(record), ensure_ascii=False, separators=(",", ":"), default=str) + "\n"
+    # Names of folders that are no UTF-8 come with halves of characters.
+    return text.encode(errors="replace")
+
+
+class Journal:
+    """A session's file. `fault` says why not all is on disk, or is "".
+
+    It is handed all records of the session each time and writes those that it has not written yet. A file that
+    was deleted meanwhile is made again, with everything in it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """A journal that does not exist yet; it comes into being with the first `write`."""
+        self.path = path
+        self.fault = ""
+        self.written = 0
+        self._file: int | None = None
+        self._synced = 0.0
+
+    @classmethod
+    def open(cls, path: Path) -> tuple[Journal, bytes]:
+        """An existing journal, locked, and what it holds. Raises OSError, files.Locked."""
+        journal = cls(path)
+        journal._file = open_locked(path)
+        return journal, path.read_bytes()
+
+    def keep(self, size: int, records: int) -> None:
+        """Cut the file after its first `size` bytes, which hold `records` records. Raises OSError."""
+        assert self._file is not None
+        os.ftruncate(self._file, size)
+        self.written = records
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is a file, so that the session can be resumed."""
+        return self.written > 0
+
+    def write(self, records: Sequence[Record], *, sync: bool) -> None:
+        """Write what of the session's records is not on disk yet. Without `sync` it may reach the disk later."""
         try:
-            self._take(record)
-        except (KeyError, TypeError, ValueError):
-            return
+            if self._file is None or os.fstat(self._file).st_nlink == 0:
+                self._make()
+            assert self._file is not None
+            append_whole(self._file, b"".join(map(as_line, records[self.written :])))
+            self.written = len(records)
+            if sync or time.monotonic() - self._synced > SYNC_S:
+                os.fsync(self._file)
+                self._synced = time.monotonic()
+            self.fault = ""
+        except OSError as error:
+            self.fault = f"{self.path}: {error.strerror or error}."
 
-    def _take(self, record: Mapping[str, Any]) -> None:
-        match record.get("kind"):
-            case "start":
-                self.facts = dict(record["facts"])
-                self.transcript = Transcript(tuple(map(message_from, record["messages"])))
-            case "turn":
-                message = message_from(record["message"])
-                start = tuple(map(message_from, record["messages"])) if "messages" in record else None
-                self.end_turn()
-                if start is not None:
-                    self._before, self.transcript = self.transcript, Transcript(start)
-                self.transcript = Transcript((*self.transcript.messages, message))
-            case "block":
-                self._ids += tuple(record["token_ids"])
-                self._text = self._text[: record["keep"]] + record["text"]
-            case "reply":
-                self._answer(message_from(record["message"]))
-            case "transcript":
-                self._forget_blocks()
-                self.transcript = Transcript(tuple(map(message_from, record["messages"])))
-            case "facts":
-                self.facts = dict(record["facts"])
+    def _make(self) -> None:
+        self.close()
+        self.written = 0
+        self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._file = open_locked(self.path, create=True, exclusive=True)
+        with suppress(OSError):  # the name itself is to outlive a power failure; not every file system can
+            folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
 
-    def end_turn(self) -> None:
-        """The program ended here, or went on without a word on how the reply ended."""
-        if self._ids:
-            self.transcript = self.transcript.with_reply(self._text, self._ids, stopped=True)
-        elif self._before is not None:
-            self.transcript = self._before
-        self.transcript = self.transcript.mark_unanswered()
-        self._forget_blocks()
+    def rename(self, target: Path) -> None:
+        """Move the file. Raises OSError, FileExistsError if there is one of that name."""
+        if self.exists:
+            try:
+                os.link(self.path, target)
+                self.path.unlink()
+            except OSError as error:
+                if error.errno not in NO_LINKS:
+                    raise
+                self.path.rename(target)
+        self.path = target
 
-    def _answer(self, reply: Message) -> None:
-        answered = self.transcript.with_reply(reply.content).messages[:-1]
-        self.transcript = Transcript((*answered, reply))
-        self._forget_blocks()
+    def replace(self, data: bytes, records: int) -> None:
+        """Put `data`, which holds `records` records, in the place of what the file holds. Raises OSError."""
+        write_whole(self.path, data)
+        before, self._file = self._file, open_locked(self.path)
+        if before is not None:
+            os.close(before)
+        self.written = records
 
-    def _forget_blocks(self) -> None:
-        self._ids, self._text, self._before = (), "", None
+    def close(self) -> None:
+        """Let go of the file."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None

@@ -1,244 +1,323 @@
-"""The journal of a conversation on disk, written as it goes. Knows no model; only rank 0 uses it.
-
-One JSON object a line, each line written whole by one write; `journal.py` reads it back.
-"""
+"""A conversation and its journal: what changes the one is written to the other. Knows no model."""
 
 from __future__ import annotations
 
-import fcntl
-import os
 import re
 import secrets
-import stat
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from chat.files import append_line, state_folder
-from chat.sessions.journal import Restored, SessionInfo, describe, read_journal
-from chat.text.transcript import Message, Transcript
+from chat.files import Locked, write_whole
+from chat.sessions.folder import SUFFIX, find_session
+from chat.sessions.journal import Journal, Reading, as_line, read_journal
+from chat.sessions.records import (
+    VERSION,
+    By,
+    CheckpointRecord,
+    HeadRecord,
+    NoteRecord,
+    Record,
+    ReplyRecord,
+    SessionRecord,
+    SettingRecord,
+    SystemRecord,
+    TitleRecord,
+    TokensRecord,
+    TurnRecord,
+)
+from chat.sessions.tree import ROOT, Tree
+from chat.text.transcript import Transcript
 from dist.errors import ChatError, UsageError
 
-SUFFIX = ".jsonl"
 NAME = re.compile(r"[A-Za-z0-9][\w.+-]{0,99}")
 
 
-def sessions_folder(environ: Mapping[str, str] = os.environ) -> Path:
-    """Where journals lie; it need not exist."""
-    return state_folder(environ) / "sessions"
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What the journal says of a reply before it is made.
 
+    `settings` are those in force, `seed` the one that is sampled with, `left_out` how many exchanges the prompt
+    lacks, `prompt_len` and `prompt` its length and the digest of its ids.
+    """
 
-def history_path(environ: Mapping[str, str] = os.environ) -> Path:
-    """The file of past input lines; neither it nor its folder need exist."""
-    return state_folder(environ) / "history"
+    settings: Mapping[str, Any]
+    seed: int | None = None
+    template_args: Mapping[str, Any] | None = None
+    left_out: int = 0
+    prompt_len: int = 0
+    prompt: str = ""
 
 
 class Session:
-    """An open journal. Its file comes into being with the first turn, so unused sessions leave nothing behind.
+    """One conversation, as a tree of messages (`tree`) and as a file.
 
-    If the disk refuses a record, ChatError is raised once and later records are dropped in silence, so that
-    the conversation can go on.
+    The file comes into being with the first turn or with `save`, so unused sessions leave nothing behind. If the
+    disk refuses, `fault` says so and the conversation goes on; what is missing is written as soon as it can be.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        name: str = "",
-        transcript: Transcript | None = None,
-        facts: Mapping[str, Any] | None = None,
-    ) -> None:
-        """A new session. `transcript` is what it starts with, `facts` what is known of the checkpoint."""
+    def __init__(self, folder: Path, *, name: str = "", system: str = "", program: str = "") -> None:
+        """A new session, begun by that version of the program. Raises UsageError for a bad name."""
         if name:
-            _check_name(name)
+            check_name(name)
         self.name = name or f"{time.strftime('%Y-%m-%d-%H%M%S')}-{secrets.token_hex(2)}"
+        self.tree = Tree()
         self._folder = folder
-        self._known = transcript or Transcript()
-        self._in_reply = False
-        self._facts = dict(facts or {})
-        self._file: int | None = None
-        self._dropped = False
-        self._so_far = ""
+        self._journal = Journal(folder / (self.name + SUFFIX))
+        self._begun = False
+        self._turn_id = ROOT
+        self.tree.take(SessionRecord(version=VERSION, id=secrets.token_hex(8), time=_now(), program=program))
+        if system:
+            self.tree.take(self._system(ROOT, system))
 
     @classmethod
-    def resume(cls, folder: Path, name: str = "") -> tuple[Session, Restored]:
-        """Open the named session, or the latest one, to go on with it; and what it holds.
+    def resume(cls, folder: Path, name: str = "") -> tuple[Session, tuple[str, ...]]:
+        """Go on with the named session, or the latest one; and what there is to say about its file.
 
-        An unfinished last line is cut off. Raises UsageError if there is no such session or another program has
-        it open, ChatError if it cannot be read.
+        A damaged end is cut off; a session of version 1 is rewritten, its old file kept beside it. Raises
+        UsageError if there is no such session or another program has it open, ChatError if it cannot be read.
         """
         path = find_session(folder, name)
-        session = cls(folder)
-        session.name = path.name.removesuffix(SUFFIX)
+        name = path.name.removesuffix(SUFFIX)
         try:
-            session._file = _open(path)
-            data = path.read_bytes()
-            whole = data[: data.rfind(b"\n") + 1]
-            os.ftruncate(session._file, len(whole))
+            journal, data = Journal.open(path)
+        except Locked:
+            raise UsageError(
+                f"The session {name} is open in another program.",
+                "Two programs cannot write the same session.",
+                "Leave it there, or name another session.",
+            ) from None
         except OSError as error:
-            session.close()
-            raise ChatError(f"The session {session.name} cannot be opened.", f"{error}.") from error
-        restored = read_journal(whole)
-        session._known = restored.transcript
-        return session, restored
+            raise ChatError(f"The session {name} cannot be opened.", f"{error.strerror}.") from error
+        session = cls(folder)
+        session.name, session._journal = name, journal
+        try:
+            return session, session._adopt(read_journal(data), data)
+        except OSError as error:
+            raise ChatError(f"The session {name} cannot be opened.", f"{error.strerror}.") from error
+        finally:
+            if not session._begun:
+                journal.close()
+
+    def _adopt(self, reading: Reading, data: bytes) -> tuple[str, ...]:
+        """Take over what a journal says, and put its file in order."""
+        tree = reading.tree
+        if tree.session is not None and tree.session.version > VERSION:
+            raise ChatError(
+                f"The session {self.name} was written by a newer version of this program.",
+                f"Its format is {tree.session.version}; this program knows formats up to {VERSION}.",
+            )
+        self.tree = tree
+        said: list[str] = []
+        if reading.legacy:
+            path = self._journal.path
+            write_whole(path.with_name(path.name + ".v1"), data)
+            self._journal.replace(b"".join(map(as_line, tree.records)), len(tree.records))
+            self._begun = True
+            return (f"The session was in the format of version 1; that file is kept as {path.name}.v1.",)
+        lost = len(data) - reading.sound
+        self._journal.keep(reading.sound, len(tree.records))
+        self._begun = True
+        if lost:
+            said.append(f"The end of the journal was damaged: {lost:,} bytes that say nothing were dropped.")
+        if reading.skipped:
+            lines = "line is" if reading.skipped == 1 else "lines are"
+            said.append(f"{reading.skipped} {lines} damaged in the middle of the journal; the rest was read.")
+        for text in said:
+            self.note(text)
+        return tuple(said)
+
+    @classmethod
+    def of_records(cls, folder: Path, name: str, records: Sequence[Record]) -> Session:
+        """A new session that begins with these records, written at once. Raises UsageError for a taken name."""
+        check_name(name)
+        session = cls(folder, name=name)
+        if session.path.exists():
+            raise UsageError(f"A session named {name} exists already.", mend="Choose another name.")
+        session.tree = Tree()
+        for record in records:
+            session.tree.take(record)
+        session.tree.end_turn()
+        session._begun = True
+        session._save(sync=True)
+        return session
+
+    # What it is.
 
     @property
     def path(self) -> Path:
         """Where the journal is, or will be."""
-        return self._folder / (self.name + SUFFIX)
+        return self._journal.path
 
-    def turn(self, transcript: Transcript, settings: Mapping[str, Any], *, tentative: bool = False) -> None:
-        """The conversation with the person's message at its end, before anything is generated.
+    @property
+    def transcript(self) -> Transcript:
+        """The present conversation."""
+        return self.tree.transcript()
 
-        `tentative`: it takes the place of what the journal holds once a block is finished, and not before.
+    @property
+    def fault(self) -> str:
+        """Why not everything is on disk, or ""."""
+        return self._journal.fault
+
+    @property
+    def unsaved(self) -> int:
+        """How many records are not on disk, of a session that is to be."""
+        return len(self.tree.records) - self._journal.written if self._begun else 0
+
+    @property
+    def on_disk(self) -> bool:
+        """Whether there is something to resume."""
+        return self._journal.exists
+
+    # A turn.
+
+    def say(self, text: str, asked: Asked, *, instead_of: int | None = None) -> None:
+        """A message of the user's after the head, before its reply is made.
+
+        `instead_of`: it takes the place of that message of the conversation, as soon as a token of its reply is
+        finished and not before.
         """
-        *before, message = transcript.messages
-        start: dict[str, Any] = {}
-        if tentative:
-            start = {"messages": [one.as_dict() for one in before]}
-        # What follows an error in a reply does not go on from what the journal holds.
-        elif self._in_reply or self._known.mark_unanswered().messages != tuple(before):
-            self.replace(Transcript(tuple(before)))
-        self._so_far = ""
-        self._in_reply = False
-        self._write("turn", **start, message=message.as_dict(), settings=dict(settings))
-        self._known = transcript
+        parent, back = self.tree.head, None
+        if instead_of is not None:
+            parent, back = self.tree.node(instead_of).parent, parent
+            parent = self._keeping_system(parent)
+        message = self.tree.next_id
+        self._turn(message, asked, parent=parent, text=text, back=back)
 
-    def block(self, token_ids: Sequence[int], text: str) -> None:
-        """A finished block of the reply: its ids, and the text of the whole reply up to its end."""
-        # Only what differs from the text before is written, else a long reply's journal grows with its square.
-        keep = _common_length(self._so_far, text)
-        self._so_far = text
-        self._write("block", token_ids=list(token_ids), keep=keep, text=text[keep:])
-        self._in_reply = True
+    def ask_again(self, asked: Asked) -> None:
+        """Another reply to the last message of the user's, in the place of the present one if there is one."""
+        message = self.tree.questions()[0]
+        if self.tree.system(message.id) != self.tree.system():
+            self.say(message.text, asked, instead_of=message.id)  # asked under another system prompt
+        else:
+            self._turn(message.id, asked, back=None if self.tree.head == message.id else self.tree.head)
 
-    def reply(self, message: Message) -> None:
-        """The reply as it ended. A reply without a finished block is not written: its message is unanswered."""
-        self._so_far = ""
-        self._write("reply", message=message.as_dict())
-        self._known = Transcript((*self._known.messages, message))
-        self._in_reply = False
+    def _turn(
+        self,
+        message: int,
+        asked: Asked,
+        *,
+        parent: int | None = None,
+        text: str | None = None,
+        back: int | None = None,
+    ) -> None:
+        record = TurnRecord(
+            id=max(self.tree.next_id, message + 1),
+            message=message,
+            time=_now(),
+            settings=dict(asked.settings),
+            parent=parent,
+            text=text,
+            seed=asked.seed,
+            template_args=dict(asked.template_args or {}),
+            left_out=asked.left_out,
+            prompt_len=asked.prompt_len,
+            prompt=asked.prompt,
+            back=back,
+        )
+        self._turn_id = record.id
+        self._begun = True
+        self._write(record, sync=True)
 
-    def replace(self, transcript: Transcript) -> None:
-        """The whole conversation, after a change that is no turn (`/undo`, `/system`, `/clear`, ...)."""
-        self._so_far = ""
-        self._known = transcript
-        self._in_reply = False
-        if self._file is not None:
-            self._write("transcript", messages=[message.as_dict() for message in transcript.messages])
+    def tokens(self, ids: Sequence[int], text: str) -> None:
+        """Tokens of the reply that are finished, and the text that became certain with them."""
+        self._write(TokensRecord(turn=self._turn_id, ids=tuple(ids), text=text))
 
-    def set_facts(self, facts: Mapping[str, Any]) -> None:
-        """What is known of the checkpoint from here on."""
-        self._facts = dict(facts)
-        if self._file is not None:
-            self._write("facts", facts=self._facts)
+    def setting(self, name: str, value: Any) -> None:
+        """A setting was changed in the middle of the reply."""
+        self._write(SettingRecord(turn=self._turn_id, at=self.tree.finished, name=name, value=value))
 
-    def rename(self, name: str) -> None:
-        """Give the session a name to find it by. Raises UsageError for a bad or taken name, ChatError if the
-        disk refuses.
-        """
-        _check_name(name)
-        if name == self.name:
+    def reply(self, finish: str, text: str, stats: Mapping[str, Any]) -> None:
+        """The reply has ended, with something finished."""
+        self._write(
+            ReplyRecord(turn=self._turn_id, finish=finish, text=text, time=_now(), stats=dict(stats)), sync=True
+        )
+
+    def no_reply(self) -> None:
+        """The reply ended with nothing finished, or nobody knows how: what is finished of it stays."""
+        self.tree.end_turn()
+
+    # Moving about.
+
+    def go(self, node: int, by: By) -> None:
+        """Go on from another node; the system prompt in force stays, unless it is another branch's."""
+        if node == self.tree.head:
             return
-        target = self._folder / (name + SUFFIX)
-        if target.exists():
-            raise UsageError(f"There is a session named {name} already.", mend="Choose another name.")
-        if self._file is not None:
+        records: list[Record] = [HeadRecord(node=node, by=by)]
+        if by in ("undo", "clear") and self.tree.system(node) != self.tree.system():
+            records.append(self._system(node, self.tree.system(), kept=True))
+        self._write(*records, sync=True)
+
+    def set_system(self, text: str) -> None:
+        """Another system prompt from here on, none if it is empty."""
+        if text != self.tree.system():
+            self._write(self._system(self.tree.head, text), sync=True)
+
+    def _keeping_system(self, parent: int) -> int:
+        """A node below `parent` where the system prompt in force now is in force; `parent` if it is there."""
+        system = self.tree.system()
+        if self.tree.system(parent) == system:
+            return parent
+        record = self._system(parent, system, kept=True)
+        self.tree.take(record)  # it is written together with the turn
+        return record.id
+
+    def _system(self, parent: int, text: str, *, kept: bool = False) -> SystemRecord:
+        return SystemRecord(id=self.tree.next_id, parent=parent, text=text, time=_now(), kept=kept)
+
+    # The rest.
+
+    def checkpoint(self, record: CheckpointRecord) -> None:
+        """What answers from here on."""
+        self._write(record)
+
+    def note(self, text: str) -> None:
+        """What the user should know later."""
+        self._write(NoteRecord(text=text, time=_now()))
+
+    def save(self, name: str = "") -> None:
+        """Put the session on disk, under a name if one is given. Raises UsageError for a bad or taken one."""
+        if name and name != self.name:
+            check_name(name)
+            target = self._folder / (name + SUFFIX)
+            if target.exists():
+                raise UsageError(f"A session named {name} exists already.", mend="Choose another name.")
             try:
-                self.path.rename(target)
+                self._journal.rename(target)
             except OSError as error:
-                raise ChatError(f"The session cannot be named {name}.", f"{error}.") from error
-        self.name = name
+                raise ChatError(f"The session cannot be named {name}.", f"{error.strerror}.") from error
+            self.name = name
+        self._begun = True
+        if name and name != self.tree.title:
+            self.tree.take(TitleRecord(title=name))
+        self._save(sync=True)
 
     def close(self) -> None:
-        """Let go of the journal."""
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
+        """Write what is missing and let go of the file."""
+        if self._begun and self.unsaved:
+            self._save(sync=True)
+        self._journal.close()
 
-    def _write(self, kind: str, **record: Any) -> None:
-        if self._dropped:
-            return
-        try:
-            if self._file is None:
-                self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-                self._file = _open(self.path, os.O_CREAT | os.O_EXCL)
-                messages = [message.as_dict() for message in self._known.messages]
-                start = {"version": 1, "time": round(time.time(), 3), "facts": self._facts, "messages": messages}
-                append_line(self._file, {"kind": "start", **start})
-            append_line(self._file, {"kind": kind, **record})
-        except OSError as error:
-            self._dropped = True
-            raise ChatError(
-                "The conversation is no longer being saved.",
-                f"{self.path}: {error.strerror}.",
-                "It goes on here; /export FILE writes it elsewhere.",
-            ) from error
+    def _write(self, *records: Record, sync: bool = False) -> None:
+        for record in records:
+            self.tree.take(record)
+        if self._begun:
+            self._save(sync=sync)
+
+    def _save(self, *, sync: bool) -> None:
+        self._journal.write(self.tree.records, sync=sync)
 
 
-def find_session(folder: Path, name: str = "") -> Path:
-    """The journal of the named session, or of the one changed last. Raises UsageError if there is none."""
-    paths = journals(folder)
-    if not paths:
-        raise UsageError("There is no session to go on with.", f"None is in {folder}.")
-    if not name:
-        return paths[0]
-    found = next((path for path in paths if path.name == name + SUFFIX), None)
-    if found is None:
-        names = [path.name.removesuffix(SUFFIX) for path in paths[:5]]
-        raise UsageError(f"There is no session named {name}.", mend=f"The latest are {', '.join(names)}.")
-    return found
-
-
-def journals(folder: Path) -> list[Path]:
-    """All journals in `folder` that can be read, the one changed last first."""
-    dated: list[tuple[float, Path]] = []
-    for path in folder.glob("*" + SUFFIX):
-        try:
-            found = path.stat()
-        except OSError:  # renamed in this moment by the program that has it open, or a link to nothing
-            continue
-        if stat.S_ISREG(found.st_mode) and os.access(path, os.R_OK):
-            dated.append((found.st_mtime, path))
-    return [path for _, path in sorted(dated, reverse=True)]
-
-
-def list_sessions(folder: Path) -> tuple[SessionInfo, ...]:
-    """A few words on every session that can be read, the one changed last first."""
-    found: list[SessionInfo] = []
-    for path in journals(folder):
-        with suppress(OSError):
-            found.append(describe(path))
-    return tuple(found)
-
-
-def _open(path: Path, more: int = 0) -> int:
-    """A locked journal, ready for the next line. Raises OSError, or UsageError if it is open elsewhere."""
-    file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | more, 0o600)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(file)
-        name = path.name.removesuffix(SUFFIX)
-        raise UsageError(
-            f"The session {name} is open in another program.",
-            "Two programs cannot write the same session.",
-            "End the other one, or name another session.",
-        ) from None
-    return file
-
-
-def _common_length(one: str, other: str) -> int:
-    if other.startswith(one):
-        return len(one)
-    return next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), len(other))
-
-
-def _check_name(name: str) -> None:
+def check_name(name: str) -> None:
+    """Raises UsageError for what cannot be a session's name."""
     if not NAME.fullmatch(name):
         raise UsageError(
             f"A session cannot be named {name!r}.",
-            "Names are made of letters, digits and . _ + -, and begin with a letter or digit.",
+            "A name has letters, digits and . _ + - in it, and begins with a letter or digit.",
         )
+
+
+def _now() -> float:
+    return round(time.time(), 3)

@@ -124,7 +124,7 @@ def test_a_killed_follower_is_named_and_nothing_is_lost(tmp_path, checkpoint, bu
         assert not chat.ranks()
         (journal,) = chat.sessions()
         assert "Hello there" in journal
-        assert '"block"' in journal
+        assert '"tokens"' in journal
 
 
 @pytest.mark.timeout(600)

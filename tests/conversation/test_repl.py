@@ -21,8 +21,9 @@ from chat.conversation.repl import Repl
 from chat.conversation.state import Talk
 from chat.screen.draw import Palette
 from chat.screen.markdown.stream import code_blocks
+from chat.sessions.folder import Sessions
 from chat.sessions.journal import read_journal
-from chat.sessions.session import Session, list_sessions
+from chat.sessions.session import Asked, Session
 from chat.text.prompt import prompt_ids
 from chat.text.tokenizer import ChatTokenizer, load_tokenizer
 from chat.text.transcript import Transcript
@@ -63,7 +64,6 @@ def talk(tiny, tmp_path):
 
     def run(*script, settings=START):
         console = ScriptedConsole(*script)
-        start = Transcript().with_system("Be brief.")
         page = Page(console, Palette(ink="none"))
         talk = Talk(
             page=page,
@@ -71,9 +71,8 @@ def talk(tiny, tmp_path):
             settings=settings,
             origins={"refine_iter": "checkpoint"},
             facts={"checkpoint": "tiny", "dtype": "float32"},
-            session=Session(tmp_path / "sessions", transcript=start),
-            sessions_folder=tmp_path / "sessions",
-            transcript=start,
+            session=Session(tmp_path / "sessions", system="Be brief."),
+            sessions=Sessions(tmp_path / "sessions"),
             use_template=True,
             checkpoints=OneCheckpoint(),
             positions=engine.max_positions,
@@ -150,14 +149,14 @@ def test_ctrl_c_before_the_first_block_leaves_the_message_unanswered_for_retry(t
         ("/export", "/export needs a file name."),
         ("/export x.docx", "Cannot tell the format of 'x.docx' from its extension."),
         ("/export /nowhere/x.md", "/nowhere/x.md cannot be written."),
-        ("/resume nothing", "There is no session to go on with."),
+        ("/resume nothing", "There is no session to resume."),
         ("/help nothing", "There is no command /nothing."),
         ("/read a\0b", "A file's name cannot hold a NUL character."),
         (f"/read {'x' * 300}", "x cannot be read.\nFile name too long."),
         ("/export a\0b.md", "A file's name cannot hold a NUL character."),
         (f"/export {'x' * 300}.md", "x.md cannot be written.\nFile name too long."),
         ("/max_new_tokens 99999999999999999999", "It takes a whole number from 1 to 2147483647."),
-        ("/resume", "There is no other session to go on with."),
+        ("/resume", "There is no other session to resume."),
     ],
 )
 def test_what_cannot_be_is_refused_with_one_message_and_changes_nothing(talk, line, message):
@@ -201,6 +200,13 @@ def test_a_full_context_refuses_instead_where_that_is_set(talk):
     assert "overflow" in {text for text, _, _ in complete(repl, "/set ov")}
 
 
+def answered(repl, question, reply):
+    """An exchange that no model made."""
+    repl.talk.session.say(question, Asked(settings={}))
+    repl.talk.session.tokens((1,), reply)
+    repl.talk.session.reply("stop", reply, {})
+
+
 def test_the_last_reply_or_its_code_goes_to_the_clipboard(talk):
     repl, console = talk("Hello")
     text = repl.talk.transcript.last_reply
@@ -208,7 +214,7 @@ def test_the_last_reply_or_its_code_goes_to_the_clipboard(talk):
     assert base64.b64decode(console.copied[len("\x1b]52;c;") : -1]).decode() == text
     assert f"Sent the last reply to the terminal's clipboard: {len(text):,} characters." in console.shown
     reply = "See:\n\n```python\nprint(1)\n```\n\nor\n\n```\nls\n```\n"
-    repl.talk.transcript = Transcript().with_user("Code?").with_reply(reply)
+    answered(repl, "Code?", reply)
     for line, code in (("/copy code", "print(1)\n"), ("/copy code 2", "ls\n")):
         dispatch(repl, line)
         assert console.copied == osc_52(code)
@@ -220,7 +226,7 @@ def test_the_last_reply_or_its_code_goes_to_the_clipboard(talk):
     ):
         with pytest.raises(UsageError, match=message):
             dispatch(repl, line)
-    repl.talk.transcript = Transcript().with_user("Long?").with_reply("x" * 60_000)
+    answered(repl, "Long?", "x" * 60_000)
     with pytest.raises(UsageError, match="60,000 characters are too many to copy"):
         dispatch(repl, "/copy")
 
@@ -275,9 +281,9 @@ def test_export_writes_what_was_said(talk, tmp_path):
 def test_a_session_is_named_listed_and_resumed(talk, tmp_path):
     repl, _ = talk("Hello", "/save first")
     again, console = talk("/sessions", "/resume first")
-    assert "first  1 exchange" in console.shown
+    assert re.search(r"^  first +\d{4}-\d\d-\d\d \d\d:\d\d +just now +Hello$", console.shown, re.M)
     assert again.talk.transcript == repl.talk.transcript
-    assert [info.name for info in list_sessions(tmp_path / "sessions")] == ["first"]
+    assert [info.name for info in Sessions(tmp_path / "sessions").latest()] == ["first"]
 
 
 def test_clear_and_system_keep_what_they_should(talk):
@@ -341,7 +347,7 @@ def test_a_comparison_answers_the_same_prompt_under_every_value_and_changes_noth
     assert repl.talk.transcript == alone.talk.transcript
     assert repl.talk.settings == START
     assert repl.talk.last_reply.settings == START
-    journal = next(path for path in (tmp_path / "sessions").iterdir() if path.stem == repl.talk.session_name)
+    journal = next(path for path in (tmp_path / "sessions").iterdir() if path.stem == repl.talk.session.name)
     kinds = [json.loads(line)["kind"] for line in journal.read_text().splitlines()]
     assert (kinds.count("turn"), kinds.count("reply")) == (2, 2)
 
@@ -400,13 +406,13 @@ def test_an_edited_message_goes_on_from_there_on_screen_and_on_disk(tiny, talk, 
     edited = Submitted("Second, changed", edited=True)
     repl, console = talk("First", "Second", "Third", "/edit 2", edited, f"/export {tmp_path}/a.json")
     assert console.draft == "Second"
-    assert "Message 2 of 3: Enter sends it anew" in console.shown
+    assert "Message 2 of 3: Enter sends it and goes on from there" in console.shown
     messages = repl.talk.transcript.messages
     assert [message.content for message in messages if message.role == "user"] == ["First", "Second, changed"]
     asked = prompt_ids(Transcript(messages[:-1]), tokenizer, True)
     assert messages[-1].token_ids == plain_rule(model, asked, START, tokenizer.eos_id, tokenizer.stop_ids)
     (journal,) = (tmp_path / "sessions").iterdir()
-    assert read_journal(journal.read_bytes()).transcript == repl.talk.transcript
+    assert read_journal(journal.read_bytes()).tree.transcript() == repl.talk.transcript
     exported = json.loads((tmp_path / "a.json").read_text())["messages"]
     assert [message["content"] for message in exported] == [message.content for message in messages]
 
@@ -429,7 +435,7 @@ def test_an_edited_message_that_cannot_be_answered_changes_nothing(talk):
     repl, console = talk("First", "Second", "/edit 2", Submitted("word " * 3000, edited=True))
     assert "The prompt is too long." in console.shown
     assert repl.talk.transcript.questions == ("Second", "First")
-    assert "/edit cannot take 3.\nYour messages are 2 so far." in talk("One", "Two", "/edit 3")[1].shown
+    assert "/edit cannot take 3.\nThere are 2 messages of yours." in talk("One", "Two", "/edit 3")[1].shown
     assert list(complete(repl, "/edit ")) == [("1", "Second", 0), ("2", "First", 0)]
 
 
@@ -450,12 +456,13 @@ def test_a_long_reply_is_decoded_as_it_comes_and_as_a_whole_only_once(tiny, talk
     records = [json.loads(line) for line in journal.read_text().splitlines()]
     text, ids = "", []
     for record in records:
-        if record["kind"] == "block":
-            text = text[: record["keep"]] + record["text"]
-            ids += record["token_ids"]
+        if record["kind"] == "tokens":
+            text += record.get("text", "")
+            ids += record["ids"]
             whole = decode(tiny[2], ids)
             assert whole.startswith(text)
             assert set(whole[len(text) :]) <= {"\ufffd"}
+    assert tuple(ids) == reply.token_ids
     assert reply.content.startswith(text)
 
 
@@ -490,14 +497,14 @@ def test_the_end_of_input_in_mid_reply_stops_it_and_leaves(talk):
 def conversation(tmp_path, repl):
     """What is held, what a resumed session would hold, and what an export holds: all the same."""
     (path,) = (tmp_path / "sessions").iterdir()
-    assert read_journal(path.read_bytes()).transcript == repl.talk.transcript
+    assert read_journal(path.read_bytes()).tree.transcript() == repl.talk.transcript
     return [message.content for message in repl.talk.transcript.messages]
 
 
 @pytest.mark.parametrize("again", [("/retry",), ("/edit 2", Submitted("Changed", edited=True))])
 def test_a_retry_or_an_edit_stopped_before_its_first_block_leaves_all_as_it_was(talk, tmp_path, again):
     repl, console = talk("First", "Second", *again, (0, Interrupt()))
-    assert "Stopped before the first block was finished. The conversation is as it was." in console.shown
+    assert "Stopped before anything was finished. The conversation is as it was." in console.shown
     stopped = conversation(tmp_path, repl)
     (tmp_path / "sessions").rename(tmp_path / "kept")
     repl, _ = talk("First", "Second")
@@ -545,10 +552,97 @@ def test_a_comparison_says_what_its_prompt_leaves_out_and_counts_what_was_answer
 def test_a_session_does_not_go_on_with_itself(talk, tmp_path):
     repl, console = talk("Hello", "/save mine", "/resume mine", "/resume")
     assert "The session mine is the present one." in console.shown
-    assert "There is no other session to go on with." in console.shown
+    assert "There is no other session to resume." in console.shown
     talk("Else", "/save other")
     assert [text for text, _, _ in complete(repl, "/resume ")] == ["other"]
 
 
 def test_the_code_to_copy_is_what_the_screen_shows_as_code():
     assert code_blocks("    four blanks\n\n```\nls\n```\n") == ("ls\n",)
+
+
+def test_everything_said_can_be_reached_by_redo_and_branches(talk):
+    repl, console = talk("One", "Two", "/undo", "/redo", "/undo 2", "Three", "/redo", "/branches", "/branches 1")
+    assert "Back again: 2 exchanges. Last is: Two" in console.shown
+    assert "There is nothing to redo.\n/branches lists everything that was said." in console.shown
+    assert re.search(r"^  1 +One +just now", console.shown, re.M)
+    assert re.search(r"^  2 +reply: .* here, just now", console.shown, re.M)
+    assert repl.talk.transcript.questions == ("Two", "One")
+    assert "On branch 1: 2 exchanges." in console.shown
+
+
+def test_a_retried_reply_and_what_followed_an_edit_stay_on_branches(talk, tmp_path):
+    repl, _ = talk("One", "/retry", "Two", "/edit 2", Submitted("One more", edited=True))
+    texts = [[node.text for node in repl.talk.tree.path(leaf.id)][1::2] for leaf in repl.talk.tree.leaves()]
+    assert texts == [["One"], ["One", "Two"], ["One more"]]
+    assert conversation(tmp_path, repl)[1] == "One more"
+
+
+def test_a_changed_system_prompt_counts_for_a_retry_and_stays_on_undo(talk, tmp_path):
+    repl, _ = talk("One", "/system Be rude.", "/retry", "/history", "/undo", "/redo")
+    assert conversation(tmp_path, repl)[:2] == ["Be rude.", "One"]
+    assert len(repl.talk.tree.leaves()) == 2
+    (tmp_path / "sessions").rename(tmp_path / "kept")
+    repl, _ = talk("One", "/system Be rude.", "/retry", "/undo")
+    assert conversation(tmp_path, repl) == ["Be rude."]
+
+
+def test_a_setting_changed_in_mid_reply_is_journaled_where_it_came_into_force(talk):
+    changes = ((3, Submitted("/refine_iter 1", live=True)), (3, Submitted("/temperature 0.5", live=True)))
+    repl, _ = talk("Hello", *changes, "More")
+    first, second = (node.made for node in repl.talk.tree.path() if node.made)
+    assert first.turn.settings == START.as_dict()
+    # R = 2: the change came in the second block's passes, so it counts from the third block on.
+    assert [(one.at, one.name, one.value) for one in first.changes] == [
+        (8, "refine_iter", 1),
+        (8, "temperature", 0.5),
+    ]
+    assert first.settings == second.turn.settings == repl.talk.settings.as_dict()
+    assert (second.changes, isinstance(second.turn.seed, int)) == ((), True)
+
+
+def test_a_session_shows_its_end_as_it_was_and_brings_its_settings_along(talk, tmp_path):
+    talk("/refine_iter 3", "Hello", "Stopped", (5, Interrupt()), "/save first")
+    repl, console = talk("/resume first", "/settings")
+    assert "Session first, 2 exchanges.\n› Stopped\n" in console.shown.replace("\n\n", "\n")
+    assert "[stopped] /retry answers the message again." in console.shown
+    assert "Hello" not in console.shown.partition("Session first")[2].partition("setting")[0]
+    assert repl.talk.settings.refine_iter == 3
+    assert re.search(r"^  refine_iter +3 +2 +- +the session$", console.shown, re.M)
+    talk("Unheard", (0, Interrupt()), "/save second")
+    _, console = talk("/resume second")
+    assert "[unanswered] /retry answers this message." in console.shown
+
+
+def test_leaving_says_how_to_continue_and_what_is_not_on_disk(talk, tmp_path, monkeypatch):
+    _, console = talk("Hello", "/save mine")
+    assert console.shown.endswith("Session mine, 1 exchange. Continue: --resume mine\n")
+    assert "Continue" not in talk()[1].shown
+    (tmp_path / "sessions").rename(tmp_path / "moved")
+    (tmp_path / "sessions").write_text("a file")
+    _, console = talk("Hello")
+    assert "The conversation is not being saved.\n" in console.shown
+    assert console.toolbar.startswith("not saved  ")
+    assert re.search(r"Not saved: \d+ records of this conversation\. .*File exists\.\n$", console.shown)
+
+
+def test_saving_that_works_again_is_said(talk, tmp_path):
+    blocked = tmp_path / "sessions"
+    blocked.write_text("a file")
+    unblock = Submitted("/read /nowhere")
+    repl, console = talk("Hello", unblock, "/export /nowhere.md")
+    blocked.unlink()
+    repl.talk.set_system("Be kind.")
+    assert "The conversation is saved again, with everything that was missing." in console.shown
+    assert not console.toolbar.startswith("not saved")
+    assert conversation(tmp_path, repl)[0] == "Be kind."
+
+
+def test_find_and_history_show_what_was_said(talk):
+    talk("A needle in hay", "/save first")
+    _, console = talk("/find NEEDLE", "/find nothing like it", "One", "Two", "Three", "/history 2")
+    assert re.search(r"^  first +user +A needle in hay$", console.shown, re.M)
+    assert "No session holds 'nothing like it'." in console.shown
+    end = console.shown.rpartition("1 exchange before these.")[2]
+    assert end.count("› ") == 2
+    assert "› Two" in end

@@ -25,6 +25,7 @@ from chat.loading.checkpoints import Checkpoints, run_folder
 from chat.loading.facts import checkpoint_facts, facts_table, short_count, size
 from chat.loading.opening import load
 from chat.screen.draw import Palette
+from chat.sessions.folder import Sessions
 from chat.sessions.session import Session
 from chat.start.config_file import ConfigFile
 from chat.start.options import LaunchOptions, resolve_settings
@@ -147,9 +148,8 @@ def talk(tmp_path):
             settings=settings,
             origins=origins,
             facts=facts,
-            session=Session(tmp_path / "sessions", facts=facts),
-            sessions_folder=tmp_path / "sessions",
-            transcript=Transcript(),
+            session=Session(tmp_path / "sessions"),
+            sessions=Sessions(tmp_path / "sessions"),
             use_template=True,
             checkpoints=Checkpoints(
                 engine=engine,
@@ -203,8 +203,9 @@ def test_load_keeps_the_conversation_and_answers_as_a_fresh_start_would(run, tal
     assert console.toolbar == "N 3  R 2  greedy  step 7"
     assert repl.talk.facts["step"] == 7
     (journal,) = (tmp_path / "sessions").glob("*.jsonl")
-    told = [record for record in map(json.loads, journal.read_text().splitlines()) if record["kind"] == "facts"]
-    assert [record["facts"]["step"] for record in told] == [7]
+    records = [json.loads(line) for line in journal.read_text().splitlines()]
+    assert [record["step"] for record in records if record["kind"] == "checkpoint"] == [3, 7]
+    assert [node.made.checkpoint.step for node in repl.talk.tree.path() if node.made] == [3, 7]
 
 
 def test_defaults_of_the_new_step_are_adopted_but_for_what_was_set_by_hand(run, talk):
@@ -411,10 +412,10 @@ def test_steps_load_and_model_on_two_ranks_until_the_disk_fails(tmp_path, run, m
         chat.wait_for("The model has no weights any more.")
         shown = "".join("".join(chat.scrollback).split())  # without the breaks that the terminal makes
         assert shown.count("Input/outputerroratbyte") == 2
-        assert "Whatwassaidiskept:--resume" in shown
+        assert "Continue:bashrun_chat.sh" in shown
         assert chat.mode == chat.mode_before
         assert not chat.ranks()
     assert "Traceback" not in "\n".join(chat.scrollback)
     (journal,) = chat.sessions()
     assert "Hello there" in journal
-    assert '"step": 7' in journal
+    assert '"step":7' in journal

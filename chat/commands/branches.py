@@ -1,0 +1,155 @@
+"""The slash commands that move about in what was said. None of them loses anything: /branches leads everywhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from chat.commands.row import Value, ago, command, exchanges, first_word, whole_number
+from chat.sessions.tree import Node, Tree
+from chat.text.transcript import ASSISTANT, SYSTEM, USER
+from dist.errors import UsageError
+
+if TYPE_CHECKING:
+    from chat.conversation.repl import Repl
+
+SHOWN_QUESTIONS = 10
+SHOWN_EXCHANGES = 10
+FIRST_WORDS = 50
+
+
+@command("system", "/system [TEXT]", "show or replace the system prompt (- removes it)")
+def system(repl: Repl, argument: str) -> None:
+    present = repl.talk.transcript.system
+    if not argument:
+        repl.note(f"The system prompt is: {present}" if present else "There is no system prompt.")
+        return
+    repl.talk.set_system("" if argument == "-" else argument)
+    repl.note("The system prompt is removed." if argument == "-" else "The system prompt is replaced.")
+
+
+@command("clear", "/clear", "start over; the system prompt stays, and /redo takes it back")
+def clear(repl: Repl, argument: str) -> None:
+    gone = len(repl.talk.transcript.exchanges)
+    repl.talk.clear()
+    repl.note(
+        f"Cleared {exchanges(gone)}. /redo brings {'it' if gone == 1 else 'them'} back." if gone else "Cleared."
+    )
+
+
+@command("undo", "/undo [N]", "take back the last exchange, or the last N")
+def undo(repl: Repl, argument: str) -> None:
+    n = whole_number(argument, "/undo")
+    questions = repl.talk.tree.questions()
+    if not questions:
+        raise UsageError("There is nothing to undo.")
+    taken = min(n, len(questions))
+    repl.talk.undo(questions[taken - 1])
+    left = len(questions) - taken
+    repl.note(
+        f"Took back {exchanges(taken)}; {exchanges(left) if left else 'none'} left. "
+        f"Last was: {questions[0].text[:60]}"
+    )
+
+
+@command("redo", "/redo", "take the last /undo or /clear back")
+def redo(repl: Repl, argument: str) -> None:
+    repl.talk.redo()
+    there = len(repl.talk.transcript.exchanges)
+    repl.note(f"Back again: {exchanges(there)}. Last is: {(repl.talk.transcript.last_question or '')[:60]}")
+
+
+@command("retry", "/retry", "answer the last message again")
+def retry(repl: Repl, argument: str) -> None:
+    repl.answering.say_again()
+
+
+def _questions(repl: Repl, word: str) -> Iterable[Value]:
+    """The user's messages by number, the last one first."""
+    return ((str(n), node.text[:60]) for n, node in enumerate(repl.talk.tree.questions()[:SHOWN_QUESTIONS], 1))
+
+
+@command(
+    "edit",
+    "/edit [N]",
+    "change your last message, or the N-th last, and go on from there",
+    values=first_word(_questions),
+)
+def edit(repl: Repl, argument: str) -> None:
+    n = whole_number(argument, "/edit")
+    questions = repl.talk.tree.questions()
+    if not questions:
+        raise UsageError("There is nothing to edit.")
+    if n > len(questions):
+        raise UsageError(f"/edit cannot take {n}.", f"There are {len(questions)} messages of yours.")
+    repl.note(
+        f"Message {len(questions) - n + 1} of {len(questions)}: Enter sends it and goes on from there "
+        "(/branches leads back to what followed); Ctrl-C cancels."
+    )
+    repl.edit(questions[n - 1])
+
+
+def _leaves(repl: Repl, word: str) -> Iterable[Value]:
+    return ((number, f"{words} ({about})") for number, words, about in _rows(repl.talk.tree))
+
+
+def _rows(tree: Tree) -> list[tuple[str, str, str]]:
+    """Every branch: its number, the first words that the present one has not, its age and checkpoint."""
+    present = {node.id for node in tree.path()}
+    rows = []
+    for number, leaf in enumerate(tree.leaves(), 1):
+        path = tree.path(leaf.id)
+        own = next((node for node in path if node.id not in present), path[-1])
+        here = "here, " if leaf.id == tree.head else ""
+        rows.append((str(number), _first_words(own), f"{here}{ago(time.time() - leaf.time)}{_maker(leaf)}"))
+    return rows
+
+
+def _first_words(node: Node) -> str:
+    words = " ".join(node.text[: 4 * FIRST_WORDS].split())[:FIRST_WORDS]
+    return {USER: words, ASSISTANT: f"reply: {words}", SYSTEM: f"system prompt: {words}"}[node.role]
+
+
+def _maker(leaf: Node) -> str:
+    checkpoint = leaf.made.checkpoint if leaf.made is not None else None
+    if checkpoint is None:
+        return ""
+    return f", {checkpoint.path}" if checkpoint.step is None else f", step {checkpoint.step}"
+
+
+@command(
+    "branches",
+    "/branches [N]",
+    "everything that was said, by its ends; with a number, go on from there",
+    values=first_word(_leaves),
+)
+def branches(repl: Repl, argument: str) -> None:
+    tree = repl.talk.tree
+    leaves = tree.leaves()
+    if not argument:
+        if not leaves:
+            repl.note("Nothing was said yet.")
+            return
+        repl.page.table(_rows(tree), head=("branch", "begins to differ with", "last"))
+        return
+    n = whole_number(argument, "/branches")
+    if n > len(leaves):
+        raise UsageError(f"There is no branch {n}.", f"There are {len(leaves)}.", "/branches lists them.")
+    repl.talk.go_to(leaves[n - 1])
+    repl.show_conversation()
+    repl.note(f"On branch {n}: {exchanges(len(repl.talk.transcript.exchanges))}.")
+
+
+@command("history", "/history [N]", "the last exchanges of this conversation, 10 or N of them")
+def history(repl: Repl, argument: str) -> None:
+    n = whole_number(argument, "/history", default=SHOWN_EXCHANGES)
+    groups = repl.talk.transcript.exchanges
+    if not groups:
+        repl.note("Nothing was said yet.")
+        return
+    if len(groups) > n:
+        repl.note(f"{exchanges(len(groups) - n)} before these.")
+    for group in groups[-n:]:
+        for message in group:
+            repl.page.message(message)

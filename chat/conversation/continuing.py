@@ -1,0 +1,44 @@
+"""How a conversation is continued later: the command that does it. Knows no session's content."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from chat.files import write_whole
+
+WORD_FILE = "continue"
+
+
+def command_line(options: Sequence[str], environ: Mapping[str, str], name: str) -> str:
+    """The command that starts the program as it was started with `options`, and resumes the session `name`."""
+    if "DLLM_LAUNCHER_PID" not in environ:
+        return f"the same command with --resume {name}"
+    words = ["bash", "run_chat.sh"]
+    ranks = environ.get("LOCAL_WORLD_SIZE", "1")
+    words += [ranks] if ranks != "1" else []
+    rest = _without_resume(options)
+    if rest and rest[0].startswith("--checkpoint_dir="):  # as the second argument of the script
+        words.append(rest.pop(0).partition("=")[2])
+    return shlex.join([*words, *rest, "--resume", name])
+
+
+def _without_resume(options: Sequence[str]) -> list[str]:
+    kept: list[str] = []
+    skip = False
+    for word in options:
+        if skip and not word.startswith("--"):
+            skip = False
+            continue
+        skip = word == "--resume"
+        if not skip and not word.startswith("--resume="):
+            kept.append(word)
+    return kept
+
+
+def leave_word(run_dir: Path, text: str) -> None:
+    """Leave `text` for the start script, which shows it if this process is killed."""
+    with suppress(OSError):
+        write_whole(run_dir / WORD_FILE, f"{text}\n".encode(errors="replace"))
