@@ -123,6 +123,14 @@ class PtyScreen:
         return "\n".join(self.lines).rstrip("\n")
 
     @property
+    def spans(self) -> list[list[tuple[int, str, pyte.screens.Char]]]:
+        """Every line of the screen as (column, text, the style of its first cell), without blank ends."""
+        with self._lock:
+            return [
+                _line_spans(self._screen.buffer[row], self._screen.columns) for row in range(self._screen.lines)
+            ]
+
+    @property
     def scrollback(self) -> list[str]:
         """Everything that scrolled off, then the screen."""
         with self._lock:
@@ -181,3 +189,15 @@ def _take_terminal() -> None:
 
 def _line_text(line: Mapping[int, pyte.screens.Char], columns: int) -> str:
     return "".join(line[at].data for at in range(columns)).rstrip()
+
+
+def _line_spans(line: Mapping[int, pyte.screens.Char], columns: int) -> list[tuple[int, str, pyte.screens.Char]]:
+    spans: list[tuple[int, str, pyte.screens.Char]] = []
+    for at in range(len(_line_text(line, columns))):
+        cell = line[at]
+        if spans and cell[1:] == spans[-1][2][1:]:
+            column, text, style = spans[-1]
+            spans[-1] = column, text + cell.data, style
+        else:
+            spans.append((at, cell.data, cell))
+    return spans
