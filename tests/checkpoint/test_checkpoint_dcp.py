@@ -28,7 +28,6 @@ WRITE = """
 import os, sys
 import torch, torch.distributed as torch_dist, torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file
-from test_shard_fuzz import DAMAGES, TRIALS, loads_right
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
