@@ -19,14 +19,14 @@ class ChatError(Exception):
 
     exit_code = 1
 
-    def __init__(self, what: str, why: str = "", mend: str = "") -> None:
-        super().__init__(what, why, mend)
+    def __init__(self, what: str, why: str = "", hint: str = "") -> None:
+        super().__init__(what, why, hint)
         self.what = what
         self.why = why
-        self.mend = mend
+        self.hint = hint
 
     def __str__(self) -> str:
-        return " ".join(part for part in (self.what, self.why, self.mend) if part)
+        return " ".join(part for part in (self.what, self.why, self.hint) if part)
 
 
 class UsageError(ChatError):

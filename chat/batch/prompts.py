@@ -109,7 +109,7 @@ def _parquet(data: bytes, where: str) -> Iterator[Prompt]:
     except ImportError:
         raise UsageError(
             f"{where} cannot be read: parquet needs the package pyarrow, which is missing.",
-            mend="Run `pip install pyarrow`, or convert the file to .jsonl.",
+            hint="Run `pip install pyarrow`, or convert the file to .jsonl.",
         ) from None
     try:
         file = ParquetFile(pa.BufferReader(data))

@@ -83,7 +83,7 @@ class ResultsFile:
         except BlockingIOError:
             os.close(self._file)
             raise UsageError(
-                f"Another run is writing {self._final}.", mend="Wait for it, or choose another output file."
+                f"Another run is writing {self._final}.", hint="Wait for it, or choose another output file."
             ) from None
 
     def _keep(self, data: bytes) -> None:
@@ -191,7 +191,7 @@ def _as_json(value: Any) -> Any:
 
 def _foreign(path: Path) -> UsageError:
     return UsageError(
-        f"{path} is there already and is not a results file.", mend="Move it away, or choose another output file."
+        f"{path} is there already and is not a results file.", hint="Move it away, or choose another output file."
     )
 
 

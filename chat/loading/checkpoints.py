@@ -139,7 +139,7 @@ class Checkpoints:
             return expand(argument).absolute()
         found = self.steps()
         if not found.steps:
-            raise CheckpointError(f"{self._run} has no steps any more.", mend="/load FOLDER turns to another run.")
+            raise CheckpointError(f"{self._run} has no steps any more.", hint="/load FOLDER turns to another run.")
         newest = found.steps[-1].number if found.latest is None else found.latest
         wanted = int(word[1]) if word else newest
         for step in found.steps:

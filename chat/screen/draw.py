@@ -70,7 +70,7 @@ def notice(text: str, palette: Palette, width: int = 80) -> str:
 
 def error_block(error: ChatError, palette: Palette, width: int = 80) -> str:
     """What happened, why, what to do: a line each, then a blank one."""
-    what, *rest = (visible(part) for part in (error.what, error.why, error.mend) if part)
+    what, *rest = (visible(part) for part in (error.what, error.why, error.hint) if part)
     lines = wrap(palette.text(what, "error"), max(2, width - 1))
     for part in rest:
         lines += wrap(Text(part), max(2, width - 1))

@@ -51,9 +51,9 @@ def export(target: str, conversation: Conversation, *, force: bool = False) -> P
         )
     try:
         if path.is_dir():
-            raise UsageError(f"{path} is a folder.", mend="Name a file.")
+            raise UsageError(f"{path} is a folder.", hint="Name a file.")
         if path.exists() and not force:
-            raise UsageError(f"{path} is there already.", mend=f"To replace it: /export {target} !")
+            raise UsageError(f"{path} is there already.", hint=f"To replace it: /export {target} !")
         # Names of folders that are no UTF-8 come with halves of characters.
         write_whole(path, render(conversation).encode(errors="replace"))
     except OSError as error:

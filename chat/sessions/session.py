@@ -135,7 +135,7 @@ class Session:
         check_name(name)
         session = cls(folder, name=name)
         if session.path.exists():
-            raise UsageError(f"A session named {name} exists already.", mend="Choose another name.")
+            raise UsageError(f"A session named {name} exists already.", hint="Choose another name.")
         session.tree = Tree()
         for record in records:
             session.tree.take(record)
@@ -283,7 +283,7 @@ class Session:
             check_name(name)
             target = self._folder / (name + SUFFIX)
             if target.exists():
-                raise UsageError(f"A session named {name} exists already.", mend="Choose another name.")
+                raise UsageError(f"A session named {name} exists already.", hint="Choose another name.")
             try:
                 self._journal.rename(target)
             except OSError as error:

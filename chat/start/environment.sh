@@ -13,7 +13,7 @@ pinned_torch_driver=580
 
 say() { printf '%s\n' "$*" >&2; }
 
-fail() { # CODE WHAT [WHY [MEND]]: one short block, then out
+fail() { # CODE WHAT [WHY [HINT]]: one short block, then out
     local code=$1
     shift
     say "$*"

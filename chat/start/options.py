@@ -198,17 +198,17 @@ def _spellings() -> tuple[str, ...]:
 def _check_together(options: LaunchOptions) -> None:
     """Refuse options that contradict each other or would have no effect."""
     if options.prompt is not None and options.prompts_file is not None:
-        raise UsageError("--prompt and --prompts_file cannot be given together.", mend="Leave one of them out.")
+        raise UsageError("--prompt and --prompts_file cannot be given together.", hint="Leave one of them out.")
     if options.has_prompts and options.resume is not None:
         raise UsageError(
             "--resume opens a conversation, so it cannot be given together with prompts.",
-            mend="Leave --resume or the prompts out.",
+            hint="Leave --resume or the prompts out.",
         )
     for name in ("output_file", "json", "verbose_trace", "n", "batch_size"):
         if name in options.given and not options.has_prompts:
             raise UsageError(
                 f"--{name} is for prompts given at the start, and there are none.",
-                mend="Add --prompt TEXT or --prompts_file FILE.",
+                hint="Add --prompt TEXT or --prompts_file FILE.",
             )
 
 
@@ -218,7 +218,7 @@ def _check_prompts_file(options: LaunchOptions) -> None:
     path = expand(options.prompts_file or "")
     _check_suffix("prompts", path, PROMPT_SUFFIXES)
     if not path.exists():
-        raise UsageError(f"No such prompts file: {path}.", mend="Check the path given to --prompts_file.")
+        raise UsageError(f"No such prompts file: {path}.", hint="Check the path given to --prompts_file.")
     if path.is_dir() or not os.access(path, os.R_OK):
         why = "It is a folder." if path.is_dir() else "Permission denied."
         raise UsageError(f"The prompts file cannot be read: {path}.", why)
@@ -231,14 +231,14 @@ def _check_output_file(options: LaunchOptions) -> None:
     _check_suffix("output", path, OUTPUT_SUFFIXES)
     if not path.parent.is_dir():
         raise UsageError(
-            f"No such folder for the output file: {path.parent}.", mend=f"Make it first: mkdir -p {path.parent}"
+            f"No such folder for the output file: {path.parent}.", hint=f"Make it first: mkdir -p {path.parent}"
         )
     target = path if path.exists() else path.parent
     if path.is_dir() or not os.access(target, os.W_OK):
         why = "It is a folder." if path.is_dir() else f"Permission denied for {target}."
         raise UsageError(f"The output file cannot be written: {path}.", why)
     if options.prompts_file not in (None, STDIN) and _same_file(path, expand(options.prompts_file or "")):
-        raise UsageError("--output_file and --prompts_file are the same file.", mend="Choose another output file.")
+        raise UsageError("--output_file and --prompts_file are the same file.", hint="Choose another output file.")
 
 
 def _same_file(one: Path, other: Path) -> bool:

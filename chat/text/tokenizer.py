@@ -37,7 +37,7 @@ class ChatTokenizer:
         if asked and not self.has_chat_template:
             raise UsageError(
                 "--use_chat_template cannot be: the checkpoint's tokenizer has no chat template.",
-                mend="Leave it out; prompts then go to the model as they are.",
+                hint="Leave it out; prompts then go to the model as they are.",
             )
         return self.has_chat_template if asked is None else asked
 

@@ -136,13 +136,13 @@ def _check_place(file: ShardFile, rank: int, world_size: int) -> None:
 
 def _check_kinship(file: ShardFile, rank: int, first: ShardFile, world_size: int) -> None:
     label = shard_label(rank, world_size)
-    mend = "The files are of different saves. Copy all of them again from one step."
+    hint = "The files are of different saves. Copy all of them again from one step."
     if file.tensors.keys() != first.tensors.keys():
         apart = sorted(file.tensors.keys() ^ first.tensors.keys())
         raise CheckpointError(
             f"{label} is not of the same model as shard 0: {file.path}.",
             f"{len(apart)} names are in only one of the two: {', '.join(apart[:SHOWN])}.",
-            mend,
+            hint,
         )
     for name, tensor in file.tensors.items():
         other = first.tensors[name]
@@ -151,7 +151,7 @@ def _check_kinship(file: ShardFile, rank: int, first: ShardFile, world_size: int
             raise CheckpointError(
                 f"{label} is not of the same model as shard 0: {file.path}.",
                 f"{name} is {here} in it and {there} in shard 0.",
-                mend,
+                hint,
             )
 
 

@@ -65,7 +65,7 @@ def free_bytes(device: torch.device) -> int:
 
 
 @contextmanager
-def shortage_told(group: Group, doing: str, mend: str) -> Iterator[None]:
+def shortage_told(group: Group, doing: str, hint: str) -> Iterator[None]:
     """Turn running out of a GPU's memory into a CheckpointError that says so, with torch's numbers.
 
     Of several ranks the one whose memory runs out ends, and with it the run: the others wait for it within a pass.
@@ -77,7 +77,7 @@ def shortage_told(group: Group, doing: str, mend: str) -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         if group.size > 1:
             raise
-        raise CheckpointError(f"Out of GPU memory while {doing}.", str(error).splitlines()[0], mend) from error
+        raise CheckpointError(f"Out of GPU memory while {doing}.", str(error).splitlines()[0], hint) from error
 
 
 def gib(count: int) -> str:

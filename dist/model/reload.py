@@ -134,7 +134,7 @@ class Reloader:
                 f"Reading {old} again failed too: {second.what} {second.why}",
             ) from second
         raise CheckpointError(
-            error.what, error.why, f"{error.mend} The weights of {old} are in place again.".strip()
+            error.what, error.why, f"{error.hint} The weights of {old} are in place again.".strip()
         )
 
 

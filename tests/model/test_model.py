@@ -60,7 +60,7 @@ def test_a_model_without_room_is_refused_before_the_first_byte_is_read(tiny_chec
         load_model(checkpoint, solo, progress=lambda done, total: pytest.fail("read"))
     assert refusal.value.what == "The model does not fit into the memory of this machine."
     assert "would keep 0.0 GiB, and 0.0 GiB are free" in refusal.value.why
-    assert "--dtype bfloat16" in refusal.value.mend
+    assert "--dtype bfloat16" in refusal.value.hint
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
