@@ -20,7 +20,7 @@ Values = Callable[["Repl", "tuple[str, ...]", str], Iterable[Value]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Command:
-    """One slash command. `name` is without the slash; `live` ones run in the middle of a reply."""
+    """One slash command. `name` and `aliases` are without the slash; `live` ones run in the middle of a reply."""
 
     name: str
     usage: str
@@ -28,6 +28,8 @@ class Command:
     run: Run
     live: bool
     values: Values
+    aliases: tuple[str, ...] = ()
+    example: str = ""
 
 
 def _nothing(repl: Repl, words: tuple[str, ...], word: str) -> Iterable[Value]:
@@ -35,12 +37,21 @@ def _nothing(repl: Repl, words: tuple[str, ...], word: str) -> Iterable[Value]:
 
 
 def command(
-    name: str, usage: str, help: str, *, live: bool = False, values: Values = _nothing
+    name: str,
+    usage: str,
+    help: str,
+    *,
+    live: bool = False,
+    values: Values = _nothing,
+    aliases: tuple[str, ...] = (),
+    example: str = "",
 ) -> Callable[[Run], Command]:
     """Make a row of the table of a function."""
 
     def row(run: Run) -> Command:
-        return Command(name=name, usage=usage, help=help, run=run, live=live, values=values)
+        return Command(
+            name=name, usage=usage, help=help, run=run, live=live, values=values, aliases=aliases, example=example
+        )
 
     return row
 

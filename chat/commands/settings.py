@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from chat.commands.row import Command, Value, command, first_word
@@ -14,7 +15,10 @@ from dist.settings import SETTINGS, Setting
 if TYPE_CHECKING:
     from chat.conversation.answering import TraceMode
     from chat.conversation.repl import Repl
-    from chat.conversation.state import Overflow
+
+
+DEFAULT = "default"
+DEFAULT_VALUE = (DEFAULT, "back to the program's own value")
 
 
 def setting_names() -> Iterable[Value]:
@@ -26,34 +30,62 @@ def setting_values(name: str) -> Iterable[Value]:
     return ((example, row.allowed) for example in row.examples) if row is not None else ()
 
 
-def _values_of_set(repl: Repl, words: tuple[str, ...], word: str) -> Iterable[Value]:
-    if len(words) > 1:
-        return ()
-    if words[:1] == (overflow.name,):
-        return _overflows(repl, word)
-    return setting_values(words[0]) if words else (*setting_names(), (overflow.name, overflow.help))
+def _marked(values: Iterable[Value], present: str) -> Iterable[Value]:
+    """The values, the present one first and marked; it is among them even if it is no example."""
+    found = dict(values)
+    about = found.pop(present, next(iter(found.values()), ""))
+    return ((present, f"now; {about}"), *found.items())
 
 
-def known_setting(name: str) -> str:
-    """`name`; raises UsageError if it is no setting's."""
+def _present_values(repl: Repl, name: str) -> Iterable[Value]:
+    """What a setting can be set to, by completion."""
+    if name in CHOICES:
+        return _marked(CHOICES[name].values.items(), CHOICES[name].present(repl))
     if name not in SETTINGS:
-        near = difflib.get_close_matches(name, SETTINGS, n=1)
+        return ()
+    return (*_marked(setting_values(name), shown(getattr(repl.talk.settings, name))), DEFAULT_VALUE)
+
+
+def _values_of_set(repl: Repl, words: tuple[str, ...], word: str) -> Iterable[Value]:
+    if words:
+        return _present_values(repl, words[0]) if len(words) == 1 else ()
+    choices = ((row.name, row.help) for row in CHOICES.values())
+    return ((f"{name} ", about) for name, about in (*setting_names(), *choices))
+
+
+def known_setting(name: str, more: Sequence[str] = ()) -> str:
+    """`name`; raises UsageError if it is no setting's. `more` can be meant too."""
+    if name not in SETTINGS:
+        names = [*SETTINGS, *more]
+        near = difflib.get_close_matches(name, names, n=1)
         raise UsageError(
             f"There is no setting {name}.",
-            f"Did you mean {near[0]}?" if near else f"The settings are {', '.join(SETTINGS)}.",
+            f"Did you mean {near[0]}?" if near else f"The settings are {', '.join(names)}.",
         )
     return name
 
 
-@command("set", "/set NAME VALUE", "change a setting from the next block on", live=True, values=_values_of_set)
+@command(
+    "set",
+    "/set NAME VALUE",
+    "change a setting from the next block on; VALUE can be default",
+    live=True,
+    values=_values_of_set,
+    example="/set refine_iter auto",
+)
 def set_(repl: Repl, argument: str) -> None:
     name, _, value = argument.partition(" ")
-    if name == overflow.name:
-        overflow.run(repl, value.strip())
+    if name in CHOICES:
+        _choose(repl, CHOICES[name], value.strip())
     elif name:
-        _change(repl, known_setting(name), value.strip())
+        _change(repl, _known(name), value.strip())
     else:
         settings.run(repl, "")
+
+
+def _known(name: str) -> str:
+    """`name`; raises UsageError if nothing that can be set is called so."""
+    return known_setting(name, tuple(CHOICES))
 
 
 def _change(repl: Repl, name: str, value: str) -> None:
@@ -61,7 +93,10 @@ def _change(repl: Repl, name: str, value: str) -> None:
         now = shown(getattr(repl.talk.settings, name))
         repl.note(f"{name} is {now}; it takes {SETTINGS[name].allowed}.")
         return
-    repl.talk.change_setting(name, value)
+    if value == DEFAULT:
+        repl.talk.reset_setting(name)
+    else:
+        repl.talk.change_setting(name, value)
     when = " from the next block on" if repl.answering.busy else ""
     repl.note(f"{name} is {shown(getattr(repl.talk.settings, name))}{when}.")
 
@@ -76,21 +111,71 @@ def _shorthand(row: Setting) -> Command:
     def run(repl: Repl, argument: str) -> None:
         _change(repl, row.name, argument)
 
-    values = first_word(lambda repl, word: setting_values(row.name))
-    return command(row.name, f"/{row.name} VALUE", row.help, live=True, values=values)(run)
+    values = first_word(lambda repl, word: _present_values(repl, row.name))
+    example = f"/{row.name} {row.examples[0]}"
+    return command(row.name, f"/{row.name} VALUE", row.help, live=True, values=values, example=example)(run)
 
 
 SHORTHANDS = tuple(map(_shorthand, SETTINGS.values()))
 
 
-OVERFLOWS: dict[str, tuple[Overflow, str]] = {
-    "drop": ("drop", "What no longer fits is left out of the prompt, the oldest exchanges first."),
-    "refuse": ("refuse", "A message that no longer fits with all that was said is refused."),
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """A setting that the model never sees: one of some words, the default first, each with what it does.
+
+    `holder` gives what has the present value as an attribute called `name`.
+    """
+
+    name: str
+    help: str
+    values: Mapping[str, str]
+    holder: Callable[[Repl], object]
+
+    @property
+    def default(self) -> str:
+        return next(iter(self.values))
+
+    def present(self, repl: Repl) -> str:
+        return str(getattr(self.holder(repl), self.name))
+
+
+CHOICES: dict[str, Choice] = {
+    row.name: row
+    for row in (
+        Choice(
+            name="overflow",
+            help="what happens to a conversation that no longer fits",
+            values={
+                "drop": "What no longer fits is left out of the prompt, the oldest exchanges first.",
+                "refuse": "A message that no longer fits with all that was said is refused.",
+            },
+            holder=lambda repl: repl.talk,
+        ),
+        Choice(
+            name="markdown",
+            help="how replies are shown",
+            values={
+                "rendered": "Markdown is drawn: headings, lists, tables, code.",
+                "source": "Replies stand as the model wrote them, every character of them.",
+            },
+            holder=lambda repl: repl.page.shown,
+        ),
+    )
 }
 
 
-def _overflows(repl: Repl, word: str) -> Iterable[Value]:
-    return ((name, about) for name, (_, about) in OVERFLOWS.items())
+def _choose(repl: Repl, row: Choice, value: str) -> None:
+    if value and value not in (*row.values, DEFAULT):
+        raise UsageError(f"{row.name} cannot be {value!r}.", f"It takes {listed(row.values)}.")
+    if value:
+        setattr(row.holder(repl), row.name, row.default if value == DEFAULT else value)
+    repl.note(f"{row.name} is {row.present(repl)}. {row.values[row.present(repl)]}")
+
+
+def listed(words: Iterable[str]) -> str:
+    """Words as "a, b or c"."""
+    *most, last = words
+    return f"{', '.join(most)} or {last}" if most else last
 
 
 @command(
@@ -98,14 +183,11 @@ def _overflows(repl: Repl, word: str) -> Iterable[Value]:
     "/overflow drop|refuse",
     "what happens to a conversation that no longer fits (also /set overflow)",
     live=True,
-    values=first_word(_overflows),
+    values=first_word(lambda repl, word: _present_values(repl, "overflow")),
+    example="/overflow refuse",
 )
 def overflow(repl: Repl, argument: str) -> None:
-    if argument and argument not in OVERFLOWS:
-        raise UsageError(f"overflow cannot be {argument!r}.", "It takes drop or refuse.")
-    choice, about = OVERFLOWS[argument or repl.talk.overflow]
-    repl.talk.overflow = choice
-    repl.note(f"overflow is {choice}. {about}")
+    _choose(repl, CHOICES["overflow"], argument)
 
 
 TRACE_MODES: dict[str, tuple[TraceMode, str]] = {
@@ -135,7 +217,9 @@ def trace(repl: Repl, argument: str) -> None:
     repl.note(f"Trace is {mode}. {about}{late}")
 
 
-@command("settings", "/settings", "every setting: value, default, where it came from", live=True)
+@command(
+    "settings", "/settings", "every setting: value, default, where it came from", live=True, example="/settings"
+)
 def settings(repl: Repl, argument: str) -> None:
     talk = repl.talk
     used = talk.last_reply.settings if talk.last_reply is not None else None
@@ -144,5 +228,7 @@ def settings(repl: Repl, argument: str) -> None:
         last = shown(getattr(used, name)) if used is not None else "-"
         value = shown(getattr(talk.settings, name))
         rows.append((name, value, shown(row.default), last, talk.origins.get(name, "default")))
-    rows.append((overflow.name, talk.overflow, "drop", "-", "default" if talk.overflow == "drop" else BY_HAND))
+    for choice in CHOICES.values():
+        value = choice.present(repl)
+        rows.append((choice.name, value, choice.default, "-", "default" if value == choice.default else BY_HAND))
     repl.page.table(rows, head=("setting", "value", "default", "last reply", "from"))

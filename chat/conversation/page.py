@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import queue
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Literal, Protocol
 
 from chat.console.events import ConsoleEvent, Line
 from chat.screen import draw
@@ -40,12 +41,20 @@ class Console(Protocol):
     def copy(self, code: str) -> bool: ...
 
 
+@dataclass(slots=True)
+class Shown:
+    """How replies are shown, as the user wants it."""
+
+    markdown: Literal["rendered", "source"] = "rendered"
+
+
 class Page:
     """A console that is written on in one palette, as wide as the terminal is at that moment."""
 
     def __init__(self, console: Console, palette: draw.Palette) -> None:
         self.console = console
         self.palette = palette
+        self.shown = Shown()
 
     @property
     def redraws(self) -> bool:
@@ -72,7 +81,8 @@ class Page:
 
     def markdown(self, text: str) -> None:
         """A whole reply."""
-        self.console.commit(draw.render_markdown(text, self.console.width, self.palette))
+        as_source = self._as_source()
+        self.console.commit(draw.render_markdown(text, self.console.width, self.palette, as_source=as_source))
 
     def message(self, message: Message) -> None:
         """A message of the conversation as it was when it came, marked if it is not whole."""
@@ -86,7 +96,12 @@ class Page:
 
     def reply_view(self, decode: Decode, text: RunningText | None = None) -> draw.ReplyView:
         """The drawing of a reply that is about to be made; `text` is its text where someone else keeps that."""
-        return draw.ReplyView(decode, self.console.width, self.console.height, self.palette, text)
+        return draw.ReplyView(
+            decode, self.console.width, self.console.height, self.palette, text, as_source=self._as_source
+        )
+
+    def _as_source(self) -> bool:
+        return self.shown.markdown == "source"
 
     def trace(self, decode: Decode) -> Trace:
         """What collects the passes of a reply that is about to be made."""

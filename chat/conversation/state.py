@@ -25,7 +25,7 @@ from chat.text.tokenizer import ChatTokenizer
 from chat.text.transcript import Transcript
 from dist.errors import ChatError, PromptError, UsageError, WeightsLost
 from dist.protocol import Reply
-from dist.settings import GenerationSettings
+from dist.settings import SETTINGS, GenerationSettings
 
 REDRAW_S = 0.1
 # The origins of a setting that was changed while the conversation went on, and of one that a session brought along.
@@ -156,6 +156,12 @@ class Talk:
         """Read and adopt a setting; raises UsageError."""
         self.settings = self.settings.with_value(name, value)
         self.origins[name] = BY_HAND
+        self.show_toolbar()
+
+    def reset_setting(self, name: str) -> None:
+        """Give a setting the program's own value again."""
+        self.settings = self.settings.with_value(name, SETTINGS[name].default)
+        self.origins.pop(name, None)
         self.show_toolbar()
 
     def show_toolbar(self) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from rich.text import Text
 
 from chat.screen.markdown.blocks import indented, wrap
+from chat.screen.markdown.source import SourceStream
 from chat.screen.markdown.stream import MarkdownStream
 from chat.screen.palette import Palette
 from chat.screen.reply_view import LIVE_LINES, Frame, ReplyView
@@ -32,12 +33,13 @@ __all__ = [
 ECHO_LINES = 12
 
 
-def render_markdown(text: str, width: int, palette: Palette) -> str:
+def render_markdown(text: str, width: int, palette: Palette, *, as_source: bool = False) -> str:
     """A whole text as a reply would be committed."""
     if palette.ink == "none":
-        return palette.ansi(Text(line) for line in visible(text).split("\n"))
-    stream = MarkdownStream(max(2, width - 1), LIVE_LINES, palette)
-    return palette.ansi([*stream.feed(visible(text)), *stream.finish()])
+        return palette.ansi(Text(line) for line in visible(text, tabs=True).split("\n"))
+    room = max(2, width - 1)
+    stream = SourceStream(room, palette) if as_source else MarkdownStream(room, LIVE_LINES, palette)
+    return palette.ansi([*stream.feed(visible(text, tabs=as_source)), *stream.finish()])
 
 
 def user_echo(text: str, palette: Palette, width: int = 80) -> str:

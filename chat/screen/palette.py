@@ -7,7 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from rich.color import ColorSystem
 from rich.console import Console
+from rich.segment import Segment
 from rich.text import Text
 
 from chat.terminal.streams import Streams
@@ -66,19 +68,17 @@ class Palette:
         """The lines, each ended with a newline, with the escape codes that this palette allows."""
         if self.ink == "none":
             return "".join(f"{line.plain}\n" for line in lines)
-        out = io.StringIO()
-        console = Console(
-            file=out,
-            force_terminal=True,
-            color_system="standard",
-            no_color=self.ink == "mono",
-            width=10_000,
-            highlight=False,
-            markup=False,
-            emoji=False,
-            legacy_windows=False,
-            _environ={},
+        return "".join(f"{self._encoded(line)}\n" for line in lines)
+
+    def _encoded(self, line: Text) -> str:
+        segments = line.render(_CONSOLE)
+        if self.ink == "mono":
+            segments = Segment.remove_color(segments)
+        return "".join(
+            part.style.render(part.text, color_system=ColorSystem.STANDARD) if part.style else part.text
+            for part in segments
         )
-        for line in lines:
-            console.print(line, soft_wrap=True)
-        return out.getvalue()
+
+
+# Only for its table of named styles; nothing is printed on it.
+_CONSOLE = Console(file=io.StringIO(), color_system="standard", legacy_windows=False, _environ={})

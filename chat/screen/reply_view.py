@@ -8,6 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from rich.text import Text
+
+from chat.screen.markdown.source import SourceStream
 from chat.screen.markdown.stream import LineStream, MarkdownStream
 from chat.screen.palette import Palette
 from chat.text.cells import visible, wrap_spans
@@ -44,19 +47,30 @@ class ReplyView:
     """One reply on its way to the screen, `width` x `height` being the terminal's size.
 
     Finished Markdown blocks are committed; what is not finished is drawn from live lines, token by token.
-    Where the palette allows no escape codes, committed text is the reply's own lines. `text` is the reply's text
-    where someone else keeps it and adds an update's tokens before the view gets them; the view only reads it.
+    Where the palette allows no escape codes, committed text is the reply's own lines; so it is, lightly coloured,
+    while `as_source` says so, which is asked for every update. `text` is the reply's text where someone else keeps it
+    and adds an update's tokens before the view gets them; the view only reads it.
     """
 
     def __init__(
-        self, decode: Decode, width: int, height: int, palette: Palette, text: RunningText | None = None
+        self,
+        decode: Decode,
+        width: int,
+        height: int,
+        palette: Palette,
+        text: RunningText | None = None,
+        *,
+        as_source: Callable[[], bool] = lambda: False,
     ) -> None:
         self._palette = palette
         self._width = max(2, width - 1)  # the last column stays unused
         self._rows = live_rows(height)
-        self._stream: LineStream | MarkdownStream
+        self._as_source = as_source
+        self._stream: LineStream | MarkdownStream | SourceStream
         if palette.ink == "none":
             self._stream = LineStream()
+        elif as_source():
+            self._stream = SourceStream(self._width, palette)
         else:
             self._stream = MarkdownStream(self._width, self._hold, palette)
         self._follows = text is not None
@@ -106,7 +120,20 @@ class ReplyView:
     def _give(self) -> str:
         text = self._text.text[self._given :]
         self._given += len(text)
-        return self._palette.ansi(self._stream.feed(visible(text)))
+        lines = self._follow()
+        return self._palette.ansi([*lines, *self._stream.feed(visible(text, tabs=self._stream.exact))])
+
+    def _follow(self) -> list[Text]:
+        """Turn to the other view if that is wanted; the blank line that this gives out, if any."""
+        old = self._stream
+        if isinstance(old, LineStream) or self._as_source() == old.exact:
+            return []
+        if old.exact:
+            self._stream = MarkdownStream(self._width, self._hold, self._palette, old.fence)
+        else:
+            self._stream = SourceStream(self._width, self._palette, old.fence)
+        self._stream.held = old.held
+        return [Text()] if old.apart else []
 
     def _age(self, update: BlockUpdate) -> None:
         old = self._ages if update.index == self._block else ()
@@ -119,14 +146,14 @@ class ReplyView:
         """A frame that can be drawn later: what it needs is fixed now."""
         stream, before = self._stream, self._text.last_id
         held, margin, apart, begun = stream.held, stream.margin, stream.apart, stream.begun
-        width, rows = self._width, self._rows
+        width, rows, exact = self._width, self._rows, stream.exact
 
         def draw() -> tuple[Line, ...]:
             fragments, settled = self._tokens(update, ages, before) if update else ([], 0)
             everything = [("", held), *fragments]
             lines = wrap_fragments(everything, width - margin)
             front = len(wrap_fragments(everything[: settled + 1], width - margin)) - 1
-            if not margin:
+            if not margin and not exact:
                 lines, front = spaced(lines, front, apart=apart, begun=begun)
             lines = window(lines, front, rows)
             return tuple((("", " " * margin), *line) if margin else line for line in lines)

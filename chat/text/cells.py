@@ -10,17 +10,23 @@ from functools import lru_cache
 
 from wcwidth import wcwidth
 
+from chat.text.graphemes import is_boundary, previous_boundary
+
 Span = tuple[int, int]
 
+TAB_STOP = 8  # of a terminal
 JOINER = "\u200d"
 # Controls, and overrides of the writing direction, which make text read as something else than it is.
 UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
-def visible(text: str) -> str:
-    """`text` with control characters and escapes shown (`^[`, `<U+009B>`) instead of sent."""
-    text = text.replace("\r\n", "\n").replace("\t", "    ")
-    return UNSAFE.sub(_shown, text)
+def visible(text: str, *, tabs: bool = False) -> str:
+    """`text` with control characters and escapes shown (`^[`, `<U+009B>`) instead of sent.
+
+    Tabs are four blanks, unless they are to stay.
+    """
+    text = text.replace("\r\n", "\n")
+    return UNSAFE.sub(_shown, text if tabs else text.replace("\t", "    "))
 
 
 def escaped(line: str) -> str:
@@ -97,6 +103,34 @@ def wrap_spans(text: str, width: int) -> list[Span]:
         spans += full
         used = cells(text[start:end])
     spans.append((start, end))
+    return spans
+
+
+def source_spans(text: str, width: int) -> list[Span]:
+    """Where to cut one line so that each piece takes at most `width` columns and every character is in one.
+
+    At words where that can be; the blanks at a cut stay at the end of the piece, as far as they fit. A tab goes on
+    to the next multiple of eight.
+    """
+    width = max(TAB_STOP, width)
+    spans: list[Span] = []
+    start = used = 0
+    word = -1  # where the last word of this piece begins, if a cut may come there
+    for at, character in enumerate(text):
+        if at and (text[at - 1] in " \t" or char_cells(text[at - 1]) == 2) and is_boundary(text, at):
+            word = at
+        size = TAB_STOP - used % TAB_STOP if character == "\t" else char_cells(character)
+        if used + size > width:
+            cut = word if word > start and character not in " \t" else at
+            if not is_boundary(text, cut):
+                cut = max(previous_boundary(text, cut + 1), start) or at
+            spans.append((start, cut))
+            start, used, word = cut, 0, -1
+            for earlier in text[cut:at]:
+                used += TAB_STOP - used % TAB_STOP if earlier == "\t" else char_cells(earlier)
+            size = TAB_STOP - used % TAB_STOP if character == "\t" else char_cells(character)
+        used += size
+    spans.append((start, len(text)))
     return spans
 
 

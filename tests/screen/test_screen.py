@@ -178,7 +178,7 @@ def test_no_letter_is_lost_or_repeated_whatever_the_markup(text: str, seed: int)
 @settings(max_examples=40, deadline=None)
 @given(text=st.text(max_size=200))
 def test_without_escape_codes_the_text_itself_is_committed(text: str) -> None:
-    shown = visible(text.encode("utf-8", errors="replace").decode())
+    shown = visible(text.encode("utf-8", errors="replace").decode(), tabs=True)
     assert committed(text.encode("utf-8", errors="replace").decode(), [5, 50], palette=PLAIN).startswith(
         shown if shown.endswith("\n") or not shown else shown + "\n"
     )

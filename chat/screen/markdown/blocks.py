@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from markdown_it.tree import SyntaxTreeNode
 from rich.text import Text
 
+from chat.screen.markdown.inline import inline_text
 from chat.screen.markdown.table import table_columns, table_head, table_row
 from chat.screen.palette import Palette
 from chat.text.cells import cells, fold_spans, wrap_spans
@@ -18,10 +21,11 @@ class BlockRenderer:
     def __init__(self, palette: Palette) -> None:
         self.palette = palette
 
-    def block(self, node: SyntaxTreeNode, width: int) -> list[Text]:
+    def block(self, node: SyntaxTreeNode, width: int, margin: int = 0) -> list[Text]:
+        """`margin`: blanks at the beginning of the source's lines that are not the block's own."""
         width = max(10, width)
         if node.type in ("paragraph", "heading"):
-            text = self.inline(node.children[0].children if node.children else [])
+            text = self.inline(dedented(node.children[0].content, margin) if node.children else "")
             if node.type == "heading":
                 text.stylize(self.palette.style("heading"))
             return wrap(text, width)
@@ -58,12 +62,24 @@ class BlockRenderer:
         return [first, *indented(body[1:], cells(mark))]
 
     def code(self, node: SyntaxTreeNode, width: int) -> list[Text]:
-        lines: list[Text] = []
-        so_far = ""
+        lines = wrap(self.fence_head(node.info), width - CODE_INDENT) if node.info.strip() else []
+        colors = self.code_colors(node.info)
         for line in node.content.removesuffix("\n").split("\n"):
-            so_far += line + "\n"
-            lines += fold(self.code_line(so_far, node.info.strip().split(" ")[0]), width - CODE_INDENT)
+            lines += fold(colors(line), width - CODE_INDENT)
         return indented(lines, CODE_INDENT)
+
+    def fence_head(self, info: str) -> Text:
+        """What stands above a code block: the words behind its fence."""
+        return self.palette.text(info.strip(), "quiet")
+
+    def code_colors(self, info: str) -> Callable[[str], Text]:
+        """What colours the lines of one code block, handed over in order, as its language wants."""
+        language = info.strip().split(" ")[0]
+        if self.palette.ink != "color" or not language:
+            return Text
+        from chat.screen.markdown.code import CodeColors
+
+        return CodeColors(language).line
 
     def nested_table(self, node: SyntaxTreeNode, width: int) -> list[Text]:
         rows = [
@@ -76,46 +92,19 @@ class BlockRenderer:
             lines += table_row(row, columns, self.palette)
         return lines
 
-    def code_line(self, code: str, language: str) -> Text:
-        """The last line of `code`, coloured as its language wants."""
-        line = code[:-1].rpartition("\n")[2]
-        if self.palette.ink != "color" or not language or not line.strip():
-            return Text(line)
-        from chat.screen.markdown.code import highlight_last_line
-
-        return highlight_last_line(code, language)
-
-    def inline(self, nodes: list[SyntaxTreeNode]) -> Text:
+    def inline(self, source: str) -> Text:
         """Running text; a line break in the source stays one."""
-        text = Text()
-        for node in nodes:
-            if node.type in ("softbreak", "hardbreak"):
-                text.append("\n")
-            elif node.type == "code_inline":
-                tick = "" if self.palette.ink == "color" else "`"
-                text.append_text(self.palette.text(f"{tick}{node.content}{tick}", "code"))
-            elif node.type == "image":
-                text.append(f"[image: {node.content}] ({node.attrs.get('src', '')})")
-            elif node.children:
-                inner = self.inline(node.children)
-                text.append_text(self._marked(node, inner))
-            else:
-                text.append(node.content)
-        return text
-
-    def _marked(self, node: SyntaxTreeNode, inner: Text) -> Text:
-        names = {"strong": "strong", "em": "emphasis", "s": "struck", "link": "link"}
-        if node.type in names:
-            inner.stylize(self.palette.style(names[node.type]))
-        if node.type == "link":
-            target = str(node.attrs.get("href", ""))
-            if target and target != inner.plain:
-                inner = inner + self.palette.text(f" ({target})", "quiet")
-        return inner
+        return inline_text(source, self.palette)
 
 
 def _cell_source(cell: SyntaxTreeNode) -> str:
     return " " + (cell.children[0].content if cell.children else "").replace("|", "\\|") + " "
+
+
+def dedented(source: str, margin: int) -> str:
+    """`source` without up to `margin` blanks at the beginning of its lines but the first, which has none."""
+    first, *rest = (line.rstrip(" ") for line in source.split("\n"))
+    return "\n".join([first, *(line[min(margin, len(line) - len(line.lstrip(" "))) :] for line in rest)])
 
 
 def last_line(node: SyntaxTreeNode) -> int:

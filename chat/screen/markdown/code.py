@@ -1,10 +1,15 @@
-"""Code coloured with the terminal's own sixteen colours. Imported when the first code block comes."""
+"""Code coloured line by line with the terminal's own sixteen colours. Imported when the first code block comes.
+
+Each line is read once: what a line leaves open (a string, a comment) is carried over to the next.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
+from itertools import groupby
 
-from pygments.lexer import Lexer
+from pygments.lexer import ExtendedRegexLexer, Lexer, LexerContext, RegexLexer
 from pygments.lexers import get_lexer_by_name
 from pygments.token import Comment, Keyword, Name, Number, String, _TokenType
 from pygments.util import ClassNotFound
@@ -20,6 +25,81 @@ STYLES: dict[_TokenType, str] = {
     Name.Function: "bold",
     Name.Class: "bold",
 }
+# Longer lines are minified or data; colours would cost more than they help.
+LONGEST_LINE = 2000
+OPENS, CLOSES = "/*", "*/"
+
+Piece = tuple[_TokenType, str]
+
+
+class CodeColors:
+    """The lines of one code block, in order."""
+
+    def __init__(self, language: str, *, comments: bool = True) -> None:
+        self._language = language if comments else ""
+        self._lexer = _lexer(language)
+        self._keeps_state = isinstance(self._lexer, RegexLexer) and not isinstance(self._lexer, ExtendedRegexLexer)
+        self._stack = ["root"]
+        self._commented = False  # within /* ... */ of a language whose lexer wants such a comment whole
+
+    def line(self, line: str) -> Text:
+        """The next line, without its line end."""
+        if self._lexer is None or len(line) > LONGEST_LINE:
+            return Text(line)
+        styled = Text()
+        for style, pieces in groupby(self._pieces(self._lexer, line), lambda piece: _style(piece[0])):
+            styled.append("".join(piece for _, piece in pieces), style)
+        return styled if styled.plain == line else Text(line)
+
+    def _pieces(self, lexer: Lexer, line: str) -> Iterator[Piece]:
+        if self._commented:
+            comment, close, line = line.partition(CLOSES)
+            self._commented = not close
+            yield Comment, comment + close
+            if self._commented:
+                return
+        pieces = list(self._lexed(lexer, line))
+        carries = OPENS in line and self._language and _forgets_comments(self._language)
+        opened = _open_comment(pieces) if carries else -1
+        if opened < 0:
+            yield from pieces
+            return
+        self._commented = True
+        left = opened
+        for kind, piece in pieces:
+            if left > 0:
+                yield kind, piece[:left]
+            left -= len(piece)
+        yield Comment, line[opened:]
+
+    def _lexed(self, lexer: Lexer, line: str) -> Iterable[Piece]:
+        if self._keeps_state:
+            context = LexerContext(line + "\n", 0, list(self._stack))
+            try:
+                # What an ExtendedRegexLexer does is right for most lexers made of rules, and its state can be kept.
+                found = ExtendedRegexLexer.get_tokens_unprocessed(lexer, context=context)  # type: ignore[arg-type]
+                pieces = [(kind, piece) for _, kind, piece in found]
+                self._stack = context.stack
+                return _without_line_end(pieces)
+            except (TypeError, AttributeError, KeyError):  # its rules want a context of their own
+                self._keeps_state = False
+        return _without_line_end(lexer.get_tokens(line))
+
+
+def _without_line_end(pieces: Iterable[Piece]) -> Iterator[Piece]:
+    return ((kind, piece.replace("\n", "")) for kind, piece in pieces if piece != "\n")
+
+
+def _open_comment(pieces: list[Piece]) -> int:
+    """Where a comment begins that the line does not close; -1 if there is none."""
+    at = 0
+    code = ""  # the line, with blanks for what is a string or a comment
+    for kind, piece in pieces:
+        if _is(kind, Comment) and piece.startswith(OPENS) and not piece[len(OPENS) :].endswith(CLOSES):
+            return at
+        code += " " * len(piece) if _is(kind, String) or _is(kind, Comment) else piece
+        at += len(piece)
+    return code.find(OPENS)
 
 
 @lru_cache(maxsize=32)
@@ -30,14 +110,22 @@ def _lexer(language: str) -> Lexer | None:
         return None
 
 
-def highlight_last_line(code: str, language: str) -> Text:
-    """The last line of `code`, which ends with a newline; as it is if the language is not known."""
-    lexer = _lexer(language)
-    styled = Text()
-    for kind, piece in lexer.get_tokens(code) if lexer else ():
-        while kind not in STYLES and kind.parent is not None:
-            kind = kind.parent
-        styled.append(piece, STYLES.get(kind))
-    wanted = code[:-1].rpartition("\n")[2]
-    lines = styled.split("\n", allow_blank=True)
-    return lines[-2] if len(lines) > 1 and lines[-2].plain == wanted else Text(wanted)
+@lru_cache(maxsize=32)
+def _forgets_comments(language: str) -> bool:
+    """Whether this language has comments in /* */ that its lexer finds only if they come in one piece."""
+    colors, comment = CodeColors(language, comments=False), STYLES[Comment]
+    whole = colors.line("/* a */")
+    colors.line("/*")
+    return any(span.style == comment for span in whole.spans) and not colors.line("a").spans
+
+
+def _is(kind: _TokenType, wanted: _TokenType) -> bool:
+    """Whether a token is of that kind or of a kind of it."""
+    return kind[: len(wanted)] == wanted
+
+
+@lru_cache(maxsize=512)
+def _style(kind: _TokenType) -> str | None:
+    while kind not in STYLES and kind.parent is not None:
+        kind = kind.parent
+    return STYLES.get(kind)

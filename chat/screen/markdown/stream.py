@@ -7,13 +7,13 @@ What is given out never depends on how the text was cut into pieces (for ordinar
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 from markdown_it import MarkdownIt
 from markdown_it.tree import SyntaxTreeNode
 from rich.text import Text
 
-from chat.screen.markdown.blocks import CODE_INDENT, BlockRenderer, fold, indented, plain
+from chat.screen.markdown.blocks import CODE_INDENT, BlockRenderer, fold, indented, plain, wrap
+from chat.screen.markdown.fence import Fence
 from chat.screen.markdown.table import TableColumns, table_columns, table_head, table_row
 from chat.screen.palette import Palette
 from chat.text.cells import char_cells, wrap_spans
@@ -22,11 +22,14 @@ CUT_ATTEMPTS = 80
 
 
 def parser() -> MarkdownIt:
-    """CommonMark with tables and strike-through, without what makes text vanish or change in hindsight."""
+    """CommonMark's blocks with tables, without what makes text vanish or change in hindsight.
+
+    What stands within a paragraph is not parsed: `inline` does that, more strictly.
+    """
     return (
         MarkdownIt("commonmark", {"html": False})
-        .enable(["table", "strikethrough"])
-        .disable(["code", "lheading", "reference"])
+        .enable(["table"])
+        .disable(["code", "lheading", "reference", "inline"])
     )
 
 
@@ -35,21 +38,14 @@ def code_blocks(text: str) -> tuple[str, ...]:
     return tuple(token.content for token in parser().parse(text) if token.type == "fence")
 
 
-@dataclass(frozen=True, slots=True)
-class Fence:
-    """An open code block."""
-
-    mark: str
-    language: str
-    margin: int
-
-
 class LineStream:
     """Text without markup: finished lines as they are."""
 
     apart = False
     begun = False
     margin = 0
+    exact = True
+    fence: Fence | None = None
 
     def __init__(self) -> None:
         self.held = ""
@@ -69,19 +65,21 @@ class LineStream:
 class MarkdownStream:
     """Text with markup: finished blocks, rendered for `width` columns.
 
-    `held` is the source that waits for its block to be finished.
+    `held` is the source that waits for its block to be finished. With `fence` it begins within that code block.
     """
 
-    def __init__(self, width: int, hold: int, palette: Palette) -> None:
+    exact = False
+
+    def __init__(self, width: int, hold: int, palette: Palette, fence: Fence | None = None) -> None:
         self.held = ""
+        self.fence = fence
         self._width = width
         self._hold = max(2, hold)
         self._render = BlockRenderer(palette)
         self._parser = parser()
-        self._fence: Fence | None = None
-        self._code = ""  # what the open fence holds so far
+        self._colors = self._render.code_colors(fence.language if fence else "")
         self._table: TableColumns | None = None
-        self._before = ""  # kind of the last block given out
+        self._before = "fence" if fence else ""  # kind of the last block given out
         self._gap = False  # blank lines stood in the source since then
 
     def feed(self, text: str) -> list[Text]:
@@ -91,7 +89,7 @@ class MarkdownStream:
     @property
     def apart(self) -> bool:
         """Whether a blank line will stand before what comes next."""
-        return bool(self._before) and self._gap and self._fence is None
+        return bool(self._before) and self._gap and self.fence is None
 
     @property
     def begun(self) -> bool:
@@ -101,7 +99,7 @@ class MarkdownStream:
     @property
     def margin(self) -> int:
         """Columns by which what comes next is going to be indented."""
-        return CODE_INDENT if self._fence else 0
+        return CODE_INDENT if self.fence else 0
 
     def resize(self, width: int, hold: int) -> None:
         self._width, self._hold = width, max(2, hold)
@@ -113,8 +111,8 @@ class MarkdownStream:
         lines: list[Text] = []
         while self.held:
             size = len(self.held)
-            if self._fence:
-                lines += self._take_code(self._fence, final=final)
+            if self.fence:
+                lines += self._take_code(self.fence, final=final)
             elif self._skip_blank(final=final):
                 lines += self._take_block(final=final)
             if len(self.held) == size:
@@ -152,12 +150,11 @@ class MarkdownStream:
             return []
         bare = line.strip()
         if bare.startswith(fence.mark) and not bare.strip(fence.mark[0]):
-            self._fence, self._code = None, ""
+            self.fence = None
             return []
         line = line.removeprefix(" " * min(fence.margin, len(line) - len(line.lstrip(" "))))
-        self._code += line + "\n"
-        styled = self._render.code_line(self._code, fence.language)
-        return indented(fold(styled, self._width - CODE_INDENT - fence.margin), CODE_INDENT + fence.margin)
+        pieces = fold(self._colors(line), self._width - CODE_INDENT - fence.margin)
+        return indented(pieces, CODE_INDENT + fence.margin)
 
     def _take_block(self, *, final: bool) -> list[Text]:
         if self._table:
@@ -206,7 +203,7 @@ class MarkdownStream:
     def _give(self, node: SyntaxTreeNode, end: int) -> list[Text]:
         margin = self._margin()
         self._cut_lines(end)
-        lines = indented(self._render.block(node, self._width - margin), margin)
+        lines = indented(self._render.block(node, self._width - margin, margin), margin)
         return self._spaced(node.type, lines)
 
     def _give_item(self, parent: SyntaxTreeNode, item: SyntaxTreeNode, end: int) -> list[Text]:
@@ -220,9 +217,10 @@ class MarkdownStream:
         margin = self._margin()
         if self._line(final=final) is None:
             return []
-        language = node.info.strip().split(" ")[0] if node.info.strip() else ""
-        self._fence = Fence(node.markup, language, margin)
-        return self._spaced("fence", [])
+        self.fence = Fence(node.markup, node.info.strip().split(" ")[0], margin)
+        self._colors = self._render.code_colors(node.info)
+        head = wrap(self._render.fence_head(node.info), self._width - CODE_INDENT - margin)
+        return self._spaced("fence", indented(head, CODE_INDENT + margin) if node.info.strip() else [])
 
     def _give_table(self, node: SyntaxTreeNode, *, is_open: bool) -> list[Text]:
         assert node.map is not None
@@ -275,5 +273,5 @@ class MarkdownStream:
     def _paragraph(self, source: str, margin: int) -> list[Text]:
         lines: list[Text] = []
         for node in SyntaxTreeNode(self._parser.parse(source)).children:
-            lines += self._render.block(node, self._width - margin)
+            lines += self._render.block(node, self._width - margin, margin)
         return indented(lines, margin)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from rich.text import Text
 
+from chat.screen.markdown.inline import inline_text
 from chat.screen.palette import Palette
 from chat.text.cells import cells, wrap_spans
 
@@ -24,19 +25,15 @@ def split_cells(line: str) -> list[str]:
     line = line.strip().removeprefix("|")
     if line.endswith("|") and not line.endswith("\\|"):
         line = line[:-1]
-    return [_plain(cell.strip().replace("\\|", "|")) for cell in re.split(r"(?<!\\)\|", line)]
-
-
-def _plain(cell: str) -> str:
-    """The text of a cell without its commonest marks."""
-    return re.sub(r"(\*\*|__|`)(?=\S)(.+?)(?<=\S)\1", r"\2", cell)
+    return [cell.strip() for cell in re.split(r"(?<!\\)\|", line)]
 
 
 def table_columns(source: list[str], width: int, palette: Palette) -> TableColumns:
     """Widths for the rows in `source` (head, rule, rows), in `width` columns altogether."""
     rule = split_cells(source[1])
     rows = [split_cells(line) for line in (source[0], *source[2:])]
-    widths = [max([LEAST_COLUMN, *(cells(row[at]) for row in rows if at < len(row))]) for at in range(len(rule))]
+    shown = [[cells(inline_text(cell, palette).plain) for cell in row] for row in rows]
+    widths = [max([LEAST_COLUMN, *(row[at] for row in shown if at < len(row))]) for at in range(len(rule))]
     room = max(width - 3 * (len(widths) - 1), LEAST_COLUMN * len(widths))
     while sum(widths) > room and max(widths) > LEAST_COLUMN:
         widths[widths.index(max(widths))] -= 1
@@ -61,17 +58,22 @@ def _row(row: list[str], columns: TableColumns, palette: Palette, style: str) ->
     if len(row) > 2 * len(columns.widths):  # more cells than the head has: keep their text in the last column
         row = [*row[: len(columns.widths) - 1], " | ".join(filter(None, row[len(columns.widths) - 1 :]))]
     wrapped = [
-        [cell[start:end] for start, end in wrap_spans(cell, width)]
-        for cell, width in zip(row, columns.widths, strict=False)
+        _wrapped(inline_text(cell, palette), width) for cell, width in zip(row, columns.widths, strict=False)
     ]
     bar = palette.text(palette.mark(" │ ", " | "), "quiet")
     lines: list[Text] = []
     for number in range(max(map(len, wrapped))):
         line = Text()
         for at, (cell, width, right) in enumerate(zip(wrapped, columns.widths, columns.right, strict=True)):
-            piece = cell[number] if number < len(cell) else ""
-            pad = " " * (width - cells(piece))
-            line += (bar if at else Text()) + palette.text(pad + piece if right else piece + pad, style)
+            piece = cell[number] if number < len(cell) else Text()
+            if style:
+                piece.stylize(palette.style(style))
+            pad = Text(" " * (width - cells(piece.plain)))
+            line += (bar if at else Text()) + (pad + piece if right else piece + pad)
         line.rstrip()
         lines.append(line)
     return lines
+
+
+def _wrapped(cell: Text, width: int) -> list[Text]:
+    return [cell[start:end] if end > start else Text() for start, end in wrap_spans(cell.plain, width)]
