@@ -19,7 +19,9 @@ SHOWN_EXCHANGES = 10
 FIRST_WORDS = 50
 
 
-@command("system", "/system [TEXT]", "show or replace the system prompt (- removes it)")
+@command(
+    "system", "/system [TEXT]", "show or replace the system prompt (- removes it)", example="/system Be brief."
+)
 def system(repl: Repl, argument: str) -> None:
     present = repl.talk.transcript.system
     if not argument:
@@ -38,7 +40,7 @@ def clear(repl: Repl, argument: str) -> None:
     )
 
 
-@command("undo", "/undo [N]", "take back the last exchange, or the last N")
+@command("undo", "/undo [N]", "take back the last exchange, or the last N", example="/undo 2")
 def undo(repl: Repl, argument: str) -> None:
     n = whole_number(argument, "/undo")
     questions = repl.talk.tree.questions()
@@ -75,6 +77,7 @@ def _questions(repl: Repl, word: str) -> Iterable[Value]:
     "/edit [N]",
     "change your last message, or the N-th last, and go on from there",
     values=first_word(_questions),
+    example="/edit 2",
 )
 def edit(repl: Repl, argument: str) -> None:
     n = whole_number(argument, "/edit")
@@ -123,6 +126,7 @@ def _maker(leaf: Node) -> str:
     "/branches [N]",
     "everything that was said, by its ends; with a number, go on from there",
     values=first_word(_leaves),
+    example="/branches 2",
 )
 def branches(repl: Repl, argument: str) -> None:
     tree = repl.talk.tree
@@ -141,7 +145,9 @@ def branches(repl: Repl, argument: str) -> None:
     repl.note(f"On branch {n}: {exchanges(len(repl.talk.transcript.exchanges))}.")
 
 
-@command("history", "/history [N]", "the last exchanges of this conversation, 10 or N of them")
+@command(
+    "history", "/history [N]", "the last exchanges of this conversation, 10 or N of them", example="/history 20"
+)
 def history(repl: Repl, argument: str) -> None:
     n = whole_number(argument, "/history", default=SHOWN_EXCHANGES)
     groups = repl.talk.transcript.exchanges

@@ -65,6 +65,7 @@ def _checkpoints(repl: Repl, word: str) -> Iterator[Value]:
     "/load STEP|PATH",
     "go on with the weights of another step or folder",
     values=first_word(_checkpoints),
+    example="/load 200",
 )
 def load(repl: Repl, argument: str) -> None:
     if not argument:
@@ -97,6 +98,7 @@ def paths(word: str, suffixes: Collection[str] | None = ()) -> Iterator[Value]:
     "/read FILE",
     "put the text of a file into your next message",
     values=first_word(lambda repl, word: paths(word, None)),
+    example="/read notes.txt",
 )
 def read(repl: Repl, argument: str) -> None:
     if not argument:
@@ -113,6 +115,7 @@ def read(repl: Repl, argument: str) -> None:
     "/export FILE",
     f"write the conversation to a file ({' '.join(FORMATS)})",
     values=first_word(lambda repl, word: paths(word, FORMATS)),
+    example="/export conversation.md",
 )
 def export(repl: Repl, argument: str) -> None:
     if not argument:
@@ -120,7 +123,7 @@ def export(repl: Repl, argument: str) -> None:
     repl.note(f"Wrote {repl.talk.export(argument)}")
 
 
-@command("save", "/save [NAME]", "put this session on disk, under a name to resume it by")
+@command("save", "/save [NAME]", "put this session on disk, under a name to resume it by", example="/save primes")
 def save(repl: Repl, argument: str) -> None:
     repl.talk.save(argument)
     name = repl.talk.session.name
@@ -138,13 +141,19 @@ def _session_names(repl: Repl, word: str) -> Iterable[Value]:
     "/resume [NAME]",
     "go on with another session, by default the latest",
     values=first_word(_session_names),
+    example="/resume primes",
 )
 def resume(repl: Repl, argument: str) -> None:
     repl.talk.resume(argument)
     repl.show_conversation()
 
 
-@command("sessions", "/sessions [WORD]", "the sessions on disk, or those with WORD in name or first words")
+@command(
+    "sessions",
+    "/sessions [WORD]",
+    "the sessions on disk, or those with WORD in name or first words",
+    example="/sessions prime",
+)
 def sessions(repl: Repl, argument: str) -> None:
     infos = list(repl.talk.sessions.latest(word=argument, limit=SHOWN_SESSIONS))
     if not infos:
@@ -163,7 +172,7 @@ def sessions(repl: Repl, argument: str) -> None:
     repl.page.table(rows, head=("session", "changed", "", "", "begins with"))
 
 
-@command("find", "/find WORD", "every message of every session that holds WORD")
+@command("find", "/find WORD", "every message of every session that holds WORD", example="/find prime")
 def find(repl: Repl, argument: str) -> None:
     if not argument:
         raise UsageError("/find needs something to look for.")

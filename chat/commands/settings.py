@@ -207,6 +207,7 @@ def _trace_modes(repl: Repl, word: str) -> Iterable[Value]:
     "write down every pass over a block; top: with the candidates where it changed something",
     live=True,
     values=first_word(_trace_modes),
+    example="/trace top",
 )
 def trace(repl: Repl, argument: str) -> None:
     if argument and argument not in TRACE_MODES:
@@ -217,9 +218,7 @@ def trace(repl: Repl, argument: str) -> None:
     repl.note(f"Trace is {mode}. {about}{late}")
 
 
-@command(
-    "settings", "/settings", "every setting: value, default, where it came from", live=True, example="/settings"
-)
+@command("settings", "/settings", "every setting: value, default, where it came from", live=True)
 def settings(repl: Repl, argument: str) -> None:
     talk = repl.talk
     used = talk.last_reply.settings if talk.last_reply is not None else None

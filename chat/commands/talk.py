@@ -26,6 +26,7 @@ def _compared(repl: Repl, words: tuple[str, ...], word: str) -> Iterable[Value]:
     "/compare NAME VALUE VALUE...",
     "answer the last message once for each value of a setting, and compare",
     values=_compared,
+    example="/compare refine_iter 1 2 auto",
 )
 def compare(repl: Repl, argument: str) -> None:
     name, *values = argument.split() or [""]
@@ -51,6 +52,7 @@ def _copied(repl: Repl, words: tuple[str, ...], word: str) -> Iterable[Value]:
     "/copy [code [K]]",
     "put the last reply, or its first or K-th code block, on the clipboard of your terminal",
     values=_copied,
+    example="/copy code 2",
 )
 def copy(repl: Repl, argument: str) -> None:
     from chat.console.output import osc_52  # and with it prompt_toolkit, which a plain terminal does without

@@ -191,6 +191,10 @@ class Console:
         """Put `text` into the input line at the cursor; if it is long it shows as a chip called `label`."""
         self._order(lambda: self._line.insert(text, label))
 
+    def put_back(self, text: str) -> None:
+        """Give a line back that could not be used, unless something else has been typed by now."""
+        self._order(lambda: self._line.put_back(text))
+
     def copy(self, code: str) -> bool:
         """Send the terminal the code that fills its clipboard; whether that can be done here."""
         self._order(lambda: self._painter.send(code))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
+
+COMMAND = re.compile(r"/([^\s/.]*)(?=\s|$)")
 
 # A piece of text with the name of a style of the live zone ("" is ordinary text), and one line of pieces.
 Fragment = tuple[str, str]
@@ -68,8 +71,9 @@ ConsoleEvent = Submitted | Interrupt | Leave | Abort | Failed
 
 
 def command_word(text: str) -> str | None:
-    """The name of the slash command in `text`, without the slash; None if it is no command."""
-    if not text.startswith("/"):
-        return None
-    words = text[1:].split(None, 1)
-    return words[0] if words else ""
+    """The name of the slash command in `text`, without the slash; None if it is a message.
+
+    So is what begins with a path: a first word with a further slash or a dot.
+    """
+    found = COMMAND.match(text)
+    return found[1] if found else None

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Protocol
 
 from prompt_toolkit.application.current import get_app
+from prompt_toolkit.buffer import Buffer
+from prompt_toolkit.completion import CompleteEvent, get_common_complete_suffix
 from prompt_toolkit.enums import DEFAULT_BUFFER
 from prompt_toolkit.filters import Condition, emacs_mode, has_focus, vi_navigation_mode
 from prompt_toolkit.key_binding import KeyBindings, KeyBindingsBase, KeyPressEvent, merge_key_bindings
@@ -48,7 +50,8 @@ def _line_keys(line: LineActions) -> KeyBindings:
         if chosen:
             buffer.complete_state = None
             if chosen.text.endswith(" "):
-                return  # an argument is still to come
+                buffer.start_completion()  # an argument is still to come
+                return
         before = buffer.document.text_before_cursor
         if before.endswith("\\") and not buffer.document.text_after_cursor:
             buffer.delete_before_cursor()
@@ -63,13 +66,7 @@ def _line_keys(line: LineActions) -> KeyBindings:
 
     @keys.add("tab", filter=at_line)
     def _tab(event: KeyPressEvent) -> None:
-        buffer = event.current_buffer
-        if buffer.complete_state:
-            buffer.complete_next()
-        elif buffer.text.startswith("/"):
-            buffer.start_completion(insert_common_part=True)
-        else:
-            buffer.insert_text("    ")
+        complete_word(event.current_buffer)
 
     @keys.add(Keys.BracketedPaste, filter=at_line)
     def _paste(event: KeyPressEvent) -> None:
@@ -96,6 +93,37 @@ def _line_keys(line: LineActions) -> KeyBindings:
         line.leave()
 
     return keys
+
+
+def complete_word(buffer: Buffer) -> None:
+    """Tab: take the only candidate and a blank, so that its values come; else what all share; else the next one.
+
+    Where nothing can be completed it indents.
+    """
+    if not buffer.text.startswith("/"):
+        buffer.insert_text("    ")
+        return
+    state = buffer.complete_state
+    if state is not None and state.current_completion is not None and len(state.completions) > 1:
+        buffer.complete_next()
+        return
+    buffer.complete_state = None
+    document = buffer.document
+    found = list(buffer.completer.get_completions(document, CompleteEvent(completion_requested=True)))
+    common = get_common_complete_suffix(document, found)
+    if len(found) == 1:
+        buffer.apply_completion(found[0])
+        if not buffer.document.text_before_cursor.endswith((" ", "/")):
+            buffer.insert_text(" ")
+        buffer.start_completion()
+    elif common:
+        buffer.insert_text(common)
+        buffer.start_completion()
+    elif state is not None and found:
+        buffer.complete_state = state
+        buffer.complete_next()
+    elif found:
+        buffer.start_completion()
 
 
 def _session_keys(line: LineActions, screen: ScreenActions) -> KeyBindings:

@@ -86,6 +86,11 @@ class InputLine:
         self.replace(text)
         self._view.editing = True
 
+    def put_back(self, text: str) -> None:
+        if not self.buffer.text:
+            folded = self.chips.fold(text)
+            self.buffer.set_document(Document(folded, len(folded)))
+
     def set_busy(self, busy: bool) -> None:
         self._view.busy = busy
         self._view.hint = ""
@@ -100,6 +105,7 @@ class InputLine:
         self._settle()  # a `set_busy` from before this key must not come after it
         text = self.text
         word = command_word(text)
+        text = text if word is None else text.rstrip(" ")
         if not text.strip():
             self.buffer.reset()
         elif not self._view.busy:

@@ -86,6 +86,9 @@ class PlainLines:
         """Put `text` in front of the next message, unless Ctrl-C comes first."""
         self._inserted += f"{text}\n"
 
+    def put_back(self, text: str) -> None:
+        """No line can be prepared here."""
+
     def copy(self, code: str) -> bool:
         """No codes are sent here."""
         return False

@@ -38,6 +38,7 @@ class Console(Protocol):
     def set_busy(self, busy: bool) -> None: ...
     def edit(self, text: str) -> None: ...
     def insert(self, text: str, label: str) -> None: ...
+    def put_back(self, text: str) -> None: ...
     def copy(self, code: str) -> bool: ...
 
 
@@ -64,6 +65,10 @@ class Page:
     def note(self, text: str) -> None:
         """Something that the program says."""
         self.console.note(draw.notice(text, self.palette, self.console.width))
+
+    def title(self, text: str) -> None:
+        """What stands above a table."""
+        self.console.note(draw.title(text, self.palette))
 
     def table(self, rows: Sequence[Sequence[str]], head: Sequence[str] = ()) -> None:
         self.console.note(draw.table(rows, self.console.width, self.palette, head=head))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from chat.console.events import Failed, Leave, Submitted
+from chat.console.events import Failed, Leave, Submitted, command_word
 from chat.conversation.answering import Answering
 from chat.conversation.comparing import Comparing
 from chat.conversation.inbox import Inbox
@@ -17,13 +17,16 @@ from chat.conversation.state import Talk
 from chat.conversation.work import Work
 from chat.sessions.tree import Node
 from dist.decode.engine import Engine
-from dist.errors import ChatError, RankError, WeightsLost
+from dist.errors import ChatError, PromptError, RankError, WeightsLost
 
 
 class Dispatch(Protocol):
     """Runs a command line, which begins with a slash. Raises ChatError."""
 
     def __call__(self, repl: Repl, line: str, *, live: bool = False) -> None: ...
+
+
+LEAVING_WORDS = ("exit", "quit")
 
 
 class Repl:
@@ -39,6 +42,7 @@ class Repl:
         self.answering = Answering(self.talk, work, self.page)
         self.comparing = Comparing(self.talk, work, self.page)
         self._edited: Node | None = None  # the message that the next line takes the place of
+        self._asked_to_leave = False
 
     # The loop.
 
@@ -59,9 +63,14 @@ class Repl:
 
     def _take(self, event: Submitted) -> None:
         """Run a command or answer a message; an error is shown and the conversation goes on."""
-        is_command = event.text.startswith("/")
+        is_command = command_word(event.text) is not None
+        if event.text.lower() in LEAVING_WORDS and not event.edited:
+            self._leave_if_meant(event.text)
+            return
+        self._asked_to_leave = False
         edited = self._edited if event.edited and not is_command else None
         self._edited = None
+        present = self.talk.transcript
         try:
             self.page.echo(event.text)
             if is_command:
@@ -77,6 +86,17 @@ class Repl:
             if edited is not None:  # what is sent next is still the edit
                 self._edited = edited
                 self.page.console.edit(event.text)
+            elif isinstance(error, PromptError) and not is_command and self.talk.transcript == present:
+                self.page.console.put_back(event.text)
+
+    def _leave_if_meant(self, word: str) -> None:
+        """A bare word that other programs end by: the second one in a row ends this one."""
+        self.page.echo(word)
+        if self._asked_to_leave:
+            self.leave()
+            return
+        self._asked_to_leave = True
+        self.note(f"To leave, send {word} once more, or /quit. To say it to the model, put a blank before it.")
 
     def _run_live(self, line: str) -> None:
         """Run a command in the middle of a reply."""

@@ -70,6 +70,11 @@ def notice(text: str, palette: Palette, width: int = 80) -> str:
     return palette.ansi(lines)
 
 
+def title(text: str, palette: Palette) -> str:
+    """A few words above a table."""
+    return palette.ansi([palette.text(text, "heading")])
+
+
 def error_block(error: ChatError, palette: Palette, width: int = 80) -> str:
     """What happened, why, what to do: a line each, then a blank one."""
     what, *rest = (visible(part) for part in (error.what, error.why, error.hint) if part)

@@ -48,8 +48,8 @@ class ReplyView:
 
     Finished Markdown blocks are committed; what is not finished is drawn from live lines, token by token.
     Where the palette allows no escape codes, committed text is the reply's own lines; so it is, lightly coloured,
-    while `as_source` says so, which is asked for every update. `text` is the reply's text where someone else keeps it
-    and adds an update's tokens before the view gets them; the view only reads it.
+    while `as_source` says so, which is asked for every update. `text` is the reply's text where someone else keeps
+    it and adds an update's tokens before the view gets them; the view only reads it.
     """
 
     def __init__(

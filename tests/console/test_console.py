@@ -360,6 +360,23 @@ def test_the_menu_shows_descriptions_and_tab_chooses(start: Start) -> None:
     talk.wait_event("Submitted(text='/undo', live=False, edited=False)")
 
 
+def test_tab_takes_a_command_with_a_blank_opens_its_values_and_never_takes_anything_back(start: Start) -> None:
+    talk = start()
+    talk.send("/ech" + TAB)
+    talk.wait_for("about two")
+    talk.wait_for(lambda screen: "› /echo" in screen.text and screen.cursor == (8, 0))
+    talk.send("o" + TAB)  # one and other have nothing more in common
+    talk.wait_for(lambda screen: "about two" not in screen.text and "about other" in screen.text)
+    talk.send(TAB)
+    talk.wait_for("› /echo one\n")
+    talk.send(TAB)
+    talk.wait_for("› /echo other\n")
+    talk.send(ENTER)
+    talk.wait_event("Submitted(text='/echo other', live=False, edited=False)")
+    talk.send("/und" + TAB + TAB + ENTER)
+    talk.wait_event("Submitted(text='/undo', live=False, edited=False)")
+
+
 def test_the_editor_gets_the_terminal_without_signal_keys(start: Start, tmp_path: Path) -> None:
     editor = tmp_path / "editor"
     editor.write_text(f"#!/bin/sh\nstty -a > {tmp_path}/mode\ntest -t 0 && test -t 1 && echo ' edited' >> \"$1\"\n")

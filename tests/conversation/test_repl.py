@@ -129,6 +129,11 @@ def test_ctrl_c_before_the_first_block_leaves_the_message_unanswered_for_retry(t
     [
         ("/refne_iter 3", "Unknown command: /refne_iter\nDid you mean /refine_iter?"),
         ("/xyzzy", "Unknown command: /xyzzy\n/help lists the commands."),
+        ("/stop", "Unknown command: /stop\nCtrl-C stops a reply."),
+        ("/temp 1", "Unknown command: /temp\nDid you mean /temperature?"),
+        ("/new", "Unknown command: /new\nDid you mean /clear?"),
+        ("/set markdown html", "markdown cannot be 'html'.\nIt takes rendered or source."),
+        ("/set markdwn source", "There is no setting markdwn.\nDid you mean markdown?"),
         ("/refine_iter 0", "refine_iter cannot be '0'.\nIt takes a whole number from 1 to 4096, or auto"),
         ("/set temprature 1", "There is no setting temprature.\nDid you mean temperature?"),
         ("/undo", "There is nothing to undo."),
@@ -150,7 +155,7 @@ def test_ctrl_c_before_the_first_block_leaves_the_message_unanswered_for_retry(t
         ("/export x.docx", "Cannot tell the format of 'x.docx' from its extension."),
         ("/export /nowhere/x.md", "/nowhere/x.md cannot be written."),
         ("/resume nothing", "There is no session to resume."),
-        ("/help nothing", "There is no command /nothing."),
+        ("/help nothing", "/nothing does not exist."),
         ("/read a\0b", "A file's name cannot hold a NUL character."),
         (f"/read {'x' * 300}", "x cannot be read.\nFile name too long."),
         ("/export a\0b.md", "A file's name cannot hold a NUL character."),
@@ -197,7 +202,7 @@ def test_a_full_context_refuses_instead_where_that_is_set(talk):
     # Once it may be dropped, the next message is answered.
     assert repl.talk.transcript.messages[-1].left_out >= 1
     assert "refuse" in {text for text, _, _ in complete(repl, "/set overflow r")}
-    assert "overflow" in {text for text, _, _ in complete(repl, "/set ov")}
+    assert "overflow " in {text for text, _, _ in complete(repl, "/set ov")}
 
 
 def answered(repl, question, reply):
@@ -297,11 +302,71 @@ def test_help_names_every_command_and_completion_offers_names_and_values(talk):
     for row in COMMANDS.values():
         assert row.usage in console.shown
     assert "seed takes a whole number from 0, or none" in console.shown
-    assert {text for text, _, _ in complete(repl, "/ref")} == {"/refine_iter"}
+    assert {text for text, _, _ in complete(repl, "/ref")} == {"/refine_iter "}
     assert "auto" in {text for text, _, _ in complete(repl, "/refine_iter ")}
-    assert {text for text, _, _ in complete(repl, "/set top_")} == {"top_k", "top_p"}
+    assert {text for text, _, _ in complete(repl, "/set top_")} == {"top_k ", "top_p "}
     assert "cached" in {text for text, _, _ in complete(repl, "/set decoder c")}
     assert not list(complete(repl, "hello /ref"))
+
+
+def test_help_is_grouped_has_the_keys_and_an_example_of_every_command(talk):
+    _, console = talk("/help", "/help keys", *(f"/help {name}" for name in COMMANDS))
+    for title in ("Conversation", "Settings", "Checkpoints", "Help and leaving"):
+        assert f"\n{title}\n" in f"\n{console.shown}"
+    assert re.search(r"^  Ctrl-O +show what a pasted block holds$", console.shown, re.M)
+    for name, row in COMMANDS.items():
+        assert row.example.startswith(f"/{name} ") or row.usage == f"/{name}", name
+        assert f"For example: {row.example or row.usage}\n" in console.shown
+
+
+def test_a_path_is_a_message_and_a_word_with_a_slash_is_a_command(talk):
+    repl, console = talk("/home/me/x.py is what?", "/tmp/x", "/x.y", "/home is what?", "//a", " /home")
+    assert [*reversed(repl.talk.transcript.questions)] == [
+        "/home/me/x.py is what?",
+        "/tmp/x",
+        "/x.y",
+        "//a",
+        " /home",
+    ]
+    assert "Unknown command: /home" in console.shown
+
+
+@pytest.mark.parametrize("line", ["/exit", "/bye", "/q", "/quit"])
+def test_other_programs_words_for_leaving_leave(talk, line):
+    assert talk(line, "Hello")[0].talk.transcript.questions == ()
+
+
+@pytest.mark.parametrize("word", ["exit", "quit", "Quit"])
+def test_a_bare_word_for_leaving_asks_first(talk, word):
+    repl, console = talk(word, "Hello", word, word, "More")
+    assert repl.talk.transcript.questions == ("Hello",)
+    assert f"To leave, send {word} once more, or /quit." in console.shown
+    assert talk(f" {word}")[0].talk.transcript.questions == (f" {word}",)
+
+
+def test_a_setting_goes_back_to_its_default(talk):
+    repl, console = talk("/refine_iter 4", "/set refine_iter default", "/set markdown source", "/settings")
+    assert repl.talk.settings.refine_iter == GenerationSettings().refine_iter
+    assert re.search(r"^  refine_iter +2 +2 +- +default$", console.shown, re.M)
+    assert re.search(r"^  markdown +source +rendered +- +this conversation$", console.shown, re.M)
+    dispatch(repl, "/set markdown default")
+    assert repl.page.shown.markdown == "rendered"
+
+
+def test_completion_marks_the_present_value_and_ends_with_a_blank_what_wants_one(talk):
+    repl, _ = talk("/top_k 7")
+    values = list(complete(repl, "/top_k "))
+    assert values[0][0] == "7" and values[0][1].startswith("now; ")
+    assert values[-1][0] == "default"
+    assert [text for text, about, _ in complete(repl, "/set markdown ") if about.startswith("now; ")] == [
+        "rendered"
+    ]
+    assert {text for text, _, _ in complete(repl, "/se")} >= {"/set ", "/settings", "/seed ", "/sessions"}
+
+
+def test_a_message_that_is_too_long_goes_back_into_the_line(talk):
+    _, console = talk("Hello", "word " * 3000)
+    assert console.given_back == "word " * 3000
 
 
 def asks_for_candidates(engine, monkeypatch):

@@ -47,9 +47,13 @@ def complete(before: str) -> Iterator[Candidate]:
     if before == "/boom":
         raise ValueError("no candidates")
     if before.startswith("/") and " " not in before:
-        for row in COMMANDS:
+        for row in COMMANDS:  # an argument is wanted by /echo alone
             if row.name.startswith(before[1:]):
-                yield f"/{row.name}", f"about {row.name}", -len(before)
+                yield f"/{row.name}" + " " * (row.name == "echo"), f"about {row.name}", -len(before)
+    elif before.startswith("/echo "):
+        for word in ("one", "other", "two"):
+            if word.startswith(before[6:]):
+                yield word, f"about {word}", 6 - len(before)
 
 
 def decode(ids: Sequence[int]) -> str:

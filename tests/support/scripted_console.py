@@ -59,6 +59,9 @@ class ScriptedConsole:
     def insert(self, text, label):
         self.inserted = (text, label)
 
+    def put_back(self, text):
+        self.given_back = text
+
     def copy(self, code):
         self.copied = code
         return True
