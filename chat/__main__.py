@@ -79,8 +79,10 @@ def lead(options: LaunchOptions, streams: Streams) -> NoReturn:
 
 def follow(options: LaunchOptions) -> NoReturn:
     """Any other rank: silent, at rank 0's orders. What goes wrong is told to rank 0."""
+    from chat.loading.opening import import_libraries
     from dist.group.group import open_group
 
+    import_libraries(options)
     group = open_group()
     code = 0
     try:

@@ -21,7 +21,7 @@ from chat.batch.prompts import Prompt, read_prompts
 from chat.demo import ABOUT, DEFAULT_SYSTEM
 from chat.loading.checkpoints import Checkpoints, run_folder
 from chat.loading.facts import checkpoint_facts
-from chat.loading.opening import load, open_asked, warm_up
+from chat.loading.opening import import_libraries, load, open_asked, warm_up
 from chat.loading.progress import Status
 from chat.start.options import LaunchOptions, load_config, resolve_settings, version_text, with_config
 from chat.terminal.lifeline import Lifeline
@@ -76,6 +76,7 @@ def run(options: LaunchOptions, streams: Streams, lifeline: Lifeline) -> int:
         prefetch(checkpoint.files)
     status.show(f"Loading {checkpoint.path}")
 
+    import_libraries(options)
     from chat.text.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(

@@ -18,6 +18,17 @@ if TYPE_CHECKING:
     from dist.model.reload import Reloader
 
 
+def import_libraries(options: LaunchOptions) -> None:
+    """Every rank, before it meets the others: all that `load` imports."""
+    from dist.model.libraries import import_libraries
+
+    # verl imports what it likes.
+    import_libraries(spare=options.parallel != "verl")
+    import dist.decode.engine
+    import dist.model.load
+    import dist.model.reload  # noqa: F401
+
+
 def load(
     options: LaunchOptions,
     group: SoloGroup | TorchGroup,

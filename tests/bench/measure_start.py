@@ -120,7 +120,8 @@ def one_rank() -> None:
 def start(checkpoint: str, ranks: int) -> dict[str, float]:
     """Seconds by phase of one start, of the rank that took longest."""
     folder = Path(tempfile.mkdtemp())
-    paths = os.pathsep.join(map(str, (ROOT, Path(__file__).parent)))
+    given = os.environ.get("PYTHONPATH", "")
+    paths = os.pathsep.join(filter(None, [str(ROOT), str(Path(__file__).parent), given]))
     threads = os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))
     environment = os.environ | {
         "PYTHONPATH": paths,
