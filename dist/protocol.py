@@ -27,6 +27,7 @@ class Turn:
     `row_settings` are the prompts' own, one each, which later settings don't change; None: all are answered under
     `settings`, and from a block's end on under what the person has changed. Where there is sampling, a seed is set:
     ranks must not draw their own. The decoder is that of `settings`.
+    `changes`, one entry a prompt or none, are recorded ones: (reply length, settings in force from there on).
     """
 
     prompts: tuple[tuple[int, ...], ...]
@@ -35,6 +36,7 @@ class Turn:
     stop_ids: tuple[int, ...]
     trace: bool = False
     row_settings: tuple[GenerationSettings, ...] | None = None
+    changes: tuple[tuple[tuple[int, GenerationSettings], ...], ...] = ()
 
     def __post_init__(self) -> None:
         if self.row_settings is not None and len(self.row_settings) != len(self.prompts):
@@ -86,42 +88,45 @@ class PrefillUpdate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockUpdate:
-    """The state of one block after one iteration.
+    """The state of one block or window after one iteration.
 
     row        which prompt of the turn (0 in a conversation)
-    index      number of the block in the reply, from 0
-    iteration  passes made over this block so far, from 1
+    index      number of the block in the reply, from 0; None: a window, which slides
+    iteration  passes made so far over this block, or by this window, from 1
     token_ids  the draft; when `finish` is set, cut after the first stop token or at the budget
     changed    for each of token_ids: does it differ from what stood there before this iteration
     exact      how many leading tokens can no longer change
-    done       the block is finished
+    settled    how many of them joined the reply with this pass: all of a finished block's, none of an unfinished
+               one's, what is exact of a window's; the next update begins behind them
     finish     why the whole reply ended, or None
     candidates with `Turn.trace`: for each of token_ids its most likely (token id, probability) pairs
     """
 
     row: int = 0
-    index: int
+    index: int | None
     iteration: int
     token_ids: tuple[int, ...]
     changed: tuple[bool, ...]
     exact: int
-    done: bool
+    settled: int
     finish: FinishReason | None = None
     candidates: tuple[tuple[tuple[int, float], ...], ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplyStats:
-    """Figures of one reply. Times in seconds; `ttft_s` runs from the order to the first finished block.
+    """Figures of one reply. Times in seconds; `ttft_s` runs from the order to the first tokens that joined the reply.
 
     `forwards` counts passes of the model except the `prefill_forwards` (all of the prefill's chunks but its
-    last, which is block 1's first pass). `iterations` and `converged` have one entry per block.
+    last, which is the first pass). `iterations` and `converged` have one entry per block; `accepted` has one per
+    pass of a window: how many tokens it gave the reply.
     """
 
     forwards: int
     prefill_forwards: int
-    iterations: tuple[int, ...]
-    converged: tuple[bool, ...]
+    iterations: tuple[int, ...] = ()
+    converged: tuple[bool, ...] = ()
+    accepted: tuple[int, ...] = ()
     ttft_s: float
     decode_s: float
     tokens: int
@@ -135,12 +140,13 @@ class ReplyStats:
         return self.tokens / self.forwards if self.forwards else 0.0
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values by the names of the results file."""
+        """Plain values by the names of the results file: of blocks, or of a window's passes, or of both."""
+        blocks = {"iterations": list(self.iterations), "converged": list(self.converged)}
         return {
             "forwards": self.forwards,
             "prefill_forwards": self.prefill_forwards,
-            "iterations": list(self.iterations),
-            "converged": list(self.converged),
+            **({"accepted": list(self.accepted)} if self.accepted else {}),
+            **(blocks if self.iterations or not self.accepted else {}),
             "ttft_s": round(self.ttft_s, 4),
             "decode_s": round(self.decode_s, 4),
             "tokens_per_s": round(self.tokens_per_s, 2),
@@ -152,7 +158,7 @@ class ReplyStats:
 class Reply:
     """One finished reply. `token_ids` runs up to and including the stop token, if there is one.
 
-    A cancelled reply holds its finished blocks only. `settings` are those of its last block.
+    A cancelled reply holds its finished blocks only, or all that a window made exact. `settings` are its last ones.
     """
 
     row: int = 0

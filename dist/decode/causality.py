@@ -22,13 +22,16 @@ LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Causality:
-    """`problem`: why the model must be decoded by the plain rule, or None.
+    """What holds for a model's logits and cache.
 
-    `holds_up_to`: total length from which rotary scaling depends on the length of the input; None: never.
+    problem      why every pass must read everything again, or None
+    causal       whether earlier logits stay as they are when the input grows
+    holds_up_to  total length from which rotary scaling depends on the length of the input; None: never
     """
 
-    problem: str | None
-    holds_up_to: int | None
+    problem: str | None = None
+    causal: bool = True
+    holds_up_to: int | None = None
 
 
 @torch.inference_mode()
@@ -45,18 +48,18 @@ def probe_causality(module: Any, head: Head) -> Causality:
     (short,) = _logits(module, head, ids[None, :SHORT], use_cache=False)
     if whole.isnan().any():
         # Nothing can be told from it; the first reply says what is wrong.
-        return Causality(problem=None, holds_up_to=limit)
+        return Causality(holds_up_to=limit)
     if not logits_agree(whole[:SHORT], other[:SHORT]):
-        return Causality(problem="its attention looks ahead (it is not causal)", holds_up_to=limit)
+        return Causality(problem="its attention looks ahead (it is not causal)", causal=False)
     if not logits_agree(whole[:SHORT], short):
-        return Causality(problem="its logits depend on the length of the input", holds_up_to=limit)
+        return Causality(problem="its logits depend on the length of the input", causal=False)
     try:
         again = _rewound_logits(module, head, ids)
     except FORWARD_ERRORS:
         return Causality(problem="its cache cannot be rewound", holds_up_to=limit)
     if not logits_agree(whole[KEPT:], again):
         return Causality(problem="its cache gives other results after being rewound", holds_up_to=limit)
-    return Causality(problem=None, holds_up_to=limit)
+    return Causality(holds_up_to=limit)
 
 
 def _logits(module: Any, head: Head, ids: torch.Tensor, **cache: Any) -> torch.Tensor:

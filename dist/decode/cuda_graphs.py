@@ -1,8 +1,7 @@
-"""The passes over blocks at a few fixed widths, each captured once as a CUDA graph and replayed. Knows no rule.
+"""The passes of a reply at a few fixed widths, each captured once as a CUDA graph and replayed. Knows no rule.
 
 Launching a model's kernels one by one takes a host several times as long as a GPU needs to run them; a replay is
-one launch. Two widths serve all passes: N tokens for a block's later passes, 2N + 1 for its first one, which also
-reads what the last block left unread. Fewer tokens are filled up with junk *behind* them, which causality hides and
+one launch. The rule's `pass_sizes` serve all passes: one for a window, two for blocks. Fewer tokens are filled up with junk *behind* them, which causality hides and
 which is overwritten before it is read. Passes over several sequences are captured for 1, 2, 4, 8... of them. What
 is longer (prefill) runs uncaptured over the same storage.
 
@@ -19,7 +18,7 @@ import torch
 
 from dist.decode.forward import FORWARD_ERRORS, Choices, choices_of, most_likely
 from dist.decode.packed_batch import Order, Piece, order_of
-from dist.decode.rule import Pass
+from dist.decode.rule import Pass, pass_sizes
 from dist.decode.varlen import PROBE_TOKENS, VarlenForward, other_attention
 from dist.kernels.limits import kernel_errors
 from dist.model.head import Head
@@ -48,19 +47,12 @@ class CapturedForward(VarlenForward):
         self._widths.clear()
 
     def _choices(self, pieces: Sequence[Piece], steps: Sequence[Pass], trace: bool) -> list[Choices]:
-        longest = max(len(piece.token_ids) for piece in pieces)
-        n = max(step.settings.add_eos_length for step in steps)
-        width, kept = (max(n, 1), max(n, 1)) if longest <= max(n, 1) else (2 * n + 1, n + 1)
         count = min(1 << (len(pieces) - 1).bit_length(), self.rows)
-        if (
-            longest > width
-            or max(piece.kept for piece in pieces) > kept
-            or max(piece.start for piece in pieces) + width > self.capacity
-            or count * width > MOST_TOKENS
-        ):
-            # Only after a live change of the block's size, at the very end of the storage, or in long blocks.
+        size = self._size(pieces, steps)
+        if size is None or count * size[0] > MOST_TOKENS:
+            # Only what a turn's start leaves unread, at the very end of the storage, or in long blocks.
             return super()._choices(pieces, steps, trace)
-        passed, places = self._run(count, width, kept, pieces)
+        passed, places = self._run(count, *size, pieces)
         self._note(pieces)
         if any(step.settings.samples for step in steps):
             return choices_of([passed.logits[place] for place in places], steps, trace, self._head)
@@ -70,6 +62,15 @@ class CapturedForward(VarlenForward):
             Choices(token_ids=chosen[place], candidates=candidates[place] if candidates else None)
             for place in places
         ]
+
+    def _size(self, pieces: Sequence[Piece], steps: Sequence[Pass]) -> tuple[int, int] | None:
+        """The smallest of the passes' sizes that all pieces can be padded to, if there is one."""
+        longest, most = max(len(piece.token_ids) for piece in pieces), max(piece.kept for piece in pieces)
+        room = self.capacity - max(piece.start for piece in pieces)
+        sizes = sorted({size for step in steps for size in pass_sizes(step.settings)})
+        return next(
+            ((width, kept) for width, kept in sizes if longest <= width <= room and most <= kept), None
+        )
 
     def _probe(self, pieces: Sequence[Piece]) -> torch.Tensor:
         # The captured width stays: a pool whose last graph has gone can't be captured into again.

@@ -6,13 +6,14 @@ the settings of the next block) is what counts everywhere, so that no rank can l
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Any
 
 from dist.decode.batch_size import rows_together
 from dist.decode.causality import probe_causality
+from dist.decode.drafts import Drafts, drafts_for
 from dist.decode.forward import UNBOUNDED, Forward, PlainForward
 from dist.decode.planner import SequenceForward
 from dist.decode.rule import Refinement
@@ -48,7 +49,8 @@ class Engine:
     `slow_reason` says in words why this model is decoded by the plain rule, or is None. Without a `reloader` the
     weights stay as they are. `head` says which tokens' logits this rank computes, by default all.
     `packed` holds the weights of the module given as `dist.model.onednn` does. `captured` says that they stay in
-    place between forwards, so that a GPU's passes can be captured.
+    place between forwards, so that a GPU's passes can be captured. `drafts` makes what the window of a turn's row is
+    filled with, the same on every rank.
     """
 
     slow_reason: str | None
@@ -63,11 +65,13 @@ class Engine:
         head: Head | None = None,
         packed: bool = False,
         captured: bool = True,
+        drafts: Callable[[Turn, int], Drafts] = drafts_for,
     ) -> None:
         self.max_positions = max_positions
         self._group = group
         self._module = module
         self._reloader = reloader
+        self._drafts = drafts
         self._packed = packed
         if packed:
             pack(module)
@@ -91,7 +95,8 @@ class Engine:
     def remark(self) -> str | None:
         """Why answers take longer than they might, as a sentence, or None."""
         if self.slow_reason is not None:
-            return f"Decoding by the plain rule, which is slow: {self.slow_reason}."
+            greedy = "" if self._causality.causal else " Its replies at refine_iter auto are not greedy."
+            return f"Every pass reads everything again, which is slow: {self.slow_reason}.{greedy}"
         return self._sequence.notice
 
     @property
@@ -190,8 +195,9 @@ class Engine:
         What they leave in the cache is exact and the same on all ranks.
         """
         new = 2 * (settings.add_eos_length + 1)
-        # Two passes a block are of both widths; more, as may be asked for, would only take time.
-        short = replace(settings, max_new_tokens=new, refine_iter=2, temperature=0.0)
+        # Two passes a block are of both sizes; more, as may be asked for, would only take time.
+        rounds = "auto" if settings.refine_iter == "auto" else 2
+        short = replace(settings, max_new_tokens=new, refine_iter=rounds, temperature=0.0)
         longest = max(1, min(short.max_length, self.max_positions or UNBOUNDED) // 2)
         # Each of another token: what prompts share is not read again.
         for token, length in enumerate(WARM_UP_TOKENS, start=1):
@@ -210,12 +216,13 @@ class Engine:
 
     def _run(self, turn: Turn, poll: Poll | None) -> Iterator[Event]:
         rows = range(len(turn.prompts))
-        cached = turn.settings.decoder == "cached" and all(
+        causal = turn.settings.decoder == "cached" and all(
             self._is_causal_for(prompt, turn.settings_of(row)) for row, prompt in enumerate(turn.prompts)
         )
-        forward = self._sequence.for_turn(turn) if cached else self._plain
+        rewinds = causal and self._causality.problem is None
+        forward = self._sequence.for_turn(turn) if rewinds else self._plain
         for first in rows[:: forward.rows]:
-            yield from self._replies(turn, rows[first : first + forward.rows], forward, cached, poll)
+            yield from self._replies(turn, rows[first : first + forward.rows], forward, causal, poll)
 
     def _replies(
         self, turn: Turn, rows: Sequence[int], forward: Forward, causal: bool, poll: Poll | None
@@ -247,12 +254,12 @@ class Engine:
                 agreed = list(islice(tokens, step.wanted))
                 wish = turn.settings_of(rows[place], verdict.settings)
                 update = refinement.accept(agreed, wish, choice.candidates)
-                clocks[place].pass_ended(update.done)
+                clocks[place].pass_ended(update.settled)
                 yield update
                 if refinement.finish is not None:
                     del active[place]
                     yield clocks[place].reply(rows[place], refinement)
-        # 3. What was cancelled keeps its finished blocks.
+        # 3. What was cancelled keeps what is finished.
         for place, refinement in active.items():
             refinement.cancel()
             yield clocks[place].reply(rows[place], refinement)
@@ -266,10 +273,13 @@ class Engine:
             limit=min(self.max_positions or UNBOUNDED, capacity),
             causal=causal,
             row=row,
+            drafts=self._drafts(turn, row),
+            vocabulary=self._module.config.get_text_config().vocab_size,
+            changes=turn.changes[row] if turn.changes else (),
         )
 
     def _is_causal_for(self, prompt: tuple[int, ...], settings: GenerationSettings) -> bool:
-        if self._causality.problem is not None:
+        if not self._causality.causal:
             return False
         longest = min(len(prompt) + settings.max_new_tokens, settings.max_length)
         return self._causality.holds_up_to is None or longest <= self._causality.holds_up_to

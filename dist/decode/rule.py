@@ -1,23 +1,31 @@
-"""Block refinement of one reply, as a small state machine. Knows no model, tensor, rank, clock or screen.
+"""One reply in the making, as a small state machine. Knows no model, tensor, rank, clock or screen.
 
-The rule: a block of B = N + 1 tokens starts as N placeholders; R times over, the model reads the prefix and the
-first N tokens of the draft, and its B choices are the new draft. Then the block joins the prefix.
+The state is the text and a draft of the places behind it. A pass reads the text and the draft but for its last
+place, and chooses a token for each of the places. With causal attention this is Jacobi decoding:
 
-With causal attention this is Jacobi iteration, and three facts follow that save passes:
-- If a pass chose the first m drafted tokens as they stood in its input, its first m + 1 choices are final.
-- m = N: the whole block is final, further passes would change nothing.
-- A stop token among the final choices ends the reply, whatever comes after it.
+    If a pass chose the first m drafted tokens as they stood in its input, its first m + 1 choices are exact.
+
+Exact choices join the text, the others are the next draft; a stop token in the text ends the reply. Two rules differ
+in how the draft goes on:
+
+window  (`refine_iter auto`) N + 1 places that slide: after every pass the draft is filled up again.
+block   (`refine_iter R`) N + 1 places that start as placeholders; after R passes the rest is taken as it stands, and
+        only then, or when all of it is exact, the next block begins.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
+from dist.decode.drafts import Drafts, OwnTail
 from dist.protocol import BlockUpdate, FinishReason
 from dist.settings import GenerationSettings
 
 Candidates = tuple[tuple[int, float], ...]
+# What stands in a place that was never drafted: no choice equals it.
+NOTHING = -1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,12 +42,23 @@ class Pass:
         return range(len(self.token_ids) - self.wanted + 1, len(self.token_ids) + 1)
 
 
+def pass_sizes(settings: GenerationSettings) -> tuple[tuple[int, int], ...]:
+    """How many tokens passes read and choose at most, once the text before them is read; the smaller first.
+
+    A window's passes have one size. A block's first pass also reads what the last block left inexact.
+    """
+    n = settings.add_eos_length
+    return ((n + 1, n + 1),) if settings.refine_iter == "auto" else ((max(n, 1), max(n, 1)), (2 * n + 1, n + 1))
+
+
 class Refinement:
     """One reply in the making. Ask `next_pass`, feed the model, hand its choices to `accept`; until `finish`.
 
-    `limit` is the most tokens that prompt and reply may have together (the model's own limit).
-    `causal` False drops all that follows from causality: every choice is made anew in every pass, only an
-    unchanged whole block ends early, and blocks are refined whole and cut afterwards.
+    `limit` is the most tokens that prompt and reply may have together (the model's own limit). `drafts` fills the
+    window; drafted ids from `vocabulary` on are not read. `changes` are (reply length, settings): settings that come
+    into force there, in place of those handed to `accept`.
+    `causal` False drops all that follows from causality: every choice is made again in every pass, only an
+    unchanged whole block ends early, blocks are refined whole and cut afterwards, and there is no window.
     """
 
     def __init__(
@@ -52,6 +71,9 @@ class Refinement:
         limit: int,
         causal: bool = True,
         row: int = 0,
+        drafts: Drafts | None = None,
+        vocabulary: int = 1 << 62,
+        changes: Sequence[tuple[int, GenerationSettings]] = (),
     ) -> None:
         if not prompt or len(prompt) >= min(settings.max_length, limit):
             raise ValueError(f"no room for a reply: prompt {len(prompt)}, limit {limit}")
@@ -60,27 +82,30 @@ class Refinement:
         self.finish: FinishReason | None = None
         self.iterations: list[int] = []
         self.converged: list[bool] = []
-        self._prefix = list(prompt)
+        self.accepted: list[int] = []
+        self.drafts = drafts or OwnTail()
+        self._text = list(prompt)
         self._placeholder = placeholder
         self._stop_ids = frozenset(stop_ids)
         self._limit = limit
         self._causal = causal
         self._row = row
-        self._draft: list[int] = []
+        self._vocabulary = vocabulary
+        self._changes = tuple(changes)
         self._candidates: list[Candidates] = []
-        self._exact = 0
         self._iteration = 0
-        self._open_block()
+        self._window = False
+        self._start = len(prompt)
+        self._go_on(settings, [])
 
     @property
     def token_ids(self) -> tuple[int, ...]:
-        """The reply's tokens in finished blocks."""
-        return tuple(self._prefix[self.prompt_len :])
+        """The reply's tokens: of finished blocks, or all that a window made exact."""
+        return tuple(self._text[self.prompt_len : self._start])
 
     def next_pass(self) -> Pass:
-        """The forward that makes the next iteration of the present block."""
-        token_ids = self._prefix + self._draft[:-1]
-        return Pass(token_ids=token_ids, wanted=len(self._draft) - self._exact, settings=self.settings)
+        """The forward that makes the next iteration."""
+        return Pass(token_ids=self._text + self._draft[:-1], wanted=len(self._draft), settings=self.settings)
 
     def accept(
         self,
@@ -88,82 +113,96 @@ class Refinement:
         next_settings: GenerationSettings,
         candidates: Sequence[Candidates] | None = None,
     ) -> BlockUpdate:
-        """Take the model's choices for `next_pass`; at a block's end `next_settings` come into force.
+        """Take the model's choices for `next_pass`; `next_settings` count from the next block on, in a window at once.
 
         `candidates`, one entry per choice, are only passed through to the update.
         """
-        before, known = self._draft, self._exact
-        draft = before[:known] + list(choices)
-        # The last position holds no input of the pass, so it can't confirm anything.
-        matched = next((i for i, (a, b) in enumerate(zip(before[:-1], draft)) if a != b), len(draft) - 1)
-        whole = matched == len(draft) - 1
-        self._iteration += 1
-        self._draft = draft
-        if self._causal:
-            self._exact = matched + 1
+        before, start, known = self._draft, self._start, len(self._text) - self._start
+        window, index = self._window, len(self.iterations)
+        self._iteration = iteration = self._iteration + 1
+        # 1. The last place was no input of the pass, so it can't confirm anything.
+        matched = next((i for i, (a, b) in enumerate(zip(before[:-1], choices)) if a != b), len(choices) - 1)
+        whole = matched + 1 == len(choices)
+        exact = matched + 1 if self._causal or whole else 0
+        # 2. The text takes what is exact; after a block's last pass, all of it.
+        kept = self._cut(choices if self._is_last() else choices[:exact])
+        self._text += kept
+        if kept and (kept[-1] in self._stop_ids or self._room() <= 0):
+            self.finish = "stop" if kept[-1] in self._stop_ids else "length"
+        rest = [] if self.finish else list(choices[len(kept) :])
+        done, settled = window or not rest, len(self._text) - start
+        token_ids = (*self._text[start:], *rest)
         if candidates is not None:
-            self._candidates = self._candidates[:known] + list(candidates)
-
-        stop = next((i for i, token in enumerate(draft) if token in self._stop_ids), None)
-        stopped = self._causal and stop is not None and stop < self._exact
-        done = whole or stopped or self._iteration >= self._allowed_iterations()
-        kept = draft[: self._lasting(stop)] if done else draft
-        index, iteration, exact = len(self.iterations), self._iteration, self._exact
-        shown = tuple(self._candidates[: len(kept)]) if candidates is not None else None
+            self._candidates = [*self._candidates[:known], *candidates]
+        shown = tuple(self._candidates[: len(token_ids)]) if candidates is not None else None
+        # 3. The window slides; a block goes on, or the next one begins.
+        if window:
+            self.accepted.append(len(kept))
+            self.drafts.judge(min(matched, len(kept)))
+        elif done:
+            self.iterations.append(iteration)
+            self.converged.append(len(kept) <= exact)
         if done:
-            self._close_block(kept, whole or stopped, next_settings)
+            self._go_on(next_settings, rest)
+        else:
+            self._draft = rest
+        changed = [*[False] * known, *(iteration == 1 or a != b for a, b in zip(before, choices))]
         return BlockUpdate(
             row=self._row,
-            index=index,
+            index=None if window else index,
             iteration=iteration,
-            token_ids=tuple(kept),
-            changed=tuple(iteration == 1 or a != b for a, b in zip(before, kept)),
-            exact=len(kept) if done else exact,
-            done=done,
+            token_ids=token_ids,
+            changed=tuple(changed[: len(token_ids)]),
+            exact=settled if self._causal or done else 0,
+            settled=settled if done else 0,
             finish=self.finish,
             candidates=shown,
         )
 
     def cancel(self) -> None:
-        """End the reply with the blocks that are finished."""
+        """End the reply with what is finished."""
         if self.finish is None:
             self.finish = "cancelled"
 
+    @property
+    def _reply_len(self) -> int:
+        return len(self._text) - self.prompt_len
+
     def _room(self) -> int:
         """How many more tokens the reply may have."""
-        of_reply = self.settings.max_new_tokens - (len(self._prefix) - self.prompt_len)
-        return min(of_reply, min(self.settings.max_length, self._limit) - len(self._prefix))
+        of_all = min(self.settings.max_length, self._limit) - len(self._text)
+        return min(self.settings.max_new_tokens - self._reply_len, of_all)
 
-    def _open_block(self) -> None:
-        room = self._room()
+    def _is_last(self) -> bool:
+        """Whether this pass ends a block."""
+        rounds = self.settings.refine_iter
+        return not self._window and self._iteration >= (len(self._draft) if rounds == "auto" else rounds)
+
+    def _cut(self, tokens: Sequence[int]) -> list[int]:
+        """The tokens up to the first stop token and within the budget; a window also ends at a recorded change."""
+        most = next((i + 1 for i, token in enumerate(tokens) if token in self._stop_ids), len(tokens))
+        if self._window:
+            most = min([most, *(at - self._reply_len for at, _ in self._changes if at > self._reply_len)])
+        return list(tokens[: min(most, self._room())])
+
+    def _go_on(self, settings: GenerationSettings, tail: list[int]) -> None:
+        """What the next pass reads behind the text, which has just grown; `tail` is what a window chose there."""
+        self._start = len(self._text)
+        if self.finish is not None:
+            return
+        due = [later for at, later in self._changes if at <= self._reply_len]
+        self.settings = (due or [self.settings])[-1] if self._changes else settings
+        room, size = self._room(), self.settings.add_eos_length + 1
         if room <= 0:
             self.finish = "length"
             return
-        size = self.settings.add_eos_length + 1
         # A cut block equals the first tokens of the whole one only where attention is causal.
-        size = min(size, room if self._causal else self._limit - len(self._prefix))
-        # One more place than the model reads: the draft's last token is only ever an output.
-        self._draft = [self._placeholder] * size
-        self._candidates = []
-        self._exact = 0
-        self._iteration = 0
-
-    def _allowed_iterations(self) -> int:
-        rounds = self.settings.refine_iter
-        return len(self._draft) if rounds == "auto" else rounds
-
-    def _lasting(self, stop: int | None) -> int:
-        """How many tokens of a finished draft belong to the reply."""
-        return min(len(self._draft) if stop is None else stop + 1, self._room())
-
-    def _close_block(self, kept: list[int], converged: bool, next_settings: GenerationSettings) -> None:
-        self._prefix += kept
-        self.iterations.append(self._iteration)
-        self.converged.append(converged)
-        if kept[-1] in self._stop_ids:
-            self.finish = "stop"
-        elif self._room() <= 0:
-            self.finish = "length"
-        else:
-            self.settings = next_settings
-            self._open_block()
+        size = min(size, room if self._causal else self._limit - len(self._text))
+        goes_on, self._window = self._window, self._causal and self.settings.refine_iter == "auto"
+        drafted: Sequence[int] = ()
+        if self._window and size > 1:
+            drafted = self.drafts.draft(self._text, tail if goes_on else [], size - 1)[: size - 1]
+        self._draft = [*takewhile(lambda token: 0 <= token < self._vocabulary, drafted)]
+        self._draft += [self._placeholder] * (size - 1 - len(self._draft)) + [NOTHING]
+        if not (goes_on and self._window):
+            self._iteration = 0

@@ -16,18 +16,18 @@ class Clock:
         self._ordered = time.monotonic()
         self._forwards = 0
         self._started: float | None = None
-        self._first_block: float | None = None
+        self._first_tokens: float | None = None
         self._last = self._ordered
 
     def pass_begins(self) -> None:
         if self._started is None:
             self._started = time.monotonic()
 
-    def pass_ended(self, block_done: bool) -> None:
+    def pass_ended(self, settled: int) -> None:
         self._forwards += 1
         self._last = time.monotonic()
-        if block_done and self._first_block is None:
-            self._first_block = self._last
+        if settled and self._first_tokens is None:
+            self._first_tokens = self._last
 
     def reply(self, row: int, refinement: Refinement) -> Reply:
         assert refinement.finish is not None
@@ -36,7 +36,8 @@ class Clock:
             prefill_forwards=self.prefill_forwards,
             iterations=tuple(refinement.iterations),
             converged=tuple(refinement.converged),
-            ttft_s=(self._first_block or self._last) - self._ordered,
+            accepted=tuple(refinement.accepted),
+            ttft_s=(self._first_tokens or self._last) - self._ordered,
             decode_s=self._last - (self._started or self._last),
             tokens=len(refinement.token_ids),
         )

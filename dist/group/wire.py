@@ -38,6 +38,9 @@ def order_from_bytes(data: bytes) -> Order:
         fields["stop_ids"] = tuple(fields["stop_ids"])
         own = fields["row_settings"]
         fields["row_settings"] = None if own is None else tuple(GenerationSettings(**one) for one in own)
+        fields["changes"] = tuple(
+            tuple((at, GenerationSettings(**later)) for at, later in changes) for changes in fields["changes"]
+        )
     return kind(**fields)
 
 

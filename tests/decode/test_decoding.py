@@ -99,7 +99,7 @@ def test_after_i_passes_the_first_i_tokens_are_greedy_and_exact_tokens_stay(engi
     wish = GenerationSettings(add_eos_length=n, refine_iter=n + 1, max_new_tokens=n + 1)
     updates = [e for e in events(engine_of(), prompt, wish, ()) if isinstance(e, BlockUpdate)]
     for update in updates:
-        assert update.exact >= update.iteration or update.done
+        assert update.exact >= update.iteration or update.settled
         assert update.token_ids[: update.exact] == greedy[: update.exact]
     assert updates[-1].token_ids == greedy
 
@@ -239,7 +239,7 @@ def test_new_settings_count_from_the_next_block_on(engine_of):
     after = dataclasses.replace(before, add_eos_length=7, refine_iter=1)
     prompt = [5, 9, 11]
     seen = events(engine_of(), prompt, before, (), lambda: Control(settings=after))
-    sizes = [len(e.token_ids) for e in seen if isinstance(e, BlockUpdate) and e.done]
+    sizes = [e.settled for e in seen if isinstance(e, BlockUpdate) and e.settled]
     assert sizes == [4, 8, 8]
     assert seen[-1].stats.iterations == (2, 1, 1)
     block = plain_rule(tiny_model(), prompt, dataclasses.replace(before, max_new_tokens=4), PLACEHOLDER, ())
