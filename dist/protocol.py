@@ -112,10 +112,15 @@ class BlockUpdate:
     finish: FinishReason | None = None
     candidates: tuple[tuple[tuple[int, float], ...], ...] | None = None
 
+    @property
+    def settled_ids(self) -> tuple[int, ...]:
+        """The tokens that joined the reply."""
+        return self.token_ids[: self.settled]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplyStats:
-    """Figures of one reply. Times in seconds; `ttft_s` runs from the order to the first tokens that joined the reply.
+    """Figures of one reply. Times in seconds; `ttft_s` runs from the order to the reply's first tokens.
 
     `forwards` counts passes of the model except the `prefill_forwards` (all of the prefill's chunks but its
     last, which is the first pass). `iterations` and `converged` have one entry per block; `accepted` has one per

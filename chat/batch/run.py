@@ -253,8 +253,8 @@ class _Row:
         if self._trace is not None:
             self._trace.take(update)
             self._output.trace(self._job, self._trace)
-        if update.done:
-            self._finished += update.token_ids
+        if update.settled:
+            self._finished += update.settled_ids
             self._output.so_far(lambda: self._tokenizer.decode(self._tokenizer.without_stop(self._finished)))
 
     def add_to(self, record: Record) -> Record:

@@ -152,11 +152,11 @@ class Answer:
 
     def take(self, update: BlockUpdate) -> None:
         """Write down what a pass finished, then the settings that came into force behind it."""
-        if not update.done:
+        if not update.settled:
             return
         self._begun = True
-        text = self.text.extend(update.token_ids)
-        self._talk.journal(lambda session: session.tokens(update.token_ids, text))
+        text = self.text.extend(update.settled_ids)
+        self._talk.journal(lambda session: session.tokens(update.settled_ids, text))
         before, self._in_force = self._in_force.as_dict(), self._talk.settings
         if update.finish is None:
             for name, value in self._in_force.as_dict().items():

@@ -57,7 +57,8 @@ class Work:
                 self._page.status(f"{doing}reading the prompt: {event.done:,} of {event.total:,} tokens")
             else:
                 on_pass(event)
-                self._page.status(f"{doing}block {event.index + 1}, pass {event.iteration}")
+                block = "" if event.index is None else f"block {event.index + 1}, "
+                self._page.status(f"{doing}{block}pass {event.iteration}")
         raise AssertionError("the engine ended a turn without a reply")
 
     @property

@@ -128,18 +128,12 @@ def stats_line(reply: Reply, context_used: int, context_limit: int, palette: Pal
     `context_used` of `context_limit` tokens are taken by the conversation after this reply.
     """
     stats = reply.stats
-    blocks = len(stats.iterations)
-    made = sum(stats.iterations)
-    allowed = reply.settings.refine_iter
-    # A change in mid-reply can leave more passes made than the last setting would have allowed.
-    of = f" of {allowed * blocks:,}" if allowed != "auto" and made <= allowed * blocks else ""
     parts = [
         f"{stats.tokens:,} tokens" + (" (the limit)" if reply.finish == "length" else ""),
         f"{stats.tokens_per_s:.1f} tok/s",
-        f"first block {stats.ttft_s:.2f} s",
+        f"first {'tokens' if stats.accepted else 'block'} {stats.ttft_s:.2f} s",
         f"{stats.forwards:,} forwards, {stats.tokens_per_forward:.1f} tokens each",
-        f"{made:,}{of} passes" + (" (auto)" if allowed == "auto" else ""),
-        f"{sum(stats.converged)} of {blocks} blocks converged",
+        *_refined(reply),
         f"context {context_used:,} of {context_limit:,}",
         *([f"seed {reply.settings.seed}"] if reply.settings.samples else []),
     ]
@@ -151,3 +145,18 @@ def stats_line(reply: Reply, context_used: int, context_limit: int, palette: Pal
         else:
             lines.append(part)
     return palette.ansi([Text(), *(palette.text(line, "quiet") for line in lines), Text()])
+
+
+def _refined(reply: Reply) -> list[str]:
+    """How a window or blocks came about; both, after a change in mid-reply."""
+    stats, allowed = reply.stats, reply.settings.refine_iter
+    parts = []
+    if stats.accepted:
+        accepted = sum(stats.accepted) / len(stats.accepted)
+        parts.append(f"auto: {accepted:.2f} tokens accepted a pass")
+    if stats.iterations or not parts:
+        made, blocks = sum(stats.iterations), len(stats.iterations)
+        # A change in mid-reply can leave more passes made than the last setting would have allowed.
+        of = f" of {allowed * blocks:,}" if allowed != "auto" and made <= allowed * blocks else ""
+        parts += [f"{made:,}{of} passes", f"{sum(stats.converged)} of {blocks} blocks converged"]
+    return parts

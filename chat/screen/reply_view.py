@@ -77,22 +77,17 @@ class ReplyView:
         self._text = text or RunningText(decode)
         self._given = 0  # characters of it that were given to the stream
         self._texts = TokenTexts(decode)
-        self._ages: tuple[int, ...] = ()  # for each token of the block, iterations since it changed
-        self._block = -1
+        self._ages: tuple[int, ...] = ()  # for each token of the draft, iterations since it changed
 
     def update(self, update: BlockUpdate) -> Frame:
         """The frame after one iteration. Updates of one reply come in order."""
-        if not update.done:
-            self._age(update)
-            return self._frame("", update, self._ages)
-        self._ages = ()
-        if not self._follows:
-            self._text.extend(update.token_ids)
-        commit = self._give()
-        if update.finish:
-            return self._frame(commit, None, ())
-        # The next block stands there as placeholders until its first iteration.
-        return self._frame(commit, update, ())
+        old = (*self._ages, *[0] * len(update.token_ids))
+        ages = tuple(0 if changed else age + 1 for changed, age in zip(update.changed, old))
+        self._ages = ages[update.settled :]
+        if update.settled and not self._follows:
+            self._text.extend(update.settled_ids)
+        commit = self._give() if update.settled else ""
+        return self._frame(commit, None if update.finish else update, self._ages)
 
     def finish(self, reply: Reply) -> str:
         """What of the reply is not committed yet."""
@@ -135,13 +130,6 @@ class ReplyView:
         self._stream.held = old.held
         return [Text()] if old.apart else []
 
-    def _age(self, update: BlockUpdate) -> None:
-        old = self._ages if update.index == self._block else ()
-        self._block = update.index
-        self._ages = tuple(
-            0 if changed else (old[at] + 1 if at < len(old) else 0) for at, changed in enumerate(update.changed)
-        )
-
     def _frame(self, commit: str, update: BlockUpdate | None, ages: tuple[int, ...]) -> Frame:
         """A frame that can be drawn later: what it needs is fixed now."""
         stream, before = self._stream, self._text.last_id
@@ -163,21 +151,22 @@ class ReplyView:
     def _tokens(
         self, update: BlockUpdate, ages: tuple[int, ...], before: int | None
     ) -> tuple[list[tuple[str, str]], int]:
-        """Styled text of each token of a block, and how many of these pieces have settled.
+        """Styled text of each token that has not joined the reply, and how many of these pieces are exact.
 
-        Without `ages` nothing is known of the block but its size.
+        Where all have, placeholders stand for the next block.
         """
         cell = self._palette.mark("░", ".")
-        if not ages:
+        ids, exact = update.token_ids[update.settled :], update.exact - update.settled
+        if not ids:
             return [("placeholder", cell * len(update.token_ids))], 0
         fragments: list[tuple[str, str]] = []
-        settled = 0
-        for at, size, text in self._texts.pieces(update.token_ids, before):
+        front = 0
+        for at, size, text in self._texts.pieces(ids, before):
             age = min(ages[at : at + size])
-            style = "changed" if age == 0 else "recent" if age == 1 and at >= update.exact else ""
+            style = "changed" if age == 0 else "recent" if age == 1 and at >= exact else ""
             fragments.append((style, visible(text)) if text else ("placeholder", cell * size))
-            settled = len(fragments) if at + size <= update.exact else settled
-        return fragments, settled
+            front = len(fragments) if at + size <= exact else front
+        return fragments, front
 
 
 def live_rows(height: int) -> int:

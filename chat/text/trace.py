@@ -34,17 +34,18 @@ class Trace:
         self._cell = cell
         self._border = border
         self._updates: list[BlockUpdate] = []
-        self._before: int | None = None  # the token in front of the last update's block
+        self._before: int | None = None  # the token in front of the last update's places
 
     def take(self, update: BlockUpdate) -> None:
         """Add the state of a block after one pass."""
-        if self._updates and self._updates[-1].done:
-            self._before = self._updates[-1].token_ids[-1]
+        settled = self._updates[-1].settled if self._updates else 0
+        if settled:
+            self._before = self._updates[-1].token_ids[settled - 1]
         self._updates.append(update)
 
     def as_blocks(self) -> list[dict[str, Any]]:
-        """One object a block, in order, each with its passes; ready for JSON."""
-        blocks: dict[int, list[dict[str, Any]]] = {}
+        """One object a block, in order, each with its passes; a window is one, without a number. Ready for JSON."""
+        blocks: dict[int | None, list[dict[str, Any]]] = {}
         for update in self._updates:
             blocks.setdefault(update.index, []).append(self._pass(update))
         return [{"block": index, "passes": passes} for index, passes in blocks.items()]
@@ -55,11 +56,10 @@ class Trace:
         return f"{self.last_head()} {body}"
 
     def last_head(self) -> str:
-        """Which pass over which block the last update is, and how much of the block is exact."""
+        """Which pass over which block the last update is, if over one, and how much of the draft is exact."""
         update = self._updates[-1]
-        return (
-            f"block {update.index + 1}, pass {update.iteration}, {update.exact} of {len(update.token_ids)} exact:"
-        )
+        block = "" if update.index is None else f"block {update.index + 1}, "
+        return f"{block}pass {update.iteration}, {update.exact} of {len(update.token_ids)} exact:"
 
     def last_draft(self) -> list[Fragment]:
         """The block after the last update; a border stands between what is exact and what may change."""

@@ -1,9 +1,9 @@
 """The passes of a reply at a few fixed widths, each captured once as a CUDA graph and replayed. Knows no rule.
 
 Launching a model's kernels one by one takes a host several times as long as a GPU needs to run them; a replay is
-one launch. The rule's `pass_sizes` serve all passes: one for a window, two for blocks. Fewer tokens are filled up with junk *behind* them, which causality hides and
-which is overwritten before it is read. Passes over several sequences are captured for 1, 2, 4, 8... of them. What
-is longer (prefill) runs uncaptured over the same storage.
+one launch. The rule's `pass_sizes` serve all passes: one for a window, two for blocks. Fewer tokens are filled up
+with junk *behind* them, which causality hides and which is overwritten before it is read. Passes over several
+sequences are captured for 1, 2, 4, 8... of them. What is longer (prefill) runs uncaptured over the same storage.
 
 Shape suffixes: K logits kept, V vocabulary.
 """
@@ -68,9 +68,7 @@ class CapturedForward(VarlenForward):
         longest, most = max(len(piece.token_ids) for piece in pieces), max(piece.kept for piece in pieces)
         room = self.capacity - max(piece.start for piece in pieces)
         sizes = sorted({size for step in steps for size in pass_sizes(step.settings)})
-        return next(
-            ((width, kept) for width, kept in sizes if longest <= width <= room and most <= kept), None
-        )
+        return next(((width, kept) for width, kept in sizes if longest <= width <= room and most <= kept), None)
 
     def _probe(self, pieces: Sequence[Piece]) -> torch.Tensor:
         # The captured width stays: a pool whose last graph has gone can't be captured into again.

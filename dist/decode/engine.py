@@ -49,8 +49,8 @@ class Engine:
     `slow_reason` says in words why this model is decoded by the plain rule, or is None. Without a `reloader` the
     weights stay as they are. `head` says which tokens' logits this rank computes, by default all.
     `packed` holds the weights of the module given as `dist.model.onednn` does. `captured` says that they stay in
-    place between forwards, so that a GPU's passes can be captured. `drafts` makes what the window of a turn's row is
-    filled with, the same on every rank.
+    place between forwards, so that a GPU's passes can be captured. `drafts` makes what fills the window of a turn's
+    row, the same on every rank.
     """
 
     slow_reason: str | None
@@ -196,8 +196,9 @@ class Engine:
         """
         new = 2 * (settings.add_eos_length + 1)
         # Two passes a block are of both sizes; more, as may be asked for, would only take time.
-        rounds = "auto" if settings.refine_iter == "auto" else 2
-        short = replace(settings, max_new_tokens=new, refine_iter=rounds, temperature=0.0)
+        short = replace(settings, max_new_tokens=new, temperature=0.0)
+        if settings.refine_iter != "auto":
+            short = replace(short, refine_iter=2)
         longest = max(1, min(short.max_length, self.max_positions or UNBOUNDED) // 2)
         # Each of another token: what prompts share is not read again.
         for token, length in enumerate(WARM_UP_TOKENS, start=1):

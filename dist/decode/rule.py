@@ -5,12 +5,12 @@ place, and chooses a token for each of the places. With causal attention this is
 
     If a pass chose the first m drafted tokens as they stood in its input, its first m + 1 choices are exact.
 
-Exact choices join the text, the others are the next draft; a stop token in the text ends the reply. Two rules differ
-in how the draft goes on:
+Exact choices join the text, the others are the next draft; a stop token in the text ends the reply. There are two
+rules for how the draft goes on:
 
 window  (`refine_iter auto`) N + 1 places that slide: after every pass the draft is filled up again.
-block   (`refine_iter R`) N + 1 places that start as placeholders; after R passes the rest is taken as it stands, and
-        only then, or when all of it is exact, the next block begins.
+block   (`refine_iter R`) N + 1 places that start as placeholders. After R passes the rest is taken as it stands;
+        only then, or when all of it is exact, does the next block begin.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class Refinement:
     """One reply in the making. Ask `next_pass`, feed the model, hand its choices to `accept`; until `finish`.
 
     `limit` is the most tokens that prompt and reply may have together (the model's own limit). `drafts` fills the
-    window; drafted ids from `vocabulary` on are not read. `changes` are (reply length, settings): settings that come
-    into force there, in place of those handed to `accept`.
+    window; drafted ids from `vocabulary` on are not read. `changes` are (reply length, settings), which come into
+    force there in place of those handed to `accept`.
     `causal` False drops all that follows from causality: every choice is made again in every pass, only an
     unchanged whole block ends early, blocks are refined whole and cut afterwards, and there is no window.
     """
@@ -93,6 +93,7 @@ class Refinement:
         self._vocabulary = vocabulary
         self._changes = tuple(changes)
         self._candidates: list[Candidates] = []
+        self._draft: list[int] = []
         self._iteration = 0
         self._window = False
         self._start = len(prompt)
@@ -113,7 +114,7 @@ class Refinement:
         next_settings: GenerationSettings,
         candidates: Sequence[Candidates] | None = None,
     ) -> BlockUpdate:
-        """Take the model's choices for `next_pass`; `next_settings` count from the next block on, in a window at once.
+        """Take the model's choices for `next_pass`; `next_settings` count from the next block on, in a window now.
 
         `candidates`, one entry per choice, are only passed through to the update.
         """

@@ -97,7 +97,7 @@ class ScriptedEngine:
                     token_ids=block if last else (turn.placeholder,) * len(block),
                     changed=(last,) * len(block),
                     exact=len(block) if last else 0,
-                    done=last,
+                    settled=len(block) if last else 0,
                     finish=finish if last and index + BLOCK >= len(ids) else None,
                     candidates=(((block[0], 1.0),),) * len(block) if turn.trace else None,
                 )

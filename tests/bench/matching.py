@@ -162,8 +162,7 @@ def our_passes(
             )
         )
         draft, known = update.token_ids, update.exact
-        if update.done:
-            prefix += update.token_ids
+        prefix += update.settled_ids
     return passes
 
 

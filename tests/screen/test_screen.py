@@ -109,7 +109,7 @@ def a_block(ids: tuple[int, ...], *, index: int = 0, done: bool = True, **change
         "token_ids": ids,
         "changed": (True,) * len(ids),
         "exact": len(ids) if done else 0,
-        "done": done,
+        "settled": len(ids) if done else 0,
         **changes,
     }
     return BlockUpdate(**values)  # type: ignore[arg-type]

@@ -24,7 +24,7 @@ def update(ids, changed, exact, *, index=0, iteration=1, done=False, candidates=
         token_ids=tuple(ids),
         changed=tuple(at in changed for at in range(len(ids))),
         exact=exact,
-        done=done,
+        settled=len(ids) if done else 0,
         candidates=candidates,
     )
 

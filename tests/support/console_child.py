@@ -141,7 +141,7 @@ class Fake:
                         token_ids=draft,
                         changed=tuple(number == 0 or at >= settled - 2 for at in range(len(draft))),
                         exact=settled,
-                        done=last,
+                        settled=len(draft) if last else 0,
                         finish="stop" if end else None,
                     )
                 )
