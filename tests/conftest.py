@@ -6,6 +6,8 @@ import fcntl
 import hashlib
 import importlib.metadata
 import os
+import random
+import secrets
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -42,13 +44,43 @@ REAL = {"program", "ranks", "pty_screen"}
 TinyCheckpoint = Callable[[str, int], Path]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark as `real` what starts ranks, the program or a terminal."""
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all", action="store_true", help="also what takes minutes, and every case of drawn tests")
+    parser.addoption(
+        "--draw", type=int, help="the seed by which drawn tests choose their case (printed at the start)"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Workers of one run inherit the seed, and so draw the same cases.
+    given = config.getoption("--draw")
+    os.environ["TESTS_DRAW"] = str(
+        given if given is not None else os.environ.get("TESTS_DRAW", secrets.randbelow(10**6))
+    )
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return "every case" if config.getoption("--all") else f"drawn cases: --draw {os.environ['TESTS_DRAW']}"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark what starts ranks, the program or a terminal as `real`; keep one case of drawn tests, no long ones."""
+    kinds: dict[str, list[pytest.Item]] = {}
     for item in items:
         assert isinstance(item, pytest.Function)
         uses = {getattr(value, "__module__", None) for value in vars(item.module).values()}
         if uses & REAL or "demo_checkpoint" in item.fixturenames:
             item.add_marker("real")
+        kinds.setdefault(f"{item.module.__name__}.{item.originalname}", []).append(item)
+    if config.getoption("--all"):
+        return
+    dropped = {item for item in items if item.get_closest_marker("long")}
+    for name, cases in kinds.items():
+        if cases[0].get_closest_marker("drawn"):
+            kept = random.Random(f"{os.environ['TESTS_DRAW']} {name}").choice(cases)
+            dropped |= {case for case in cases if case is not kept}
+    config.hook.pytest_deselected(items=[item for item in items if item in dropped])
+    items[:] = [item for item in items if item not in dropped]
 
 
 @pytest.fixture(scope="session")

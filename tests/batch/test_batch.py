@@ -440,6 +440,7 @@ def failing_at(passes: int, error: BaseException) -> Callable[[int], None]:
     return before_pass
 
 
+@pytest.mark.drawn
 @pytest.mark.parametrize("batch_size", ["1", "4"])
 def test_a_rerun_after_a_death_gives_exactly_the_undisturbed_results(
     run: Run, prompts: str, output: Path, batch_size: str
@@ -685,6 +686,7 @@ def test_an_interrupt_keeps_what_is_done_and_a_rerun_makes_the_rest(run: Run, pr
     assert output.read_bytes() == undisturbed
 
 
+@pytest.mark.drawn
 @pytest.mark.parametrize("passes", [15, 45, 70])
 def test_replies_that_were_finished_when_an_earlier_one_was_interrupted_are_kept(
     run: Run, prompts: str, output: Path, passes: int

@@ -20,6 +20,7 @@ def records(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+@pytest.mark.drawn
 @pytest.mark.parametrize("ranks", ["1", "2"])
 def test_ctrl_c_ends_after_the_present_pass_and_a_rerun_goes_on(tmp_path, tiny_checkpoint, ranks):
     prompts, output = tmp_path / "p.txt", tmp_path / "r.jsonl"

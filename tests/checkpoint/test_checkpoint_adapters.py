@@ -65,6 +65,7 @@ def expected(run: Path, alpha: float = ALPHA) -> dict[str, torch.Tensor]:
     return weights
 
 
+@pytest.mark.drawn
 @pytest.mark.parametrize(("layout", "world_size"), LAYOUTS)
 def test_adapters_are_merged_as_peft_merges_them(tiny_checkpoint, layout, world_size):
     run = tiny_checkpoint(layout, world_size)
@@ -93,6 +94,7 @@ def test_peft_itself_agrees(tiny_checkpoint):
         assert torch.allclose(read(checkpoint, name), weight, atol=1e-6), name
 
 
+@pytest.mark.drawn
 @pytest.mark.parametrize("parts", [2, 3, 4])
 def test_shares_of_merged_weights_are_those_of_the_whole(tiny_checkpoint, parts):
     run = tiny_checkpoint(*LAYOUTS[0])

@@ -118,6 +118,7 @@ def test_while_refining_the_live_zone_shows_placeholders_and_a_status(start: Sta
     talk.wait_for("block 2, pass")
 
 
+@pytest.mark.drawn
 @pytest.mark.parametrize(("columns", "rows"), [(80, 24), (40, 12), (200, 50)])
 def test_a_reply_longer_than_the_screen_is_in_the_scrollback_once(
     start: Start, tmp_path: Path, columns: int, rows: int

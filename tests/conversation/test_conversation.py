@@ -106,6 +106,7 @@ def test_input_history_and_sessions_outlive_the_program(tmp_path, checkpoint):
         assert chat.wait_end() == 0
 
 
+@pytest.mark.drawn
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("busy", [False, True])
 def test_a_killed_follower_is_named_and_nothing_is_lost(tmp_path, checkpoint, busy):

@@ -599,6 +599,7 @@ def test_a_refused_edit_goes_on_being_one(talk):
     assert repl.talk.transcript.questions == ("Changed",)
 
 
+@pytest.mark.drawn
 @pytest.mark.parametrize("at", range(8))
 def test_ctrl_c_in_any_pass_of_a_comparison_stops_it(talk, at):
     """Six passes make the first reply, so one of these comes with the pass that finishes it."""

@@ -81,6 +81,7 @@ def either(request):
     return {family: engine_of(family, request.param == "at fixed widths") for family in FAMILIES}
 
 
+@pytest.mark.drawn
 @pytest.mark.parametrize("family", FAMILIES)
 @settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(
@@ -99,6 +100,7 @@ def test_rows_get_the_tokens_of_the_plain_rule(either, family, prompts, n, round
         assert reply.prompt_len == len(prompt)
 
 
+@pytest.mark.drawn
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_is_decoded_together(family):
     assert VarlenForward(tiny_model(family), WholeHead(), 3, 64).agrees()
@@ -140,6 +142,7 @@ def test_rows_share_forwards_and_end_each_in_its_own_time(engines):
     assert passes[0] == [4] * 6 and max(map(max, passes)) <= 7
 
 
+@pytest.mark.drawn
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_prompts_share_is_read_once(engines, family):
     common = tuple(3 + i * 7 % 50 for i in range(40))

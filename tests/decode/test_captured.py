@@ -54,6 +54,7 @@ def reply(engine, prompt, wish, stop_ids=(2,)) -> Reply:
     return events(engine, prompt, wish, stop_ids)[-1]
 
 
+@pytest.mark.drawn
 @pytest.mark.parametrize("family", FAMILIES)
 @many
 @given(data=st.data())
@@ -109,6 +110,7 @@ def test_at_the_end_of_the_storage_nothing_is_written_past_it():
     assert reply(engine_of(), prompt, wish, ()).token_ids == expected
 
 
+@pytest.mark.drawn
 @pytest.mark.parametrize("rows", [1, 2, 5])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_check_passes_for_a_family_of_causal_models(family, rows):

@@ -54,6 +54,7 @@ def reply(engine, prompt, wish, stop_ids=(2,), poll=None) -> Reply:
     return events(engine, prompt, wish, stop_ids, poll)[-1]
 
 
+@pytest.mark.drawn
 @pytest.mark.parametrize("family", FAMILIES)
 @many
 @given(data=st.data())

@@ -24,6 +24,7 @@ from dist.settings import GenerationSettings
 PLENTY = 1 << 50
 
 
+@pytest.mark.drawn
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_row_takes_no_more_than_it_is_said_to(family):
     engine = Engine(tiny_model(family), SoloGroup(torch.device("cpu")), max_positions=4096)

@@ -17,6 +17,7 @@ from dist.protocol import Load, Shutdown, Turn
 from dist.settings import SETTINGS, GenerationSettings
 
 
+@pytest.mark.drawn
 @pytest.mark.parametrize("size", [2, 3])
 def test_ranks_decode_as_one(size):
     got = results_of_ranks(size, "ranks_engine.py")
@@ -39,6 +40,7 @@ def test_ranks_decode_as_one(size):
     assert got["heard"] == [CHANGES] * (size - 1)
 
 
+@pytest.mark.drawn
 @pytest.mark.parametrize("size", [2, 3])
 def test_drawn_replies_of_every_family_are_those_of_the_plain_rule_on_all_ranks(size):
     assert results_of_ranks(size, "ranks_drawn.py") == {"size": size, "families": list(FAMILIES)}

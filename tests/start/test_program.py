@@ -69,6 +69,7 @@ NO_PROMPT = (
 )
 
 
+@pytest.mark.drawn
 @pytest.mark.parametrize("ranks", ["1", "2"])
 def test_without_a_terminal_and_without_a_prompt_nothing_is_loaded(tmp_path, ranks):
     # No checkpoint lies there: it is not even looked at.
@@ -102,6 +103,7 @@ def test_a_terminal_that_cannot_be_redrawn_gets_a_conversation_of_plain_lines(tm
         assert talk.mode == talk.mode_before
 
 
+@pytest.mark.drawn
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("no_color", ["", "1"])
 def test_loading_shows_how_far_it_is_where_replies_go_elsewhere(tmp_path, tiny_checkpoint, no_color):
@@ -126,6 +128,7 @@ def broken(folder, source, name, change):
     return copy
 
 
+@pytest.mark.drawn
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("name", "change", "message"),

@@ -41,6 +41,7 @@ def test_a_library_that_holds_the_interpreters_lock_cannot_keep_the_process():
     assert seconds < 30
 
 
+@pytest.mark.drawn
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_group_that_is_never_left_does_not_keep_the_program(tmp_path, tiny_checkpoint, ranks):
     arguments = ["--checkpoint_dir", str(tiny_checkpoint("fsdp1", 2)), "--prompt", "Solve: 25 * 4 = ?", *SHORT]

@@ -176,6 +176,7 @@ def child_env(tmp_path: Path) -> dict[str, str]:
     }
 
 
+@pytest.mark.drawn
 @pytest.mark.parametrize("killing", ["process", "group"])
 def test_the_terminal_is_put_back_after_kill_9(tmp_path: Path, killing: str) -> None:
     with PtyScreen([sys.executable, str(CHILD)], env=child_env(tmp_path)) as talk:
@@ -211,6 +212,7 @@ def guards(talk: PtyScreen) -> list[int]:
     return found
 
 
+@pytest.mark.drawn
 @pytest.mark.parametrize("launcher", ["direct", "detached"])
 def test_ctrl_z_suspends_the_job_and_fg_brings_it_back(tmp_path: Path, launcher: str) -> None:
     """`detached`: as under torchrun, the program is in another session than the script that the shell knows."""
