@@ -150,19 +150,13 @@ set_variables() {
 }
 
 start_job() {
-    local nodes=${NNODES:-1} where command
-    if ((count == 1)) && [[ $nodes == 1 ]]; then
+    local command
+    if ((count == 1)) && [[ ${NNODES:-1} == 1 ]]; then
         job_name="The program"
         command=("$python" -m chat ${options[@]+"${options[@]}"})
     else
         job_name=torchrun
-        where=(--standalone --nnodes=1)
-        if [[ $nodes != 1 ]]; then
-            where=(--nnodes="$nodes" --node_rank="${NODE_RANK:-0}" --master_addr="${MASTER_ADDR:-127.0.0.1}"
-                --master_port="${MASTER_PORT:-29500}")
-        fi
-        command=("$python" -m chat.start.launch "$DLLM_RUN_DIR/torchrun.log" "${where[@]}" --nproc_per_node="$count"
-            -m chat ${options[@]+"${options[@]}"})
+        command=("$python" -m chat.start.launch "$DLLM_RUN_DIR/torchrun.log" "$count" ${options[@]+"${options[@]}"})
     fi
     # In the background, since bash puts off traps while a foreground child runs; `<&0` keeps the keyboard.
     "${command[@]}" <&0 &
@@ -220,8 +214,13 @@ put_terminal_back() {
 }
 
 exit_code() { # prints the run's exit code; rank 0 leaves its own in a file, since torchrun makes 1 of every failure
-    local status last
+    local status ending last
     status=$(cat "$DLLM_RUN_DIR/status" 2>/dev/null)
+    # How this host's ranks ended, in words: of a host without rank 0, or of a rank 0 that was killed.
+    ending=$(cat "$DLLM_RUN_DIR/ending" 2>/dev/null)
+    if [[ ${NNODES:-1} != 1 && ${NODE_RANK:-0} != 0 && $interrupted == 0 && -n $ending ]]; then
+        say "$ending"
+    fi
     if [[ $status =~ ^[0-9]+$ ]]; then
         echo "$status"
     elif ((interrupted)); then
@@ -229,8 +228,17 @@ exit_code() { # prints the run's exit code; rank 0 leaves its own in a file, sin
     elif ((code == 0)); then
         echo 0
     else
-        last=$(grep -h . "$DLLM_RUN_DIR/rank0.log" 2>/dev/null | tail -n 1)
-        say "$job_name ended with code $code, and rank 0 left no word of why." ${last:+"Its log ends: $last"}
+        if [[ -z $ending ]] && ((code == 137)); then
+            ending="$job_name was killed (SIGKILL); out of memory?"
+        fi
+        if [[ -n $ending ]]; then
+            [[ ${NODE_RANK:-0} != 0 ]] || say "$ending"
+        else
+            last=$(grep -h . "$DLLM_RUN_DIR/rank0.log" 2>/dev/null | tail -n 1)
+            say "$job_name ended with code $code, and rank 0 left no word of why." ${last:+"Its log ends: $last"}
+        fi
+        # How to go on with a conversation, which rank 0 had written down before it was killed.
+        [[ ! -s $DLLM_RUN_DIR/continue ]] || say "$(<"$DLLM_RUN_DIR/continue")"
         say "The logs are in $DLLM_RUN_DIR"
         echo 5
     fi

@@ -13,12 +13,21 @@ import traceback
 from typing import TYPE_CHECKING, NoReturn
 
 from chat.start.options import LaunchOptions, asked_options, load_config, parse_options, with_config
-from chat.terminal.lifeline import LEAVE_S, Lifeline, die_with_parent, end_within
+from chat.terminal.lifeline import (
+    LEAVE_S,
+    Lifeline,
+    die_with_parent,
+    end_within,
+    watch_rank_0,
+    write_ending,
+    write_status,
+)
 from chat.terminal.streams import Streams, open_streams
-from dist.errors import ChatError, RankError
+from dist.errors import ChatError, CheckpointError, RankError
 
 if TYPE_CHECKING:
-    from dist.group.group import SoloGroup, TorchGroup
+    from dist.checkpoint.open import Checkpoint
+    from dist.group.ranks import Ranks
 
 # How long a rank that failed because a peer is gone waits for that peer to be blamed first.
 LINGER_S = 3.0
@@ -46,7 +55,7 @@ def main() -> None:
     streams = open_streams()
     if rank == 0:
         lead(options, streams)
-    follow(options)
+    follow(options, streams)
 
 
 def lead(options: LaunchOptions, streams: Streams) -> NoReturn:
@@ -56,7 +65,7 @@ def lead(options: LaunchOptions, streams: Streams) -> NoReturn:
     def say(text: str) -> None:
         print(text, file=streams.notices, flush=True)
 
-    lifeline = Lifeline(say=say, run_dir=streams.run_dir)
+    lifeline = Lifeline(say=say, run_dir=streams.run_dir, answer_s=options.answer_timeout)
     lifeline.start()
     try:
         code = run(options, streams, lifeline)
@@ -77,41 +86,60 @@ def lead(options: LaunchOptions, streams: Streams) -> NoReturn:
     os._exit(code)
 
 
-def follow(options: LaunchOptions) -> NoReturn:
-    """Any other rank: silent, at rank 0's orders. What goes wrong is told to rank 0."""
-    from chat.loading.opening import import_libraries
-    from dist.group.group import open_group
-
-    import_libraries(options)
-    group = open_group()
-    code = 0
+def follow(options: LaunchOptions, streams: Streams) -> NoReturn:
+    """Any other rank: silent, at rank 0's orders. What goes wrong is reported to rank 0, and on this host."""
+    ranks: Ranks | None = None
     try:
-        serve(options, group)
-    except RankError as error:
-        # A peer is gone. Stay a moment, so that torchrun and rank 0 blame that one.
+        checkpoint, problem = open_or_problem(options)
+        ranks = join(options, checkpoint, problem)
+        assert checkpoint is not None  # else all ranks have refused
+        watch_rank_0(ranks, streams.run_dir, options.answer_timeout)
+        serve(options, ranks, checkpoint)
+        ending, code = "Node 0 has ended the run.", 0
+    except ChatError as error:
+        # A peer is gone, or all ranks raised the same. Stay a moment, so that torchrun and rank 0 blame that one.
+        ending, code = str(error), error.exit_code
         print(error, file=sys.stderr, flush=True)
         signal.sigtimedwait([], LINGER_S)
-        code = 1
     except Exception as error:  # noqa: BLE001  (the edge of the program)
         traceback.print_exc()
-        # The store that takes the record may be gone with rank 0's host.
-        end_within(LEAVE_S, 1)
-        group.record_failure(f"{type(error).__name__}: {error}".splitlines()[0])
-        code = 1
+        how = f"failed: {type(error).__name__}: {error}".splitlines()[0]
+        ending, code = f"Rank {os.environ['RANK']} {how}", 1
+        end_within(LEAVE_S, code)
+        if ranks is not None:
+            ranks.record_failure(how)
+    write_ending(streams.run_dir, ending)
+    if os.environ.get("GROUP_RANK", "0") != "0":  # a host without rank 0
+        write_status(streams.run_dir, code)
     sys.stderr.flush()
     os._exit(code)
 
 
-def serve(options: LaunchOptions, group: SoloGroup | TorchGroup) -> None:
-    """Load with the others and answer until rank 0 shuts down. A refused checkpoint is rank 0's to tell."""
-    from chat.loading.opening import load
-    from dist.errors import CheckpointError
+def open_or_problem(options: LaunchOptions) -> tuple[Checkpoint | None, str | None]:
+    """This host's copy of the checkpoint, or why it cannot be used: for rank 0 to report."""
+    from chat.loading.opening import open_asked
 
     try:
-        engine = load(options, group)[0]
+        return open_asked(options), None
     except CheckpointError as error:
-        print(error, file=sys.stderr)
-        return
+        return None, str(error)
+
+
+def join(options: LaunchOptions, checkpoint: Checkpoint | None, problem: str | None) -> Ranks:
+    """Meet the other ranks and compare what each is about to do. Raises ChatError."""
+    from chat.loading.opening import intent
+    from dist.group.ranks import Ranks
+
+    return Ranks(intent=intent(options, checkpoint, problem))
+
+
+def serve(options: LaunchOptions, ranks: Ranks, checkpoint: Checkpoint) -> None:
+    """Load with the others and answer until rank 0 shuts down. Raises ChatError."""
+    from chat.loading.opening import import_libraries, load
+    from dist.group.group import TorchGroup
+
+    import_libraries(options)
+    engine = load(options, TorchGroup(ranks), checkpoint)[0]
     # Ctrl-C is rank 0's to answer: from here on it ends a reply or a list of prompts, not the ranks.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     engine.follow()

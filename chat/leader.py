@@ -21,7 +21,7 @@ from chat.batch.prompts import Prompt, read_prompts
 from chat.demo import ABOUT, DEFAULT_SYSTEM
 from chat.loading.checkpoints import Checkpoints, run_folder
 from chat.loading.facts import checkpoint_facts
-from chat.loading.opening import import_libraries, load, open_asked, warm_up
+from chat.loading.opening import import_libraries, intent, load, open_asked, warm_up
 from chat.loading.progress import Status
 from chat.start.options import LaunchOptions, load_config, resolve_settings, version_text, with_config
 from chat.terminal.lifeline import Lifeline
@@ -76,7 +76,15 @@ def run(options: LaunchOptions, streams: Streams, lifeline: Lifeline) -> int:
         prefetch(checkpoint.files)
     status.show(f"Loading {checkpoint.path}")
 
+    from dist.group.group import open_group
+    from dist.group.ranks import open_ranks
+
+    # What does not fit between the ranks is refused before anything else is imported.
+    ranks = open_ranks(intent(options, checkpoint))
+    if ranks is not None:
+        lifeline.watch(ranks)
     import_libraries(options)
+
     from chat.text.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(
@@ -95,10 +103,7 @@ def run(options: LaunchOptions, streams: Streams, lifeline: Lifeline) -> int:
         }
         check_output(options, settings, use_template, prompts, known)
 
-    from dist.group.group import open_group
-
-    group = open_group()
-    lifeline.watch(group)
+    group = open_group(ranks)
     engine, reloader = load(options, group, checkpoint, status.loading)
     remark = warm_up(engine, settings)
     status.clear()
@@ -226,6 +231,7 @@ def hold_conversation(ready: Ready, session: Session, said: tuple[str, ...]) -> 
         )
         repl = Repl(engine=ready.engine, page=page, talk=talk, dispatch=dispatch)
         guard_terminal(ready.lifeline, console, mode, talk)
+        ready.lifeline.on_silence = repl.show_silence
         ready.lifeline.on_tick = repl.watch_quiet
         console.start()
         repl.note(welcome(ready.facts))
@@ -261,7 +267,6 @@ def open_console(ready: Ready, mode: BaseMode, repl: Callable[[], Repl]) -> Cons
 
 def guard_terminal(lifeline: Lifeline, console: Console | PlainLines, mode: BaseMode, talk: Talk) -> None:
     """However the program ends, the terminal is put back and the user learns how to continue."""
-    last_words = lifeline.say
 
     def put_back() -> None:
         closing = threading.Thread(target=console.close, daemon=True)
@@ -269,11 +274,8 @@ def guard_terminal(lifeline: Lifeline, console: Console | PlainLines, mode: Base
         closing.join(CLOSE_S)
         mode.restore()
 
-    def say(text: str) -> None:
-        last_words("\n".join(filter(None, (text, talk.farewell))))
-
     lifeline.put_back = put_back
-    lifeline.say = say
+    lifeline.kept = lambda: talk.farewell
 
 
 def welcome(facts: dict[str, Any]) -> str:

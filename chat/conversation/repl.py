@@ -43,6 +43,7 @@ class Repl:
         self.comparing = Comparing(self.talk, work, self.page)
         self._edited: Node | None = None  # the message that the next line takes the place of
         self._asked_to_leave = False
+        self._silent = False
 
     # The loop.
 
@@ -128,6 +129,14 @@ class Repl:
     def show_conversation(self) -> None:
         """The end of a conversation that is taken up again."""
         show_end(self.page, self.talk.tree)
+
+    def show_silence(self, text: str) -> None:
+        """Say that a rank gives no sign of life; `""` when it does again. May be called from any thread."""
+        if self.page.redraws:
+            self.page.status(text)
+        elif not text or not self._silent:
+            self.page.note(text or "All ranks answer again.")
+        self._silent = bool(text)
 
     def watch_quiet(self) -> None:
         """Say so if no pass has ended for some seconds. May be called from any thread."""

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
 from chat.demo import demo_folder, is_ready
-from chat.start.options import LaunchOptions
+from chat.start.options import LaunchOptions, version_text
 from dist.checkpoint.open import Checkpoint, open_checkpoint
 from dist.errors import CheckpointError, PromptError
 from dist.settings import GenerationSettings
 
 if TYPE_CHECKING:
     from dist.decode.engine import Engine
+    from dist.group.agreement import Intent
     from dist.group.group import SoloGroup, TorchGroup
     from dist.model.reload import Reloader
+
+
+# Options that all ranks have to agree on. The others are rank 0's alone, or the checkpoint's digest shows them.
+SHARED_OPTIONS = ("parallel", "dtype", "lora_alpha", "trust_remote_code")
+SAMPLE_BYTES = 4096
 
 
 def import_libraries(options: LaunchOptions) -> None:
@@ -29,26 +37,45 @@ def import_libraries(options: LaunchOptions) -> None:
     import dist.model.reload  # noqa: F401
 
 
+def intent(options: LaunchOptions, checkpoint: Checkpoint | None, problem: str | None = None) -> Intent:
+    """What this rank is about to do, for the others to compare with. `problem`: why it has no checkpoint."""
+    from dist.group.agreement import Intent
+
+    return Intent(
+        options={name: str(getattr(options, name)) for name in SHARED_OPTIONS},
+        checkpoint=None if checkpoint is None else digest(checkpoint),
+        path="" if checkpoint is None else str(checkpoint.path),
+        problem=problem,
+        program=version_text(),
+    )
+
+
+def digest(checkpoint: Checkpoint) -> str:
+    """A word for the content of a checkpoint, from its config and samples of its weight files."""
+    content = hashlib.sha256(json.dumps(checkpoint.config, sort_keys=True, default=str).encode())
+    for path in sorted(checkpoint.files, key=lambda one: one.name):
+        size = path.stat().st_size
+        content.update(f"{path.name} {size}".encode())
+        with path.open("rb") as file:
+            # What torch.save writes ends with the checksums of its records.
+            for place in (0, size // 4, size // 2, 3 * size // 4, max(0, size - 16 * SAMPLE_BYTES)):
+                file.seek(place)
+                content.update(file.read(16 * SAMPLE_BYTES))
+    return content.hexdigest()[:12]
+
+
 def load(
     options: LaunchOptions,
     group: SoloGroup | TorchGroup,
-    checkpoint: Checkpoint | None = None,
+    checkpoint: Checkpoint,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Engine, Reloader]:
-    """Every rank, together: the model, ready to answer. What one rank cannot read, all refuse with its words."""
+    """Every rank, together: the model, ready to answer. What one rank cannot read, all refuse with its reason."""
     from dist.decode.engine import Engine
     from dist.model.load import load_model
     from dist.model.onednn import packing_pays
     from dist.model.reload import Reloader
 
-    problem = None
-    try:
-        checkpoint = checkpoint or open_asked(options)
-    except CheckpointError as error:
-        problem = str(error)
-    for rank, text in group.gather_errors(problem).items():
-        raise CheckpointError(f"Rank {rank} cannot use the checkpoint:", text)
-    assert checkpoint is not None
     loaded = load_model(
         checkpoint,
         group,

@@ -1,25 +1,110 @@
-"""torchrun with its own talk in a log. The ranks keep this process's streams.
+"""torchrun, meeting the other hosts first, with its own talk in a log. The ranks keep this process's streams.
 
-`python -m chat.start.launch LOG [torchrun's options] -m MODULE [its arguments]`. torchrun hands file descriptors 0,
-1 and 2 on to its workers and closes all others, so its banner cannot be sent elsewhere by the shell without taking
-the ranks' stderr along.
+`python -m chat.start.launch LOG COUNT [options of python -m chat]`. torchrun hands file descriptors 0, 1 and 2 on
+to its workers and closes all others, so its banner cannot be sent elsewhere by the shell without taking the ranks'
+stderr along. Dies with the start script, and the ranks with it.
 """
 
 from __future__ import annotations
 
-import runpy
+import contextlib
+import io
+import os
+import signal
 import sys
 from pathlib import Path
 
+from chat.start.options import LaunchOptions, asked_options, load_config, version_text, with_config
+from chat.terminal.fate import in_words
+from chat.terminal.lifeline import die_with_parent, write_ending, write_status
+from chat.terminal.streams import NoticeStream
+from dist.errors import ChatError
+from dist.group.hosts import Hosts, check_interfaces, host_name
+
+# Exit codes of ranks that have reported why themselves, or that torchrun ended because of another.
+REPORTED = (2, 3, 4, 5, 130, -signal.SIGTERM)
+
+
+class Waiting:
+    """One line on the screen while something is waited for; where it cannot be redrawn, once for each thing."""
+
+    def __init__(self, fd: int) -> None:
+        self._out = NoticeStream(os.dup(fd), "utf-8")
+        self._redraws = os.isatty(fd) and os.environ.get("TERM", "dumb") != "dumb" and "NO_COLOR" not in os.environ
+        self._shown = ""
+
+    def show(self, text: str) -> None:
+        """`text` is `what, how long`; the empty text takes the line away."""
+        if self._redraws:
+            if text != self._shown:
+                self._out.write(f"\r\x1b[K{text}")
+                self._out.flush()
+        elif text and text.partition(",")[0] != self._shown.partition(",")[0]:
+            self.say(f"{text.partition(',')[0]}.")
+        self._shown = text
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        if self._redraws and self._shown:
+            self._out.write("\r\x1b[K")
+        print(text, file=self._out, flush=True)
+
 
 def main() -> None:
+    """Start the ranks of this host; ends with torchrun's exit code, or with an error's own."""
+    log, count, *arguments = sys.argv[1:]
+    die_with_parent(signal.SIGKILL)
+    run_dir = Path(os.environ.get("DLLM_RUN_DIR") or Path(log).parent)
+    waiting = Waiting(2)
     # Only the Python object changes: the workers inherit descriptor 2 as it is. Never closed, since the
     # interpreter still prints torchrun's last exception to it.
-    sys.stderr = Path(sys.argv[1]).open("a", encoding="utf-8", buffering=1)  # noqa: SIM115
-    del sys.argv[1]
-    # What follows `--` is the program's: torchrun would take `--n` for a shortened option of its own.
-    sys.argv.insert(sys.argv.index("-m") + 2, "--")
-    runpy.run_module("torch.distributed.run", run_name="__main__", alter_sys=True)
+    sys.stderr = Path(log).open("a", encoding="utf-8", buffering=1)  # noqa: SIM115
+    try:
+        hosts = Hosts.from_environment()
+        check_interfaces()
+        options = with_config(asked_options(arguments, io.StringIO()), load_config())
+        start_ranks(hosts, int(count), arguments, options, waiting, run_dir)
+    except ChatError as error:
+        waiting.say(str(error))
+        write_status(run_dir, error.exit_code)
+        sys.exit(error.exit_code)
+
+
+def start_ranks(
+    hosts: Hosts, count: int, arguments: list[str], options: LaunchOptions, waiting: Waiting, run_dir: Path
+) -> None:
+    """torchrun's agent, from the meeting to the end of the ranks. Raises ChatError, SystemExit."""
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import main as torchrun
+
+    from dist.group.board import post_failure
+    from dist.group.rendezvous import BACKEND, Meeting, register
+
+    def met(others: dict[int, dict[str, str]]) -> None:
+        if hosts.node:
+            checkpoint = options.checkpoint_dir or "the embedded model"
+            waiting.say(
+                f"Node {hosts.node} of {hosts.nodes} ({host_name()}): serving node 0 ({others[0]['host']}, "
+                f"{hosts.meeting_point}) with {checkpoint}."
+            )
+
+    meeting = Meeting(hosts, join_s=options.join_timeout, notice=waiting.show, met=met, program=version_text())
+    register(meeting)
+    agent = [f"--nnodes={hosts.nodes}", f"--nproc_per_node={count}", f"--rdzv_backend={BACKEND}"]
+    agent += [f"--rdzv_endpoint={hosts.meeting_point}", f"--rdzv_id={os.getpid()}"]
+    try:
+        # What follows `--` is the program's: torchrun would take `--n` for a shortened option of its own.
+        torchrun([*agent, "-m", "chat", "--", *arguments])
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if failure.exitcode not in REPORTED:
+            how = ("was " if failure.exitcode < 0 else "") + in_words(failure.exitcode)
+            write_ending(run_dir, f"Rank {rank} {how}.")
+            # Rank 0 may be on another host, or gone with its store.
+            with contextlib.suppress(RuntimeError):
+                if meeting.store is not None:
+                    post_failure(meeting.store, rank, how)
+        raise
 
 
 if __name__ == "__main__":

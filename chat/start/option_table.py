@@ -104,7 +104,8 @@ def _switch(value: object) -> bool:
     return value
 
 
-MODEL, PROMPTS, DECODING, CONVERSATION, ALWAYS = "Model", "Prompts", "Decoding", "Conversation", "Always"
+MODEL, PROMPTS, DECODING, CONVERSATION = "Model", "Prompts", "Decoding", "Conversation"
+HOSTS, ALWAYS = "Hosts", "Always"
 
 OPTIONS: dict[str, Option] = {
     row.name: row
@@ -220,6 +221,22 @@ OPTIONS: dict[str, Option] = {
             read=_text,
             optional=True,
             help="go on with the latest session, or with the named one",
+        ),
+        Option(
+            name="join_timeout",
+            group=HOSTS,
+            metavar="SECONDS",
+            read=_above_zero,
+            in_config=True,
+            help="how long to wait for the other hosts at the start (default 300)",
+        ),
+        Option(
+            name="answer_timeout",
+            group=HOSTS,
+            metavar="SECONDS",
+            read=_above_zero,
+            in_config=True,
+            help="how long a rank may give no sign of life before the program ends (default 60)",
         ),
         Option(name="debug", group=ALWAYS, help="show the traceback of an error"),
         Option(name="version", group=ALWAYS, help="print the version and exit"),

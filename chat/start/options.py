@@ -59,6 +59,8 @@ class LaunchOptions:
     json: bool = False
     verbose_trace: bool = False
     resume: str | None = None
+    join_timeout: float = 300.0
+    answer_timeout: float = 60.0
     debug: bool = False
     editing_mode: str = "emacs"
     settings: Mapping[str, SettingValue] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""What the start script asks before any set-up: are the options sound, and which model is meant. Knows no torch.
+"""What the start script asks before any set-up: are options and hosts sound, which model is meant. Knows no torch.
 
 `python -m chat.start.preflight [options of python -m chat]` prints `demo` or `checkpoint`, or refuses with exit
 code 2.
@@ -11,11 +11,14 @@ import sys
 
 from chat.start.options import asked_options, parse_options
 from dist.errors import ChatError
+from dist.group.hosts import Hosts, check_interfaces
 
 
 def main(arguments: list[str]) -> int:
     try:
-        if os.environ.get("NODE_RANK", "") in ("", "0"):
+        hosts = Hosts.from_environment()
+        check_interfaces()
+        if hosts.node == 0:
             options = parse_options(arguments, stdin_is_terminal=os.isatty(0))
         else:  # a host of followers: prompts, results and keyboard are at rank 0's
             options = asked_options(arguments, sys.stdout)

@@ -15,16 +15,22 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NoReturn, Protocol
+
+from chat.terminal import fate
 
 SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 TICK_S = 1.0
 # What leaving may take: libraries are known to wait for each other for ever.
 LEAVE_S = 5.0
-# A rank that fails records why before it ends; one that was killed never will.
+# A rank that fails records why before it ends. One that was killed never will, but its host's launcher does.
 RECORD_WAIT_S = 0.4
+OTHER_HOSTS_WAIT_S = 3.0
+# How long a rank may give no sign of life before the user is told, and before the program ends by default.
+SILENCE_S = 5.0
+ANSWER_S = 60.0
 PR_SET_PDEATHSIG = 1
 WAKE, ABORT = 0, 255
 
@@ -35,20 +41,51 @@ EXIT_INTERRUPTED = 130
 class Ranks(Protocol):
     """What the lifeline asks of the group."""
 
-    def process_ids(self) -> dict[int, int]: ...
+    def process_ids(self) -> dict[int, int]:
+        """{rank: process id} of the ranks on this host."""
+        ...
 
-    def recorded_failures(self) -> dict[int, str]: ...
+    def recorded_failures(self) -> dict[int, str]:
+        """{rank: reason} as far as it is known here; returns at once."""
+        ...
+
+    def silence(self) -> dict[int, float]:
+        """{rank: seconds} since the last sign of life; to be asked about once a second."""
+        ...
+
+    def hosts(self) -> Mapping[int, str]:
+        """{rank: the name of its host}, of all ranks."""
+        ...
+
+
+class Follower(Protocol):
+    """What a follower's watch asks of the group."""
+
+    @property
+    def contact_lost(self) -> str | None:
+        """Why nothing can be read from the others any more, or None."""
+        ...
+
+    def silence(self) -> dict[int, float]: ...
+
+    def hosts(self) -> Mapping[int, str]: ...
 
 
 class Lifeline:
     """Rank 0's watch. `say(text)` writes to the user, `put_back()` returns the terminal to its state.
 
     `on_interrupt` is asked when SIGINT arrives; if it says False, the program ends at once. `on_tick` is
-    called about once a second. All of them run on the lifeline's thread, which outlives their errors.
+    called about once a second, `on_silence` with a text while a rank gives no sign of life and with `""` when it
+    does again; after `answer_s` of silence the program ends. `kept()` says what of the user's is saved. All of them
+    run on the lifeline's thread, which outlives their errors.
     """
 
-    def __init__(self, *, say: Callable[[str], None], run_dir: Path) -> None:
+    def __init__(self, *, say: Callable[[str], None], run_dir: Path, answer_s: float = ANSWER_S) -> None:
         self.say = say
+        self.kept: Callable[[], str] = lambda: ""
+        self.on_silence: Callable[[str], None] = self._say_silence
+        self._answer_s = answer_s
+        self._silence_shown = ""
         self.put_back: Callable[[], None] = lambda: None
         self.on_interrupt: Callable[[], bool] = lambda: False
         self.on_tick: Callable[[], None] = lambda: None
@@ -101,29 +138,76 @@ class Lifeline:
         """The person's way out of a reply that does not stop; from any thread, returns at once."""
         self._wake(ABORT)
 
-    def end_after_rank_failure(self, told: str = "") -> NoReturn:
-        """A rank is gone or failed: say which and why. `told` is what is known if no rank can be blamed."""
-        self.end(self._blame(told), EXIT_RANK_DIED)
+    def end_after_rank_failure(self, otherwise: str = "A rank was lost.") -> NoReturn:
+        """A rank is gone or failed: say which and why. `otherwise` is said if no rank can be blamed."""
+        self.end(self._closing(self._blame() or otherwise), EXIT_RANK_DIED)
 
-    def _blame(self, told: str) -> str:
-        deadline = time.monotonic() + (RECORD_WAIT_S if self._pidfds else 0.0)
-        failures: dict[int, str] = {}
-        dead: list[int] = []
-        while not failures and time.monotonic() < deadline:
-            failures = self._ranks.recorded_failures() if self._ranks else {}
-            dead = dead or self._dead_ranks()
+    def _closing(self, text: str) -> str:
+        kept = ""
+        with contextlib.suppress(Exception):  # the edge of a thread: it is told without
+            kept = self.kept()
+        return "\n".join(filter(None, (text, kept, f"Logs: {self._run_dir}")))
+
+    def _blame(self) -> str | None:
+        """Which rank failed first and how, in words; waits a little for those who know."""
+        ranks = self._ranks
+        if ranks is None:
+            return None
+        elsewhere = len(set(ranks.hosts().values())) > 1
+        deadline = time.monotonic() + (OTHER_HOSTS_WAIT_S if elsewhere else RECORD_WAIT_S)
+        ended: dict[int, int | None] = {}
+        while True:
+            for rank, pid in self._dead_ranks().items():
+                # The status can be read until torchrun takes note of the end.
+                ended.setdefault(rank, fate.of_zombie(pid))
+            for rank, reason in ranks.recorded_failures().items():
+                return f"{self._name(rank)} {reason}."
+            for rank, code in ended.items():
+                if code is not None and code < 0:
+                    return f"{self._name(rank)} was {fate.in_words(code)}."
+            if time.monotonic() > deadline:
+                break
             time.sleep(0.02)
-        kept = f"What was said is kept. Logs: {self._run_dir}"
-        if failures:
-            rank = min(failures)
-            return f"Rank {rank} failed: {failures[rank]}\n{kept}"
-        if dead:
-            return f"Rank {dead[0]} ended without a word (killed, or out of memory).\n{kept}"
-        return f"{told or 'A rank was lost.'}\n{kept}"
+        for rank, code in ended.items():
+            how = "exited without an error message (killed, or out of memory?)"
+            return f"{self._name(rank)} {how if code is None else fate.in_words(code)}."
+        return None
 
-    def _dead_ranks(self) -> list[int]:
+    def _name(self, rank: int) -> str:
+        """`Rank 1`, with its host where there are several."""
+        hosts = self._ranks.hosts() if self._ranks is not None else {}
+        return f"Rank {rank}" + (f" ({hosts[rank]})" if len(set(hosts.values())) > 1 else "")
+
+    def _dead_ranks(self) -> dict[int, int]:
+        """{rank: process id} of those on this host that have ended."""
+        ids = self._ranks.process_ids() if self._ranks is not None else {}
         ready, _, _ = select.select(list(self._pidfds.values()), [], [], 0)
-        return [rank for rank, fd in self._pidfds.items() if fd in ready]
+        return {rank: ids[rank] for rank, fd in self._pidfds.items() if fd in ready and rank in ids}
+
+    def _look_around(self) -> None:
+        """Ranks on other hosts end unseen; any rank may fall silent."""
+        ranks = self._ranks
+        if ranks is None:
+            return
+        if ranks.recorded_failures():
+            self.end_after_rank_failure()
+        silent = {rank: seconds for rank, seconds in ranks.silence().items() if seconds >= SILENCE_S}
+        text = ""
+        if silent:
+            rank = max(silent, key=lambda one: silent[one])
+            text = f"{self._name(rank)} has not answered for {silent[rank]:.0f} s"
+            left = self._answer_s - silent[rank]
+            if left <= 0:
+                self.end(self._closing(f"{text}."), EXIT_RANK_DIED)
+            text += f"; the program ends in {left:.0f} s (--answer_timeout)"
+        if text or self._silence_shown:
+            _attempt(lambda: self.on_silence(text))
+        self._silence_shown = text
+
+    def _say_silence(self, text: str) -> None:
+        # Where no line can be drawn again, the beginning and the end are enough.
+        if not text or not self._silence_shown:
+            self.say(f"{text}." if text else "All ranks answer again.")
 
     def _wake(self, number: int = WAKE) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -134,6 +218,8 @@ class Lifeline:
             pidfds = list(self._pidfds.values()) if self._ranks is not None else []
             ready, _, _ = select.select([self._wake_read, *pidfds], [], [], TICK_S)
             _attempt(self.on_tick)
+            if not ready:
+                _attempt(self._look_around)
             if self._wake_read in ready:
                 for number in os.read(self._wake_read, 64):
                     self._on_signal(number)
@@ -142,15 +228,29 @@ class Lifeline:
 
     def _on_signal(self, number: int) -> None:
         if number == ABORT:
-            self.end("Ended by force. What was said is kept.", EXIT_INTERRUPTED)
+            self.end(self._closing("Ended by force."), EXIT_INTERRUPTED)
         if number == signal.SIGINT and not self.on_interrupt():
             self.end("Interrupted.", EXIT_INTERRUPTED)
         elif number in (signal.SIGTERM, signal.SIGHUP):
             # torchrun ends every rank when one of them died; blame that one.
-            dead = self._dead_ranks() if self._ranks is not None else []
-            if dead:
+            if self._dead_ranks() or (self._ranks is not None and self._ranks.recorded_failures()):
                 self.end_after_rank_failure()
-            self.end("Ended from outside. What was said is kept.", EXIT_INTERRUPTED)
+            self.end(self._closing("Ended by a signal from outside."), EXIT_INTERRUPTED)
+
+
+def watch_rank_0(ranks: Follower, run_dir: Path, answer_s: float) -> None:
+    """A follower's watch: end this process if rank 0 gives no sign of life, and leave word of it on this host."""
+
+    def watch() -> None:
+        while True:
+            time.sleep(TICK_S)
+            silent = ranks.silence()[0]
+            # Without its store rank 0 is gone, but its last order may still be on its way.
+            if silent > (SILENCE_S if ranks.contact_lost else answer_s):
+                write_ending(run_dir, f"Rank 0 ({ranks.hosts()[0]}) has not answered for {silent:.0f} s.")
+                os._exit(EXIT_RANK_DIED)
+
+    threading.Thread(target=watch, name="watch", daemon=True).start()
 
 
 def end_within(seconds: float, code: int) -> None:
@@ -183,6 +283,12 @@ def write_status(run_dir: Path, code: int) -> None:
     """Leave the exit code for the start script: torchrun turns every failure into 1."""
     with contextlib.suppress(OSError):
         (run_dir / "status").write_text(f"{code}\n", encoding="ascii")
+
+
+def write_ending(run_dir: Path, text: str) -> None:
+    """Leave why this host's ranks ended for the start script, unless a rank has done so already."""
+    with contextlib.suppress(OSError), (run_dir / "ending").open("x", encoding="utf-8") as file:
+        file.write(f"{text}\n")
 
 
 def die_with_parent(number: signal.Signals) -> None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import mmap
-import os
 import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -23,6 +22,7 @@ import torch.distributed as torch_dist
 
 from dist.errors import RankError
 from dist.group.peer_sums import NoPeerSums, PeerSums, open_peer_sums
+from dist.group.ranks import Ranks, local_device, lost, open_ranks
 from dist.group.shared_control import Ended, Memory, SharedControl, attach
 from dist.group.wire import order_from_bytes, order_to_bytes
 from dist.protocol import Order
@@ -44,7 +44,7 @@ class SoloGroup:
     size = 1
 
     def __init__(self, device: torch.device | None = None) -> None:
-        self.device = device or _local_device()
+        self.device = device or local_device()
 
     def publish(self, order: Order) -> None:
         pass
@@ -84,15 +84,6 @@ class SoloGroup:
 
         return add
 
-    def record_failure(self, error: str) -> None:
-        pass
-
-    def recorded_failures(self) -> dict[int, str]:
-        return {}
-
-    def process_ids(self) -> dict[int, int]:
-        return {0: os.getpid()}
-
     def close(self) -> None:
         pass
 
@@ -103,21 +94,26 @@ class TorchGroup:
     Every collective raises RankError when a peer is gone or does not answer in time.
     """
 
-    def __init__(self, device: torch.device | None = None) -> None:
-        """Join the run described by torchrun's environment variables."""
-        self.device = device or _local_device()
+    def __init__(self, ranks: Ranks | None = None) -> None:
+        """Open the groups among `ranks`, by default those of torchrun's environment variables."""
+        self._ranks = ranks or Ranks()
+        self.rank, self.size, self.device = self._ranks.rank, self._ranks.size, self._ranks.device
         backend = "nccl" if self.device.type == "cuda" else "gloo"
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
-        torch_dist.init_process_group(backend, timeout=HANG)
-        self.rank = torch_dist.get_rank()
-        self.size = torch_dist.get_world_size()
-        self._orders = torch_dist.new_group(backend="gloo", timeout=YEARS)
-        self._store = torch_dist.distributed_c10d._get_default_store()
-        self._counters = 0
-        self._process_ids, self._devices = self._exchange_places()
-        self._control = self._open_control()
-        self._verdicts = None if self._control else torch_dist.new_group(backend="gloo", timeout=HANG)
+        self._store = torch_dist.PrefixStore(  # type: ignore[attr-defined]
+            "groups", self._ranks.store
+        )
+        try:
+            torch_dist.init_process_group(
+                backend, store=self._store, rank=self.rank, world_size=self.size, timeout=HANG
+            )
+            self._orders = torch_dist.new_group(backend="gloo", timeout=YEARS)
+            self._counters = 0
+            self._control = self._open_control()
+            self._verdicts = None if self._control else torch_dist.new_group(backend="gloo", timeout=HANG)
+        except RuntimeError as problem:
+            raise lost(problem) from problem
         self._sums: PeerSums | None = None
         self._sums_told: str | None = None
 
@@ -159,7 +155,7 @@ class TorchGroup:
         try:
             torch_dist.all_gather(frames, _bytes_tensor(mine), group=self._orders)
         except RuntimeError as problem:
-            raise _lost(problem) from problem
+            raise lost(problem) from problem
         texts = [frame.numpy().tobytes().rstrip(b"\0").decode(errors="ignore") for frame in frames]
         return {rank: text for rank, text in enumerate(texts) if text}
 
@@ -168,7 +164,7 @@ class TorchGroup:
         try:
             torch_dist.all_reduce(least, op=torch_dist.ReduceOp.MIN, group=self._orders)
         except RuntimeError as problem:
-            raise _lost(problem) from problem
+            raise lost(problem) from problem
         return int(least.item())
 
     def spread_rows(self, tensor: torch.Tensor, bounds: Sequence[int]) -> None:
@@ -181,10 +177,10 @@ class TorchGroup:
     def open_sums(self) -> str | None:
         if self.device.type == "cuda" and self._sums_told is None:
             self._sums_told = "sums by NCCL"
-            if len(self._process_ids) == self.size:
+            if len(self._ranks.process_ids()) == self.size:
                 with contextlib.suppress(NoPeerSums):
                     self._sums = open_peer_sums(
-                        self, torch_dist.distributed_c10d._get_default_group(), self._devices
+                        self, torch_dist.distributed_c10d._get_default_group(), self._ranks.devices
                     )
                     self._sums_told = "sums through shared GPU memory"
         return self._sums_told
@@ -196,7 +192,7 @@ class TorchGroup:
         try:
             torch_dist.all_reduce(tensor)
         except RuntimeError as problem:
-            raise _lost(problem) from problem
+            raise lost(problem) from problem
         if added is not None:
             tensor += added
 
@@ -207,7 +203,7 @@ class TorchGroup:
         try:
             _all_gather(gathered.view(-1), tensor.view(-1))
         except RuntimeError as problem:
-            raise _lost(problem) from problem
+            raise lost(problem) from problem
         return gathered
 
     def open_counter(self) -> Callable[[int], int]:
@@ -219,34 +215,16 @@ class TorchGroup:
             try:
                 return int(self._store.add(key, count))
             except RuntimeError as problem:
-                raise _lost(problem) from problem
+                raise lost(problem) from problem
 
         return add
-
-    def record_failure(self, error: str) -> None:
-        """Leave a word for rank 0 about why this rank is about to end."""
-        self._store.set(f"failure/{self.rank}", error)
-
-    def recorded_failures(self) -> dict[int, str]:
-        """{rank: error} as far as failing ranks came to record it; empty if the store itself is gone."""
-        try:
-            return {
-                rank: self._store.get(f"failure/{rank}").decode()
-                for rank in range(self.size)
-                if self._store.check([f"failure/{rank}"])
-            }
-        except RuntimeError:
-            return {}
-
-    def process_ids(self) -> dict[int, int]:
-        """{rank: process id} of the ranks on this host."""
-        return self._process_ids
 
     def close(self) -> None:
         """Leave the run. Without this, gloo can abort the process at exit.
 
         NCCL waits here for as long as a CUDA graph lives that captured one of its collectives (`Engine.close`).
         """
+        self._ranks.close()
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         # Gloo's threads need Python's lock once more to drop their last tensors. In torch 2.5 a group that is taken
@@ -254,22 +232,15 @@ class TorchGroup:
         time.sleep(GRACE_S)
         torch_dist.destroy_process_group()
 
-    def _exchange_places(self) -> tuple[dict[int, int], list[int]]:
-        """{rank: process id} of the ranks on this host, and the device of every rank (-1: a CPU)."""
-        host, index = os.uname().nodename, -1 if self.device.index is None else self.device.index
-        self._store.set(f"process/{self.rank}", f"{os.getpid()} {index} {host}")
-        entries = [self._store.get(f"process/{rank}").decode().split(" ", 2) for rank in range(self.size)]
-        ids = {rank: int(pid) for rank, (pid, _, where) in enumerate(entries) if where == host}
-        return ids, [int(device) for _, device, _ in entries]
-
     def _open_control(self) -> SharedControl | None:
         """All ranks: shared memory for verdicts, if all of them are on one host and can reach it."""
-        if len(self._process_ids) < self.size:
+        if len(self._ranks.process_ids()) < self.size:
             return None
         control = problem = None
         memory = Memory.possible(self.size) if self.rank == 0 else None
         try:
-            control = SharedControl(self._shared(memory), self.rank, self._process_ids, HANG.total_seconds())
+            ids = self._ranks.process_ids()
+            control = SharedControl(self._shared(memory), self.rank, ids, HANG.total_seconds())
         except (OSError, AttributeError) as error:  # refused, or a system that does not have it
             problem = str(error)
         failed = self.gather_errors(problem)
@@ -290,24 +261,15 @@ class TorchGroup:
         try:
             torch_dist.broadcast(tensor, src=source, group=group)
         except RuntimeError as problem:
-            raise _lost(problem) from problem
+            raise lost(problem) from problem
         return tensor
 
 
-def open_group() -> SoloGroup | TorchGroup:
-    """The group that the environment describes: torchrun's ranks, or this process alone."""
-    return TorchGroup() if int(os.environ.get("WORLD_SIZE", "1")) > 1 else SoloGroup()
-
-
-def _local_device() -> torch.device:
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+def open_group(ranks: Ranks | None = None) -> SoloGroup | TorchGroup:
+    """The group of `ranks`, by default of those that the environment describes; of this process if it is alone."""
+    ranks = ranks or open_ranks()
+    return SoloGroup() if ranks is None else TorchGroup(ranks)
 
 
 def _bytes_tensor(data: bytes) -> torch.Tensor:
     return torch.frombuffer(bytearray(data), dtype=torch.uint8)
-
-
-def _lost(problem: RuntimeError) -> RankError:
-    return RankError("Contact between the ranks was lost.", str(problem).splitlines()[0])

@@ -145,12 +145,13 @@ def microseconds(group, run: Callable[[torch.Tensor], object], tensor: torch.Ten
 def one_rank(lose: bool) -> None:
     from dist.group.group import TorchGroup
     from dist.group.peer_sums import NoPeerSums, open_peer_sums
+    from dist.group.ranks import Ranks
 
     shared = torch.cuda.device_count() < int(os.environ["WORLD_SIZE"])
-    group = TorchGroup(torch.device("cuda", 0 if shared else int(os.environ["LOCAL_RANK"])))
+    group = TorchGroup(Ranks(torch.device("cuda", 0 if shared else int(os.environ["LOCAL_RANK"]))))
     started = time.perf_counter()
     try:
-        sums = open_peer_sums(group, torch_dist.distributed_c10d._get_default_group(), group._devices)
+        sums = open_peer_sums(group, torch_dist.distributed_c10d._get_default_group(), group._ranks.devices)
     except NoPeerSums as refusal:
         sys.exit(f"no sums through shared memory: {refusal}")
     seconds = time.perf_counter() - started

@@ -118,7 +118,7 @@ def test_a_killed_follower_is_named_and_nothing_is_lost(tmp_path, checkpoint, bu
             chat.wait_for("[stopped]")
         died = time.monotonic()
         chat.kill(1)
-        chat.wait_for("Rank 1 ended without a word", 5.0)
+        chat.wait_for("Rank 1 was killed (SIGKILL); out of memory?", 5.0)
         assert time.monotonic() - died < 2.0
         assert chat.wait_end(10.0) == 5
         assert chat.mode == chat.mode_before
@@ -135,6 +135,7 @@ def test_a_killed_rank_0_leaves_a_sane_terminal_and_no_rank(tmp_path, checkpoint
         chat.wait_for(in_mid_reply)
         chat.kill(0)
         assert chat.wait_end(15.0) == 5
+        assert "Rank 0 was killed (SIGKILL); out of memory?" in chat.text
         assert chat.mode == chat.mode_before
         assert not chat.ranks()
         assert "Hello there" in chat.sessions()[0]

@@ -15,7 +15,7 @@ import torch
 from ranks import results_of_forks
 
 from dist.group import shared_control
-from dist.group.group import TorchGroup
+from dist.group.ranks import Ranks
 from dist.group.shared_control import CAPACITY, HEADER, LINE, Ended, Memory, SharedControl, attach, room
 
 SIZES = [*(random.Random(0).randrange(1, 400) for _ in range(200)), CAPACITY, CAPACITY + 1, 3 * CAPACITY + 7, 8]
@@ -148,11 +148,5 @@ def test_where_memory_cannot_be_shared_verdicts_are_broadcast(monkeypatch, reach
 
 
 def test_ranks_of_several_hosts_share_no_memory(monkeypatch):
-    opened = TorchGroup._open_control
-
-    def elsewhere(group: TorchGroup):
-        group._process_ids = {group.rank: os.getpid()}
-        return opened(group)
-
-    monkeypatch.setattr(TorchGroup, "_open_control", elsewhere)
+    monkeypatch.setattr(Ranks, "process_ids", lambda ranks: {ranks.rank: os.getpid()})
     assert results_of_forks([2], verdicts)[2] == {"same": 1, "shared": 0}

@@ -86,12 +86,12 @@ def test_what_is_added_may_lie_as_it_likes(sums, added):
 
 def on_gloo(group) -> dict:
     """Two real ranks without GPUs."""
-    told = {"opened": group.open_sums(), "devices": group._devices}
+    told = {"opened": group.open_sums(), "devices": group._ranks.devices}
     ones = torch.ones(8)
     group.sum_in_place(ones, torch.full((8,), 0.5))
     told["sum"] = ones.tolist()
     try:
-        open_peer_sums(group, torch_dist.distributed_c10d._get_default_group(), group._devices)
+        open_peer_sums(group, torch_dist.distributed_c10d._get_default_group(), group._ranks.devices)
     except NoPeerSums as refusal:
         told["refused"] = str(refusal)
     # After a refusal the ranks are in step.

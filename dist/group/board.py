@@ -1,0 +1,133 @@
+"""A board that all ranks and their launchers write on: signs of life, and why a rank failed. Knows no collective.
+
+It is torch's store, over a connection of its own. All reading and writing is done by one thread, which may hang for
+as long as it likes (a cut cable): what was last read is there at once, and how long a rank has been silent is
+counted by whoever asks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterable
+from datetime import timedelta
+from typing import Protocol
+
+import torch.distributed as torch_dist
+
+PERIOD_S = 0.5
+# A step of the clock longer than this is sleep of our own (Ctrl-Z, a suspended machine), not the others' silence.
+LONGEST_STEP_S = 2.0
+ANSWER = timedelta(seconds=20)
+BEAT, FAILURE, FAILURES = "chat/beat/", "chat/failure/", "chat/failures"
+
+
+class Store(Protocol):
+    """What is asked of torch's store."""
+
+    def set(self, key: str, value: str, /) -> object: ...
+
+    def get(self, key: str, /) -> bytes: ...
+
+    def check(self, keys: list[str], /) -> bool: ...
+
+    def add(self, key: str, amount: int, /) -> int: ...
+
+
+def connect(address: str, port: int) -> Store:
+    """The store at `address`, by a connection of our own. Raises RuntimeError."""
+    store: Store = torch_dist.TCPStore(  # type: ignore[attr-defined]
+        address, port, is_master=False, wait_for_workers=False, timeout=ANSWER
+    )
+    return store
+
+
+def post_failure(store: Store, rank: int, reason: str) -> None:
+    """Write why `rank` failed; the first reason stays. Raises RuntimeError if the store is gone."""
+    if not store.check([f"{FAILURE}{rank}"]):
+        store.set(f"{FAILURE}{rank}", reason)
+        store.add(FAILURES, 1)
+
+
+class Board:
+    """This rank's view of the others. `watched` are the ranks whose signs of life count here.
+
+    Made on all ranks together: each posts its first sign at once.
+    """
+
+    def __init__(self, store: Store, rank: int, watched: Iterable[int], size: int) -> None:
+        self._store = store
+        self._rank = rank
+        self._size = size
+        self._beats = dict.fromkeys(watched, "")
+        self._seen = dict(self._beats)
+        self._silence = dict.fromkeys(self._beats, 0.0)
+        self._failures: dict[int, str] = {}
+        self._to_post: str | None = None
+        self._asked = time.monotonic()
+        self._wake = threading.Event()
+        self._closed = False
+        self.lost: str | None = None
+        self._thread = threading.Thread(target=self._run, name="board", daemon=True)
+        self._thread.start()
+
+    def silence(self) -> dict[int, float]:
+        """{rank: seconds} since the last sign of life of each watched rank; to be asked about once a second.
+
+        Time in which this process did not run itself is not counted.
+        """
+        now = time.monotonic()
+        step = min(now - self._asked, LONGEST_STEP_S)
+        self._asked = now
+        for rank, beat in self._beats.items():
+            if beat != self._seen[rank]:
+                self._seen[rank], self._silence[rank] = beat, 0.0
+            else:
+                self._silence[rank] += step
+        return dict(self._silence)
+
+    def failures(self) -> dict[int, str]:
+        """{rank: reason} as far as it has been read."""
+        return dict(self._failures)
+
+    def post_failure(self, reason: str, wait_s: float) -> None:
+        """Have this rank's failure written; returns when that is done, or after `wait_s`."""
+        self._to_post = reason
+        self._wake.set()
+        deadline = time.monotonic() + wait_s
+        while self._to_post is not None and self.lost is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+
+    def close(self) -> None:
+        """No more signs of life."""
+        self._closed = True
+        self._wake.set()
+        self._thread.join(1.0)
+
+    def _run(self) -> None:
+        beat = 0
+        while not self._closed:
+            beat += 1
+            try:
+                self._exchange(str(beat))
+            except RuntimeError as error:
+                self.lost = str(error).splitlines()[0]
+                return
+            self._wake.wait(PERIOD_S)
+            self._wake.clear()
+
+    def _exchange(self, beat: str) -> None:
+        self._store.set(f"{BEAT}{self._rank}", beat)
+        if self._to_post is not None:
+            post_failure(self._store, self._rank, self._to_post)
+            self._to_post = None
+        for rank in self._beats:
+            key = f"{BEAT}{rank}"
+            if self._seen[rank] or self._store.check([key]):
+                self._beats[rank] = self._store.get(key).decode()
+        if self._store.add(FAILURES, 0) > len(self._failures):
+            for rank in range(self._size):
+                with contextlib.suppress(KeyError):
+                    if rank not in self._failures and self._store.check([f"{FAILURE}{rank}"]):
+                        self._failures[rank] = self._store.get(f"{FAILURE}{rank}").decode()

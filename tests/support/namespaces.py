@@ -1,0 +1,101 @@
+"""Hosts for tests: network namespaces of this machine, joined by virtual cables. Needs root, or says why it cannot.
+
+Each has a host name of its own, which stands for a loopback address in its /etc/hosts, as on Debian. Nothing leaves
+the machine.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from types import TracebackType
+
+NETWORK = "10.231.77"
+
+
+def obstacle() -> str | None:
+    """Why this machine allows no network namespaces, or None."""
+    for tool in ("ip", "unshare", "hostname"):
+        if shutil.which(tool) is None:
+            return f"{tool} is not installed"
+    name = f"dllm-try-{os.getpid()}"
+    made = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True)
+    if made.returncode:
+        return f"network namespaces cannot be made here: {made.stderr.strip()}"
+    subprocess.run(["ip", "netns", "del", name], capture_output=True)
+    return None
+
+
+def _ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True, capture_output=True, text=True)
+
+
+class Hosts:
+    """`count` hosts on one cable (a bridge in a namespace of its own). A context manager."""
+
+    def __init__(self, count: int = 2) -> None:
+        self._mark = f"dllm{os.getpid()}"
+        self._switch = f"{self._mark}-switch"
+        self.names = [f"host{letter}" for letter in "abcdefg"[:count]]
+        self.spaces = [f"{self._mark}-{name}" for name in self.names]
+        self.addresses = [f"{NETWORK}.{number}" for number in range(1, count + 1)]
+
+    def __enter__(self) -> Hosts:
+        _ip("netns", "add", self._switch)
+        _ip("-n", self._switch, "link", "add", "bridge", "type", "bridge")
+        _ip("-n", self._switch, "link", "set", "bridge", "up")
+        for number, (name, space, address) in enumerate(zip(self.names, self.spaces, self.addresses)):
+            folder = Path("/etc/netns") / space
+            folder.mkdir(parents=True)
+            (folder / "hosts").write_text(f"127.0.0.1 localhost\n127.0.1.1 {name}\n")
+            _ip("netns", "add", space)
+            _ip("-n", space, "link", "set", "lo", "up")
+            _ip(
+                "-n", space, "link", "add", "cable0", "type", "veth", "peer", f"port{number}", "netns", self._switch
+            )
+            _ip("-n", self._switch, "link", "set", f"port{number}", "master", "bridge", "up")
+            _ip("-n", space, "addr", "add", f"{address}/24", "dev", "cable0")
+            _ip("-n", space, "link", "set", "cable0", "up")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for space in (*self.spaces, self._switch):
+            subprocess.run(["ip", "netns", "del", space], capture_output=True)
+            shutil.rmtree(Path("/etc/netns") / space, ignore_errors=True)
+
+    def command(self, host: int, *words: str) -> list[str]:
+        """The command that runs `words` on a host."""
+        renamed = f'hostname {self.names[host]}; exec "$@"'
+        return ["ip", "netns", "exec", self.spaces[host], "unshare", "--uts", "bash", "-c", renamed, "bash", *words]
+
+    def variables(self, host: int, *, master: str = "", port: int = 29400) -> dict[str, str]:
+        """What the start script is given on a host; `master` is node 0's address by default."""
+        return {
+            "NNODES": str(len(self.names)),
+            "NODE_RANK": str(host),
+            "MASTER_ADDR": master or self.addresses[0],
+            "MASTER_PORT": str(port),
+        }
+
+    def cut(self, host: int) -> None:
+        """Pull a host's cable: what is sent is lost without a word."""
+        _ip("-n", self._switch, "link", "set", f"port{host}", "down")
+
+    def slow_down(self, host: int, milliseconds: int) -> None:
+        """Let everything that a host sends take so long."""
+        tc = ["tc", "-n", self.spaces[host], "qdisc", "add", "dev", "cable0", "root", "netem", "delay"]
+        subprocess.run([*tc, f"{milliseconds}ms"], check=True, capture_output=True, text=True)
+
+    def listening(self, host: int) -> list[str]:
+        """The addresses that TCP sockets of a host listen on."""
+        listed = subprocess.run(
+            ["ip", "netns", "exec", self.spaces[host], "cat", "/proc/net/tcp", "/proc/net/tcp6"],
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        return [line.split()[1] for line in listed.stdout.splitlines() if " 0A " in line]
