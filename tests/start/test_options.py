@@ -129,9 +129,8 @@ def test_a_follower_looks_at_no_file_and_no_stream(tmp_path: Path) -> None:
 def test_the_start_script_on_a_host_of_followers_asks_for_no_file_of_rank_0(node: str, code: int) -> None:
     argv = ["--checkpoint_dir", "c", "--resume", "--output_file", "/no/such/folder/r.json"]
     command = [sys.executable, "-m", "chat.start.preflight", *argv]
-    done = subprocess.run(
-        command, cwd=ROOT, env=os.environ | {"NODE_RANK": node}, stdin=subprocess.DEVNULL, capture_output=True
-    )
+    hosts = {"NNODES": "2", "NODE_RANK": node, "MASTER_ADDR": "127.0.0.1"} if node else {}
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | hosts, stdin=subprocess.DEVNULL, capture_output=True)
     assert (done.returncode, done.stdout) == (code, b"" if code else b"checkpoint\n")
 
 
