@@ -15,13 +15,13 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from chat.batch.prompts import Prompt, read_prompts
 from chat.demo import ABOUT, DEFAULT_SYSTEM
 from chat.loading.checkpoints import Checkpoints, run_folder
-from chat.loading.facts import checkpoint_facts
-from chat.loading.opening import import_libraries, intent, load, open_asked, warm_up
+from chat.loading.facts import CheckpointFacts, checkpoint_facts
+from chat.loading.opening import import_libraries, intent, load, open_asked, open_tokenizer, start_notices, warm_up
 from chat.loading.progress import Status
 from chat.start.options import LaunchOptions, load_config, resolve_settings, version_text, with_config
 from chat.terminal.lifeline import Lifeline
@@ -55,7 +55,7 @@ class Ready:
     tokenizer: ChatTokenizer
     settings: GenerationSettings
     origins: dict[str, str]
-    facts: dict[str, Any]
+    facts: CheckpointFacts
     use_template: bool
     checkpoints: Checkpoints
 
@@ -69,7 +69,7 @@ def run(options: LaunchOptions, streams: Streams, lifeline: Lifeline) -> int:
     prompts = asked_prompts(options, status)
     opened = None if options.has_prompts else open_session(options)
     checkpoint = open_asked(options)
-    settings, origins = resolve_settings(options, config, checkpoint.generation_config)
+    settings, origins = resolve_settings(options, config, checkpoint.generation_config, checkpoint.defaults)
     if options.verify:
         verify(checkpoint, status)
     else:
@@ -84,14 +84,7 @@ def run(options: LaunchOptions, streams: Streams, lifeline: Lifeline) -> int:
     if ranks is not None:
         lifeline.watch(ranks)
     import_libraries(options)
-
-    from chat.text.tokenizer import load_tokenizer
-
-    tokenizer = load_tokenizer(
-        checkpoint.tokenizer_dir,
-        checkpoint.generation_config,
-        trust_remote_code=options.trust_remote_code,
-    )
+    tokenizer = open_tokenizer(options, checkpoint)
     use_template = tokenizer.wants_template(options.use_chat_template)
     if options.has_prompts:
         from chat.batch.run import check_output
@@ -107,8 +100,11 @@ def run(options: LaunchOptions, streams: Streams, lifeline: Lifeline) -> int:
     engine, reloader = load(options, group, checkpoint, status.loading)
     remark = warm_up(engine, settings)
     status.clear()
-    if remark:
-        status.say(remark)
+    about = ABOUT if options.checkpoint_dir is None else None
+    seconds = time.monotonic() - started
+    facts = checkpoint_facts(reloader.loaded, tokenizer, use_template, group.size, seconds, about)
+    for line in (*start_notices(facts, tokenizer, use_template, default_system(options)), *filter(None, (remark,))):
+        status.say(line)
     ready = Ready(
         options=options,
         streams=streams,
@@ -117,10 +113,7 @@ def run(options: LaunchOptions, streams: Streams, lifeline: Lifeline) -> int:
         tokenizer=tokenizer,
         settings=settings,
         origins=origins,
-        facts={
-            **checkpoint_facts(reloader.loaded, group.size, time.monotonic() - started),
-            **({"about": ABOUT} if options.checkpoint_dir is None else {}),
-        },
+        facts=facts,
         use_template=use_template,
         checkpoints=Checkpoints(
             engine=engine,
@@ -186,7 +179,7 @@ def answer_prompts(ready: Ready, prompts: tuple[Prompt, ...]) -> int:
         ready.settings,
         prompts,
         ready.streams,
-        ready.facts,
+        ready.facts.conditions,
         interrupted=interruption.asked,
     )
 
@@ -278,12 +271,13 @@ def guard_terminal(lifeline: Lifeline, console: Console | PlainLines, mode: Base
     lifeline.kept = lambda: talk.farewell
 
 
-def welcome(facts: dict[str, Any]) -> str:
+def welcome(facts: CheckpointFacts) -> str:
     """What is talked to, in a few words, and where help is."""
-    step = "" if facts["step"] is None else f", step {facts['step']}"
+    step = "" if facts.step is None else f", step {facts.step}"
+    model = facts.model
     return (
-        f"{facts['checkpoint']}{step}\n"
-        f"{facts['model_type']}, {facts['parameters'] / 1e6:,.1f} M parameters, {facts['dtype']}; "
-        f"{facts['parallel']}. Ready in {facts['ready_seconds']} s.\n"
+        f"{facts.checkpoint}{step}\n"
+        f"{model.model_type}, {model.parameters / 1e6:,.1f} M parameters, {model.dtype}; "
+        f"{model.parallel}. Ready in {facts.ready_seconds} s.\n"
         "/help lists the commands, Ctrl-D leaves.\n"
     )

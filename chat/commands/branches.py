@@ -28,7 +28,9 @@ def system(repl: Repl, argument: str) -> None:
         repl.note(f"The system prompt is: {present}" if present else "There is no system prompt.")
         return
     repl.talk.set_system("" if argument == "-" else argument)
-    repl.note("The system prompt is removed." if argument == "-" else "The system prompt is replaced.")
+    said = "removed" if argument == "-" else "replaced"
+    fate = repl.talk.system_fate if argument != "-" else None
+    repl.note(f"The system prompt is {said}." if fate is None else f"The system prompt has no effect: {fate}")
 
 
 @command("clear", "/clear", "start over; the system prompt stays, and /redo takes it back")

@@ -8,6 +8,7 @@ from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from chat.loading.facts import CheckpointFacts
 from chat.sessions.records import CheckpointRecord
 from chat.text.tokenizer import ChatTokenizer
 from dist.errors import UsageError
@@ -24,24 +25,20 @@ def prompt_digest(token_ids: Sequence[int]) -> str:
     return hashlib.sha256(words.tobytes()).hexdigest()[:HEX_DIGITS]
 
 
-def checkpoint_record(
-    facts: Mapping[str, Any], tokenizer: ChatTokenizer, *, use_template: bool
-) -> CheckpointRecord:
+def checkpoint_record(facts: CheckpointFacts, tokenizer: ChatTokenizer, *, use_template: bool) -> CheckpointRecord:
     """What answers now, for the journal."""
-    named = ("checkpoint", "step", "digest", "tokenizer_digest", "processes", "dtype", "parallel")
-    template = str(tokenizer.backend.chat_template) if use_template else ""
+    named = ("checkpoint", "step", "processes", "dtype", "parallel")
+    template = tokenizer.template.template.text if use_template and tokenizer.template is not None else ""
     return CheckpointRecord(
         time=round(time.time(), 3),
-        path=str(facts.get("checkpoint", "")),
-        step=facts.get("step"),
-        digest=facts.get("digest", ""),
-        tokenizer=facts.get("tokenizer_digest", ""),
+        path=facts.checkpoint,
+        step=facts.step,
         template=hashlib.sha256(template.encode()).hexdigest()[:HEX_DIGITS] if template else "",
-        world_size=facts.get("processes", 1),
-        dtype=facts.get("dtype", ""),
-        parallel=facts.get("parallel", ""),
+        world_size=facts.processes,
+        dtype=facts.model.dtype,
+        parallel=facts.model.parallel,
         stop_ids=tokenizer.stop_ids,
-        facts={name: value for name, value in facts.items() if name not in named},
+        facts={name: value for name, value in facts.as_dict().items() if name not in named},
     )
 
 

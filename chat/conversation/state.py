@@ -9,12 +9,12 @@ import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 from chat.conversation.page import Page
 from chat.conversation.provenance import checkpoint_record, differences, prompt_digest, settings_of
 from chat.loading.checkpoints import Adopted, OnBytes, Steps
-from chat.loading.facts import reading
+from chat.loading.facts import CheckpointFacts, reading
 from chat.sessions.export import Conversation, export, split_target
 from chat.sessions.folder import Sessions
 from chat.sessions.records import CheckpointRecord
@@ -59,7 +59,7 @@ class Talk:
         tokenizer: ChatTokenizer,
         settings: GenerationSettings,
         origins: Mapping[str, str],
-        facts: Mapping[str, Any],
+        facts: CheckpointFacts,
         session: Session,
         sessions: Sessions,
         use_template: bool,
@@ -71,7 +71,7 @@ class Talk:
         self.tokenizer = tokenizer
         self.settings = settings
         self.origins = dict(origins)
-        self.facts = dict(facts)
+        self.facts = facts
         self.session = session
         self.sessions = sessions
         self.overflow: Overflow = "drop"
@@ -144,7 +144,20 @@ class Talk:
         """How many tokens the conversation holds, of how many."""
         limit = min(self.settings.max_length, self._positions or self.settings.max_length)
         there = self.transcript.for_model().messages
-        return len(prompt_ids(self.transcript, self.tokenizer, self._use_template)) if there else 0, limit
+        try:
+            size = len(prompt_ids(self.transcript, self.tokenizer, self._use_template)) if there else 0
+        except PromptError:  # the template refuses it as it stands: a system prompt alone, say
+            size = sum(len(self.tokenizer.encode(message.content)) for message in there)
+        return size, limit
+
+    @property
+    def system_fate(self) -> str | None:
+        """Why a system prompt does not reach the model, and what to do; None if it does."""
+        template = self.tokenizer.template if self._use_template else None
+        if template is None or template.behaviour.system == "used":
+            return None
+        does = "ignores it" if template.behaviour.system == "ignored" else "refuses it, and so every message"
+        return f"the chat template {does}. /system - removes it."
 
     def reply_text(self, token_ids: Sequence[int]) -> str:
         """The text of a reply or of a part of one, without the stop token at its end."""
@@ -167,7 +180,7 @@ class Talk:
     def show_toolbar(self) -> None:
         s = self.settings
         sampling = f"temperature {s.temperature:g}" if s.samples else "greedy"
-        step = "" if self.facts.get("step") is None else f"  step {self.facts['step']}"
+        step = "" if self.facts.step is None else f"  step {self.facts.step}"
         saved = "not saved  " if self.session.fault else ""
         self._page.console.set_toolbar(f"{saved}N {s.add_eos_length}  R {s.refine_iter}  {sampling}{step}")
 
@@ -216,12 +229,12 @@ class Talk:
         kept_values = {name: getattr(self.settings, name) for name in by_hand}
         self.settings = dataclasses.replace(adopted.settings, **kept_values)
         self.origins = {**adopted.origins, **dict.fromkeys(by_hand, BY_HAND)}
-        self.facts = dict(adopted.facts)
+        self.facts = adopted.facts
         self.journal(lambda session: session.checkpoint(self._checkpoint_record()))
         self.show_toolbar()
-        who = "This model" if self.facts["step"] is None else f"Step {self.facts['step']}"
+        who = "This model" if self.facts.step is None else f"Step {self.facts.step}"
         self._page.note(
-            f"{who} answers from here on, ready in {self.facts['ready_seconds']} s: {self.facts['checkpoint']}"
+            f"{who} answers from here on, ready in {self.facts.ready_seconds} s: {self.facts.checkpoint}"
         )
         if adopted.remark:
             self._page.note(adopted.remark)
@@ -249,7 +262,7 @@ class Talk:
     def export(self, argument: str) -> Path:
         """Write the conversation to a file; raises ChatError."""
         target, force = split_target(argument)
-        conversation = Conversation(transcript=self.transcript, settings=self.settings, facts=self.facts)
+        conversation = Conversation(transcript=self.transcript, settings=self.settings, facts=self.facts.as_dict())
         return export(target, conversation, force=force)
 
     def save(self, name: str = "") -> None:

@@ -10,11 +10,11 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from chat.files import expand
-from chat.loading.facts import checkpoint_facts
-from chat.loading.opening import warm_up
+from chat.loading.facts import CheckpointFacts, checkpoint_facts
+from chat.loading.opening import open_tokenizer, warm_up
 from chat.start.config_file import ConfigFile
 from chat.start.options import LaunchOptions, resolve_settings
 from dist.checkpoint.folder import Step, latest_step, run_steps
@@ -59,7 +59,7 @@ class Adopted:
     use_template: bool
     settings: GenerationSettings
     origins: Mapping[str, str]
-    facts: Mapping[str, Any]
+    facts: CheckpointFacts
     remark: str | None
 
 
@@ -105,24 +105,21 @@ class Checkpoints:
         whose checksums have been compared.
         Raises ChatError with the old weights in place, or WeightsLost.
         """
-        from chat.text.tokenizer import load_tokenizer
-
         started = time.monotonic()
         ready = self._reloader.check(str(self._folder(argument)))
         checkpoint = ready.checkpoint
-        tokenizer = load_tokenizer(
-            checkpoint.tokenizer_dir,
-            checkpoint.generation_config,
-            trust_remote_code=self._options.trust_remote_code,
-        )
+        tokenizer = open_tokenizer(self._options, checkpoint)
         self._check_vocabulary(tokenizer, checkpoint.tokenizer_dir)
         use_template = tokenizer.wants_template(self._options.use_chat_template)
-        settings, origins = resolve_settings(self._options, self._config, checkpoint.generation_config)
+        settings, origins = resolve_settings(
+            self._options, self._config, checkpoint.generation_config, checkpoint.defaults
+        )
         if self._options.verify:
             verify(checkpoint, verifying)
         self._engine.load(ready, progress)
         self._run = run_folder(checkpoint.steps) or self._run
-        facts = checkpoint_facts(self._reloader.loaded, self._ranks, time.monotonic() - started)
+        seconds = time.monotonic() - started
+        facts = checkpoint_facts(self._reloader.loaded, tokenizer, use_template, self._ranks, seconds)
         return Adopted(
             tokenizer=tokenizer,
             use_template=use_template,

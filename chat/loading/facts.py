@@ -1,54 +1,125 @@
-"""What is known of a checkpoint, as plain values to keep and as words to show. Knows no file and no model."""
+"""What is known of a checkpoint: one frozen value, and how `/model` shows it. Knows no file and no model."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dist.model.load import LoadedModel
+    from chat.text.tokenizer import ChatTokenizer
+    from dist.checkpoint.ledger import Ledger
+    from dist.model.load import LoadedModel, ModelFacts
 
 UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
+NO_TEMPLATE = "none: prompts are sent as they are"
 
 
-def checkpoint_facts(loaded: LoadedModel, ranks: int, seconds: float) -> dict[str, Any]:
-    """The facts that sessions and exports keep. `seconds`: how long it took until the model could answer."""
-    facts = dataclasses.asdict(loaded.facts)
-    return {"checkpoint": str(facts.pop("path")), **facts, "processes": ranks, "ready_seconds": round(seconds, 1)}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointFacts:
+    """The facts of the checkpoint that answers.
+
+    model          what is known of the model
+    processes      ranks that hold it
+    ready_seconds  how long it took until it could answer
+    template       the chat template that counts, in words
+    stop_tokens    what ends a reply and why, in words
+    ledger         what of the checkpoint is used, and what not
+    about          a few words on the embedded model, else None
+    """
+
+    model: ModelFacts
+    processes: int
+    ready_seconds: float
+    template: str
+    stop_tokens: str
+    ledger: Ledger
+    about: str | None = None
+
+    @property
+    def checkpoint(self) -> str:
+        """The folder that holds the weights."""
+        return str(self.model.path)
+
+    @property
+    def step(self) -> int | None:
+        """The step of the run, None outside a run."""
+        return self.model.step
+
+    @property
+    def conditions(self) -> dict[str, str]:
+        """What of it decides replies, for files of results."""
+        return {"checkpoint": self.checkpoint, "dtype": self.model.dtype}
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values by name, for the journal and for exports."""
+        model = {
+            field.name: getattr(self.model, field.name)
+            for field in dataclasses.fields(self.model)
+            if field.name not in ("path", "ledger")
+        }
+        return {
+            "checkpoint": self.checkpoint,
+            **model,
+            "processes": self.processes,
+            "ready_seconds": self.ready_seconds,
+            "chat_template": self.template,
+            "stop_tokens": self.stop_tokens,
+            "not_used": list(self.ledger.short_lines()),
+            **({} if self.about is None else {"about": self.about}),
+        }
 
 
-def facts_table(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def checkpoint_facts(
+    loaded: LoadedModel,
+    tokenizer: ChatTokenizer,
+    use_template: bool,
+    ranks: int,
+    seconds: float,
+    about: str | None = None,
+) -> CheckpointFacts:
+    """The facts of a loaded model. `seconds`: how long it took until the model could answer."""
+    template = tokenizer.template if use_template else None
+    return CheckpointFacts(
+        model=loaded.facts,
+        processes=ranks,
+        ready_seconds=round(seconds, 1),
+        template=NO_TEMPLATE if template is None else template.words,
+        stop_tokens=tokenizer.stop_words(),
+        ledger=loaded.facts.ledger.plus(tokenizer.entries),
+        about=about,
+    )
+
+
+def facts_table(facts: CheckpointFacts) -> Iterator[tuple[str, str]]:
     """What `/model` shows, as (name, value) rows; a fact that is not known has none."""
-    if "checkpoint" in facts:
-        yield "checkpoint", facts["checkpoint"]
-    if facts.get("step") is not None:
-        yield "step", str(facts["step"])
-    if "layout" in facts:
-        family = facts.get("torch_family")
-        yield "layout", f"{facts['layout']}, torch {family}" if family else facts["layout"]
-    if facts.get("adapters"):
-        yield "adapters", facts["adapters"]
-    if "saved_world_size" in facts:
-        yield "world size", f"{facts['saved_world_size']} when saved, {facts['processes']} now"
-    if "model_type" in facts:
-        yield "model", facts["model_type"]
-    if "parameters" in facts:
-        yield "parameters", f"{facts['parameters']:,} ({short_count(facts['parameters'])})"
-    if "dtype" in facts:
-        saved = facts.get("saved_dtype", facts["dtype"])
-        yield "dtype", facts["dtype"] if saved == facts["dtype"] else f"{facts['dtype']}, saved as {saved}"
-    if "parallel" in facts:
-        yield "parallel", facts["parallel"]
-    if "bytes_per_rank" in facts:
-        yield "memory per rank", f"{size(facts['bytes_per_rank'])} of weights"
-    if "load_bytes" in facts:
-        speed = facts["load_bytes"] / max(facts["load_seconds"], 1e-3)
-        yield "read", f"{size(facts['load_bytes'])} per rank in {facts['load_seconds']:.1f} s, {size(speed)}/s"
-    if "about" in facts:
-        yield "about", facts["about"]
-    if "ready_seconds" in facts:
-        yield "ready in", f"{facts['ready_seconds']} s"
+    model = facts.model
+    yield "checkpoint", facts.checkpoint
+    if model.step is not None:
+        yield "step", str(model.step)
+    yield "layout", f"{model.layout}, torch {model.torch_family}" if model.torch_family else model.layout
+    if model.adapters:
+        yield "adapters", model.adapters
+    yield "world size", f"{model.saved_world_size} when saved, {facts.processes} now"
+    yield "model", model.model_type
+    yield "parameters", f"{model.parameters:,} ({short_count(model.parameters)})"
+    yield (
+        "dtype",
+        model.dtype if model.saved_dtype == model.dtype else f"{model.dtype}, saved as {model.saved_dtype}",
+    )
+    yield "parallel", model.parallel
+    yield "memory per rank", f"{size(model.bytes_per_rank)} of weights"
+    speed = model.load_bytes / max(model.load_seconds, 1e-3)
+    yield "read", f"{size(model.load_bytes)} per rank in {model.load_seconds:.1f} s, {size(speed)}/s"
+    yield "chat template", facts.template
+    yield "replies end at", facts.stop_tokens
+    yield "used", facts.ledger.counts()
+    for number, line in enumerate(facts.ledger.short_lines()):
+        yield "" if number else "not used", line
+    if facts.about is not None:
+        yield "about", facts.about
+    yield "ready in", f"{facts.ready_seconds} s"
 
 
 def reading(what: str, done: int, total: int, seconds: float) -> str:

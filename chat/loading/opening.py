@@ -15,6 +15,8 @@ from dist.errors import CheckpointError, PromptError
 from dist.settings import GenerationSettings
 
 if TYPE_CHECKING:
+    from chat.loading.facts import CheckpointFacts
+    from chat.text.tokenizer import ChatTokenizer
     from dist.decode.engine import Engine
     from dist.group.agreement import Intent
     from dist.group.group import SoloGroup, TorchGroup
@@ -112,6 +114,29 @@ def open_folder(options: LaunchOptions, folder: str) -> Checkpoint:
     return open_checkpoint(folder, base_model=options.base_model, lora_alpha=options.lora_alpha)
 
 
+def open_tokenizer(options: LaunchOptions, checkpoint: Checkpoint) -> ChatTokenizer:
+    """The checkpoint's tokenizer with its chat template, checked against its config. Raises CheckpointError.
+
+    What the config describes is refused first: transformers reads it for tokenizers too, and would blame those.
+    """
+    from chat.text.tokenizer import TokenizerOptions, load_tokenizer
+    from dist.model.config import describe
+
+    described = describe(checkpoint.config_dir, checkpoint.config, trust_remote_code=options.trust_remote_code)
+    text = checkpoint.config.get("text_config")
+    of_text = text.get("eos_token_id") if isinstance(text, dict) else None
+    asked = TokenizerOptions(
+        config=described.whole,
+        rows=getattr(described.config, "vocab_size", None),
+        model_eos=checkpoint.config.get("eos_token_id", of_text),
+        placeholder=checkpoint.placeholder_id,
+        use_template=options.use_chat_template,
+        template=options.chat_template,
+        trust_remote_code=options.trust_remote_code,
+    )
+    return load_tokenizer(checkpoint.tokenizer_dir, checkpoint.generation_config, asked)
+
+
 def checkpoint_folder(options: LaunchOptions) -> str:
     """The folder that was asked for, else the embedded model's. Raises CheckpointError."""
     if options.checkpoint_dir is not None:
@@ -123,6 +148,20 @@ def checkpoint_folder(options: LaunchOptions) -> str:
             "Run `bash run_chat.sh`, or name a checkpoint with --checkpoint_dir.",
         )
     return str(demo_folder())
+
+
+def start_notices(
+    facts: CheckpointFacts, tokenizer: ChatTokenizer, use_template: bool, system: str
+) -> tuple[str, ...]:
+    """What is to be said at the start: what could change replies and is not used, and what counts unexpectedly."""
+    notices = [f"Not used: {line}." for line in facts.ledger.warnings()]
+    if use_template and tokenizer.template is not None:
+        notices += tokenizer.notices
+        if system and tokenizer.template.behaviour.system != "used":
+            notices.append(
+                f"The system prompt has no effect: the chat template {tokenizer.template.remarks[0][3:]}."
+            )
+    return tuple(notices)
 
 
 def warm_up(engine: Engine, settings: GenerationSettings) -> str | None:

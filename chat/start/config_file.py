@@ -19,6 +19,7 @@ from dist.errors import ChatError, CheckpointError, UsageError
 from dist.settings import SETTINGS, GenerationSettings, SettingValue, parse_setting
 
 GENERATION_CONFIG = "generation_config.json"
+OF_MODEL = "checkpoint's model type"
 SAMPLING_KEYS = frozenset({"temperature", "top_k", "top_p"})
 
 
@@ -101,12 +102,16 @@ def _unknown_key(path: Path, key: str, known: tuple[str, ...]) -> UsageError:
 
 
 def settle(
-    given: Mapping[str, SettingValue], config: ConfigFile, generation_config: Mapping[str, Any] | None
+    given: Mapping[str, SettingValue],
+    config: ConfigFile,
+    generation_config: Mapping[str, Any] | None,
+    of_model: Mapping[str, SettingValue] | None = None,
 ) -> tuple[GenerationSettings, dict[str, str]]:
     """The settings in force and, by name, where each came from.
 
     `given` are those of the command line. A key of the checkpoint counts only if nothing above it names the
-    setting, and a sampling key only where the checkpoint's `do_sample` is true. Raises ChatError.
+    setting, and a sampling key only where the checkpoint's `do_sample` is true. `of_model` are defaults that suit
+    the kind of model. Raises ChatError.
     """
     raw = generation_config or {}
     values: dict[str, SettingValue] = {}
@@ -118,6 +123,8 @@ def settle(
             values[name], origins[name] = config.settings[name], f"config file {config.path}"
         elif raw.get(name) is not None and (name not in SAMPLING_KEYS or raw.get("do_sample") is True):
             values[name], origins[name] = _from_checkpoint(name, raw[name]), f"checkpoint's {GENERATION_CONFIG}"
+        elif name in (of_model or {}):
+            values[name], origins[name] = (of_model or {})[name], OF_MODEL
         else:
             values[name], origins[name] = row.default, "default"
     return GenerationSettings(**values), origins  # type: ignore[arg-type]

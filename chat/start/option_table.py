@@ -180,6 +180,13 @@ OPTIONS: dict[str, Option] = {
             help="put prompts through the tokenizer's chat template (default: where it has one)",
         ),
         Option(
+            name="chat_template",
+            group=PROMPTS,
+            metavar="NAME|FILE",
+            read=_some_text,
+            help="one of the checkpoint's named chat templates, or a file that holds one",
+        ),
+        Option(
             name="system",
             group=PROMPTS,
             metavar="TEXT",

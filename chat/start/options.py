@@ -36,6 +36,7 @@ class LaunchOptions:
 
     settings           generation settings that the command line names
     use_chat_template  None: on where the tokenizer has a template
+    chat_template      name or file of another template than the checkpoint's default one
     batch_size         None: chosen by the program
     resume             None: a new conversation; "": the latest session; else its name
     editing_mode       the keys of the input line, emacs or vi; only the config file names it
@@ -53,6 +54,7 @@ class LaunchOptions:
     prompts_file: str | None = None
     output_file: str | None = None
     use_chat_template: bool | None = None
+    chat_template: str | None = None
     system: str | None = None
     n: int = 1
     batch_size: int | None = None
@@ -267,10 +269,16 @@ def with_config(options: LaunchOptions, config: ConfigFile) -> LaunchOptions:
 
 
 def resolve_settings(
-    options: LaunchOptions, config: ConfigFile, generation_config: Mapping[str, Any] | None
+    options: LaunchOptions,
+    config: ConfigFile,
+    generation_config: Mapping[str, Any] | None,
+    of_model: Mapping[str, SettingValue] | None = None,
 ) -> tuple[GenerationSettings, dict[str, str]]:
-    """The generation settings in force and, by name, a few words on where each came from. Raises ChatError."""
-    return settle(options.settings, config, generation_config)
+    """The generation settings in force and, by name, a few words on where each came from. Raises ChatError.
+
+    `of_model` are defaults that suit the kind of model.
+    """
+    return settle(options.settings, config, generation_config, of_model)
 
 
 def version_text() -> str:

@@ -94,14 +94,8 @@ def prompt_ids(transcript: Transcript, tokenizer: ChatTokenizer, use_template: b
 def _render(messages: Iterable[Message], tokenizer: ChatTokenizer, use_template: bool) -> str:
     if not use_template:
         return "\n".join(message.content for message in messages)
-    from jinja2 import TemplateError
-
-    plain = [{"role": message.role, "content": message.content} for message in messages]
-    try:
-        text: str = tokenizer.backend.apply_chat_template(plain, tokenize=False, add_generation_prompt=True)
-    except (TemplateError, ValueError, TypeError, KeyError) as error:
-        raise PromptError("The chat template refuses the conversation.", f"It says: {error}") from error
-    return text
+    assert tokenizer.template is not None, "prompts go through a template only where there is one"
+    return tokenizer.template.render([(message.role, message.content) for message in messages])
 
 
 def _splice(

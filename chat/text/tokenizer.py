@@ -5,13 +5,25 @@ transformers is imported when a tokenizer is loaded, not before.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from chat.text.template import ChatTemplate, take_template
+from chat.text.tokenizer_file import as_the_file_says, known_tokens
+from dist.checkpoint.config_keys import tokenizer_entries
+from dist.checkpoint.folder import read_json
+from dist.checkpoint.ledger import TEMPLATES, Entry
+from dist.checkpoint.templates import Template, find_templates
 from dist.errors import CheckpointError, UsageError
+
+COPY_AGAIN = "Copy the tokenizer's files again from the model that was trained."
+TURN_END = "the chat template ends turns with it"
+# Tokens that stand for images and sound have no embeddings in the text part of some models, and need none.
+FOR_MEDIA = ("image", "audio", "video", "vision", "boi", "eoi")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,22 +33,42 @@ class ChatTokenizer:
     backend   the transformers tokenizer
     eos_id    fills fresh blocks
     stop_ids  EOS and every further id that ends a reply
+    ends      why each of them does
+    template  what messages are put through, if there is a chat template
+    entries   what of the tokenizer's files is used
+    notices   what is to be said at the start
     """
 
     backend: Any
     eos_id: int
     stop_ids: tuple[int, ...]
+    ends: Mapping[int, str] = field(default_factory=dict)
+    template: ChatTemplate | None = None
+    entries: tuple[Entry, ...] = ()
+    notices: tuple[str, ...] = ()
 
     @property
     def has_chat_template(self) -> bool:
         """Whether messages can be put through a template of the checkpoint's."""
-        return bool(self.backend.chat_template)
+        return self.template is not None
+
+    def with_template(self, template: Template | None) -> ChatTokenizer:
+        """With another chat template, or none. Raises CheckpointError for one that cannot be used."""
+        taken = None if template is None else take_template(self.backend, template)
+        return dataclasses.replace(self, template=taken)
+
+    def stop_words(self) -> str:
+        """The tokens that end a reply and why, for people."""
+        return ", ".join(
+            f"{self.backend.convert_ids_to_tokens(one)} ({one}: {self.ends.get(one, 'as asked')})"
+            for one in self.stop_ids
+        )
 
     def wants_template(self, asked: bool | None) -> bool:
         """Whether prompts go through the template: as asked, else where there is one. Raises UsageError."""
         if asked and not self.has_chat_template:
             raise UsageError(
-                "--use_chat_template cannot be: the checkpoint's tokenizer has no chat template.",
+                "--use_chat_template cannot be: the checkpoint has no chat template.",
                 hint="Leave it out; prompts then go to the model as they are.",
             )
         return self.has_chat_template if asked is None else asked
@@ -57,21 +89,81 @@ class ChatTokenizer:
         return tuple(ids[:-1] if ids and ids[-1] in self.stop_ids else ids)
 
 
-def load_tokenizer(
-    folder: Path, generation_config: Mapping[str, Any] | None = None, *, trust_remote_code: bool = False
-) -> ChatTokenizer:
-    """The tokenizer in `folder`. Ids in the raw `generation_config` end replies too.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenizerOptions:
+    """What loading a tokenizer depends on besides its files.
 
-    Raises CheckpointError for files that cannot be read, and for a tokenizer without EOS or one that turns text
-    into nothing.
+    config        the model's transformers config; None: read from the folder
+    rows          embeddings that the model has; None if unknown
+    model_eos     eos_token_id of the model's config.json, which counts where generation_config.json names none
+    placeholder   fills fresh blocks instead of EOS
+    use_template  None: where there is one
+    template      a name or a file to take the chat template from
     """
+
+    config: Any = None
+    rows: int | None = None
+    model_eos: Any = None
+    placeholder: int | None = None
+    use_template: bool | None = None
+    template: str | None = None
+    trust_remote_code: bool = False
+
+
+def load_tokenizer(
+    folder: Path,
+    generation_config: Mapping[str, Any] | None = None,
+    options: TokenizerOptions = TokenizerOptions(),  # frozen
+) -> ChatTokenizer:
+    """The tokenizer in `folder`. Ids in the raw `generation_config` end replies too, as does the end of a turn.
+
+    Raises CheckpointError for files that cannot be read, a tokenizer without EOS or one that turns text into
+    nothing, ids that the model has no embedding for, and a chat template that cannot be used.
+    """
+    found = find_templates(folder)
+    chosen = None if options.use_template is False else found.choose(options.template)
+    backend, notices, entries = _backend(folder, options)
+    _check_ids(backend, folder, options.rows)
+    template = None
+    if chosen is not None and not chosen.text.strip():
+        notices.append(f"The chat template in {chosen.source} is empty: prompts are sent as they are.")
+    elif chosen is not None:
+        template = take_template(backend, chosen)
+    ends = _ends(backend, generation_config or {}, options, template)
+    late = [token for token, why in ends.items() if why == TURN_END]
+    notices += [f"Replies also end at {backend.convert_ids_to_tokens(one)} ({one}): {TURN_END}." for one in late]
+    eos_id = int(backend.eos_token_id)
+    others = [name for name in found.named if chosen is None or name != chosen.name]
+    unchosen = [Entry(TEMPLATES, name, False, "--chat_template NAME takes it") for name in others]
+    return ChatTokenizer(
+        backend=backend,
+        eos_id=eos_id if options.placeholder is None else options.placeholder,
+        stop_ids=tuple(ends),
+        ends=ends,
+        template=template,
+        entries=(
+            *tokenizer_entries(read_json(folder / "tokenizer_config.json")),
+            *found.entries,
+            *entries,
+            *unchosen,
+            *(() if template is None else template.entries),
+        ),
+        notices=tuple(notices),
+    )
+
+
+def _backend(folder: Path, options: TokenizerOptions) -> tuple[Any, list[str], list[Entry]]:
+    """The transformers tokenizer, with what is to be said of it. Raises CheckpointError."""
     from transformers import AutoTokenizer
 
-    _check_config(folder, trust_remote_code)
+    if options.config is None:
+        _check_config(folder, options.trust_remote_code)
+    config = {} if options.config is None else {"config": options.config}
     try:
         backend = AutoTokenizer.from_pretrained(
-            str(folder), local_files_only=True, trust_remote_code=trust_remote_code
+            str(folder), local_files_only=True, trust_remote_code=options.trust_remote_code, **config
         )
+        backend, differs = as_the_file_says(backend, folder)
     except Exception as error:  # the tokenizers library raises bare Exception
         raise _broken(folder, error) from error
     if backend.eos_token_id is None:
@@ -84,11 +176,56 @@ def load_tokenizer(
         raise CheckpointError(
             f"The tokenizer in {folder} turns text into no tokens at all.",
             "Its vocabulary is empty, so one of its files is missing or cut short.",
-            "Copy the tokenizer's files again from the model that was trained.",
+            COPY_AGAIN,
         )
-    eos_id = int(backend.eos_token_id)
-    more = _generation_stop_ids(generation_config or {})
-    return ChatTokenizer(backend=backend, eos_id=eos_id, stop_ids=tuple(dict.fromkeys((eos_id, *more))))
+    if differs is None:
+        return backend, [], []
+    entry = Entry("tokenizer_config.json", "tokenizer_class", False, f"tokenizer.json counts: {differs}")
+    return backend, [f"tokenizer.json is taken as it is: {differs}."], [entry]
+
+
+def _check_ids(backend: Any, folder: Path, rows: int | None) -> None:
+    """Raise CheckpointError for tokens that the model has no embedding for, and an EOS that no file names."""
+    known = known_tokens(folder)
+    eos, eos_id = str(backend.eos_token), int(backend.eos_token_id)
+    size = "" if rows is None else f" The model has {rows:,} embeddings."
+    if known is not None and eos not in known:
+        raise CheckpointError(
+            f"The EOS token {eos} is not in the tokenizer of {folder}.",
+            f"Its files have {len(known):,} tokens; it would be given the new id {eos_id:,}.{size}",
+            "Copy tokenizer.json and tokenizer_config.json from the same model.",
+        )
+    if rows is None:
+        return
+    beyond = {number: token for token, number in backend.get_vocab().items() if number >= rows}
+    special = {number for number, token in backend.added_tokens_decoder.items() if token.special}
+    named = {number for number in beyond if number in special and any(w in beyond[number] for w in FOR_MEDIA)}
+    worst = max(beyond.keys() - named, default=None)
+    if worst is not None:
+        raise CheckpointError(
+            f"The tokenizer in {folder} has more tokens than the model has embeddings.",
+            f"Its ids go up to {worst:,} ({beyond[worst]}); vocab_size is {rows:,}, the last row {rows - 1:,}.",
+            "Copy tokenizer and config.json from the same model.",
+        )
+
+
+def _ends(
+    backend: Any, generation_config: Mapping[str, Any], options: TokenizerOptions, template: ChatTemplate | None
+) -> dict[int, str]:
+    """The ids that end a reply, each with the reason."""
+    ends = {int(backend.eos_token_id): "EOS"}
+    named = _stop_ids(generation_config.get("eos_token_id"), "generation_config.json")
+    ends.update((one, "generation_config.json") for one in named if one not in ends)
+    if generation_config.get("eos_token_id") is None:
+        of_model = _stop_ids(options.model_eos, "config.json")
+        ends.update((one, "config.json") for one in of_model if one not in ends)
+    if template is not None:
+        after = template.behaviour.turn_end.lstrip()
+        added = sorted(backend.added_tokens_decoder.items(), key=lambda item: -len(item[1].content))
+        end = next((number for number, token in added if after.startswith(token.content)), None)
+        if end is not None:
+            ends.setdefault(end, TURN_END)
+    return ends
 
 
 def _broken(folder: Path, error: Exception) -> CheckpointError:
@@ -123,13 +260,12 @@ def _check_config(folder: Path, trust_remote_code: bool) -> None:
         ) from error
 
 
-def _generation_stop_ids(generation_config: Mapping[str, Any]) -> tuple[int, ...]:
+def _stop_ids(named: Any, file: str) -> tuple[int, ...]:
     """The ids under `eos_token_id`, which may be missing, null, a number or a list of numbers."""
-    named = generation_config.get("eos_token_id")
     ids = named if isinstance(named, list) else [] if named is None else [named]
     if any(isinstance(one, bool) or not isinstance(one, int) or one < 0 for one in ids):
         raise CheckpointError(
-            f"In the checkpoint's generation_config.json, eos_token_id cannot be {named!r}.",
+            f"In the checkpoint's {file}, eos_token_id cannot be {named!r}.",
             "It takes a token id or a list of token ids.",
             "Correct the file.",
         )

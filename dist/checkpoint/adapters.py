@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,57 @@ from typing import Any
 from dist.checkpoint.box_views import swap_dims
 from dist.checkpoint.boxes import LowRank, SavedTensor
 from dist.checkpoint.folder import read_json
+from dist.checkpoint.ledger import Entry, short
 from dist.errors import CheckpointError
 
 PREFIX = "base_model.model."
 PART = re.compile(r"(.*)\.lora_(embedding_)?(A|B)(?:\.(?!weight$)([^.]+))?(?:\.weight)?")
 SAVED_WHOLE = re.compile(r"(.*)\.modules_to_save\.(?:[^.]+)\.(.*)")
-UNKNOWN_PARTS = ("lora_magnitude_vector", "lora_B.bias", "token_adapter", "vera_", "ia3_", "prompt_embeddings")
+# Parts of adapters of other kinds than LoRA; a name with `lora_` that is none of LoRA's two halves is refused too.
+UNKNOWN_PARTS = ("lora_magnitude_vector", "token_adapter", "trainable_tokens", "vera_", "ia3_", "prompt_embeddings")
+MERGE_HINT = "Merge them with peft's merge_and_unload, then give the folder of the result."
+
+# adapter_config.json: what is read, what the tensors themselves tell, what has no effect on replies, and what does
+# unless it is off. Anything else that is not off is refused: a newer peft's, most likely.
+READ_KEYS = {
+    "lora_alpha": "the strength of the adapters",
+    "use_rslora": "the strength of the adapters",
+    "alpha_pattern": "the strength of the adapters",
+    "peft_type": "LORA is merged, others are refused",
+    "fan_in_fan_out": "true is refused",
+    "use_dora": "true is refused",
+    "base_model_name_or_path": "where the base model is, for adapters saved alone",
+}
+TOLD_BY_TENSORS = (
+    "r",
+    "rank_pattern",
+    "target_modules",
+    "exclude_modules",
+    "modules_to_save",
+    "layers_to_transform",
+    "layers_pattern",
+    "bias",
+    "lora_bias",
+)
+NO_EFFECT_KEYS = (
+    "task_type",
+    "auto_mapping",
+    "peft_version",
+    "revision",
+    "inference_mode",
+    "lora_dropout",
+    "megatron_config",
+    "megatron_core",
+    "loftq_config",
+    "eva_config",
+    "lora_ga_config",
+    "runtime_config",
+    "qalora_group_size",
+    "ensure_weight_tying",
+)
+# How the adapters began; others than these changed the base weights before training.
+PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
+OFF: tuple[Any, ...] = (None, False, "", "none", [], {})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +80,7 @@ class Strength:
     def scale(self, module: str, rank: int) -> float:
         """What multiplies up @ down for the module of this name."""
         alpha = next(
-            (value for name, value in self.alpha_by_module.items() if re.search(rf"(^|\.){name}$", module)),
+            (value for name, value in self.alpha_by_module.items() if re.match(rf"(.*\.)?({name})$", module)),
             self.alpha,
         )
         return alpha / (math.sqrt(rank) if self.root_of_rank else rank)
@@ -43,7 +88,7 @@ class Strength:
 
 def has_adapters(tensors: Mapping[str, SavedTensor]) -> bool:
     """Whether any of the tensors belongs to an adapter."""
-    return any(".lora_" in name for name in tensors)
+    return any("lora_" in name for name in tensors)
 
 
 def base_tensors(tensors: Mapping[str, SavedTensor]) -> dict[str, SavedTensor]:
@@ -67,18 +112,14 @@ def merge_adapters(
 
     Raises CheckpointError for adapters that are not plain LoRA or do not fit the base.
     """
-    unknown = [name for name in adapted if any(part in name for part in UNKNOWN_PARTS)]
-    if unknown:
-        raise CheckpointError(
-            f"The adapters in {folder} are not plain LoRA.",
-            f"{unknown[0]} cannot be merged here.",
-            "Merge them with peft's merge_and_unload, then give the folder of the result.",
-        )
+    _refuse_other_kinds(adapted, folder)
     merged = dict(base)
     for module, parts in _pairs(adapted).items():
         name = f"{module}.weight"
         if name not in base:
             raise _misfit(folder, f"They change {name}, which the base does not have.")
+        if base[name].update is not None:
+            raise _misfit(folder, f"Their base model has adapters of its own on {name}.")
         down, up = parts.get("A"), parts.get("B")
         if down is None or up is None:
             raise _misfit(folder, f"One half of the adapter of {name} is missing.")
@@ -90,6 +131,23 @@ def merge_adapters(
         update = LowRank(up, down, strength.scale(module, down.shape[0]))
         merged[name] = replace(base[name], update=update)
     return merged
+
+
+def _refuse_other_kinds(adapted: Mapping[str, SavedTensor], folder: Path) -> None:
+    """Raise CheckpointError for a tensor of an adapter that is no half of a LoRA pair, and for several adapters."""
+    names: set[str] = set()
+    for name in adapted:
+        match = PART.fullmatch(name.removeprefix(PREFIX))
+        if any(part in name for part in UNKNOWN_PARTS) or ("lora_" in name and match is None):
+            raise CheckpointError(
+                f"The adapters in {folder} are not plain LoRA.", f"{name} cannot be merged here.", MERGE_HINT
+            )
+        if match:
+            names.add(match[4] or "default")
+    if len(names) > 1:
+        raise CheckpointError(
+            f"There are several adapters in {folder}.", f"They are called {', '.join(sorted(names))}.", MERGE_HINT
+        )
 
 
 def _pairs(adapted: Mapping[str, SavedTensor]) -> dict[str, dict[str, SavedTensor]]:
@@ -113,10 +171,10 @@ def _misfit(folder: Path, why: str) -> CheckpointError:
     )
 
 
-def find_strength(folder: Path, asked: float | None) -> Strength:
-    """How strongly the adapters in `folder` count: as asked, else as recorded beside them.
+def find_strength(folder: Path, asked: float | None) -> tuple[Strength, tuple[Entry, ...]]:
+    """How strongly the adapters in `folder` count: as asked, else as recorded beside them; what the records hold.
 
-    Raises CheckpointError if alpha is recorded nowhere.
+    Raises CheckpointError if alpha is recorded nowhere, or as 0, which verl's merger writes where it does not know.
     """
     places = (folder / "lora_adapter", folder, folder / "huggingface")
     for place in places:
@@ -125,27 +183,60 @@ def find_strength(folder: Path, asked: float | None) -> Strength:
             return _from_config(config, asked, place / "adapter_config.json")
     recorded = read_json(folder / "lora_train_meta.json").get("lora_alpha")
     if asked is not None:
-        return Strength(alpha=asked, source="--lora_alpha")
-    if recorded is not None:
-        return Strength(alpha=float(recorded), source="lora_train_meta.json")
-    raise CheckpointError(
+        return Strength(alpha=asked, source="--lora_alpha"), ()
+    if recorded:
+        return Strength(alpha=float(recorded), source="lora_train_meta.json"), ()
+    why = (
+        "lora_train_meta.json gives 0, which would switch them off."
+        if recorded is not None
+        else "Neither lora_adapter/adapter_config.json nor lora_train_meta.json is there; the shards do not say."
+    )
+    raise _no_strength(folder, why)
+
+
+def _no_strength(folder: Path, why: str) -> CheckpointError:
+    return CheckpointError(
         f"The strength of the adapters in {folder} is not recorded.",
-        "There is neither lora_adapter/adapter_config.json nor lora_train_meta.json; the shards do not hold it.",
+        why,
         "Give the lora_alpha of the training run with --lora_alpha.",
     )
 
 
-def _from_config(config: Mapping[str, Any], asked: float | None, path: Path) -> Strength:
-    if config.get("use_dora") or config.get("fan_in_fan_out"):
-        raise CheckpointError(
-            f"The adapters of {path} are not plain LoRA.",
-            "They use DoRA or transposed weights.",
-            "Merge them with peft's merge_and_unload, then give the folder of the result.",
-        )
-    recorded = config.get("lora_alpha", config.get("r", 8))
-    return Strength(
-        alpha=float(recorded) if asked is None else asked,
+def _from_config(config: Mapping[str, Any], asked: float | None, path: Path) -> tuple[Strength, tuple[Entry, ...]]:
+    entries = tuple(_config_entries(config, path))
+    recorded = config.get("lora_alpha")
+    if asked is None and not recorded:
+        given = "gives no lora_alpha" if recorded is None else "gives 0, as verl's merger writes for an unknown one"
+        raise _no_strength(path.parent, f"{path.name} {given}.")
+    strength = Strength(
+        alpha=float(recorded or 0) if asked is None else asked,
         source=path.name if asked is None else "--lora_alpha",
         root_of_rank=bool(config.get("use_rslora")),
         alpha_by_module=dict(config.get("alpha_pattern") or {}) if asked is None else {},
     )
+    return strength, entries
+
+
+def _config_entries(config: Mapping[str, Any], path: Path) -> Iterator[Entry]:
+    """What each key of adapter_config.json is good for. Raises CheckpointError for one that cannot be followed."""
+    for key, value in config.items():
+        if key in READ_KEYS:
+            if key == "peft_type" and str(value).upper() != "LORA":
+                raise _not_plain(path, f"peft_type is {value}.")
+            if key in ("fan_in_fan_out", "use_dora") and value:
+                raise _not_plain(path, f"{key} is true.")
+            yield Entry(path.name, key, True, READ_KEYS[key], short(value))
+        elif key in TOLD_BY_TENSORS:
+            yield Entry(path.name, key, True, "the adapter's tensors tell", short(value))
+        elif key == "init_lora_weights":
+            if value not in PLAIN_STARTS:
+                raise _not_plain(path, f"{key} is {value}: training began with changed base weights.")
+            yield Entry(path.name, key, False, "training only", short(value))
+        elif key in NO_EFFECT_KEYS or value in OFF:
+            yield Entry(path.name, key, False, "no effect on replies", short(value))
+        else:
+            raise _not_plain(path, f"{key} is {short(value)}, which is not known here.")
+
+
+def _not_plain(path: Path, why: str) -> CheckpointError:
+    return CheckpointError(f"The adapters of {path} are not plain LoRA.", why, MERGE_HINT)

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ SHARD_NAME = re.compile(r"model_world_size_(\d+)_rank_(\d+)\.pt")
 STEP_NAME = re.compile(r"global_step_(\d+)")
 LATEST = "latest_checkpointed_iteration.txt"
 INNER = ("actor", "policy")
+ZIP_END, ZIP_END_BYTES = b"PK\x05\x06", 22
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 Kind = Literal["shards", "safetensors", "torch_bin", "dcp", "adapter"]
@@ -34,12 +36,16 @@ class Step:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """Where the weights are. `folder` holds them; `step` and `steps` tell its place in the run, if it has one."""
+    """Where the weights are. `folder` holds them; `step` and `steps` tell its place in the run, if it has one.
+
+    `passed_over` are newer steps of the run that were not opened, each with the reason.
+    """
 
     kind: Kind
     folder: Path
     step: int | None
     steps: tuple[Step, ...]
+    passed_over: Mapping[str, str] = field(default_factory=dict)
 
 
 def find_weights(path: Path) -> Found:
@@ -49,28 +55,36 @@ def find_weights(path: Path) -> Found:
     `actor/`. Raises CheckpointError for what is no checkpoint, or of a kind that cannot be read here.
     """
     if not path.exists():
-        raise CheckpointError(
-            f"There is no {path}.",
-            _nearest_existing(path),
-            "Give the folder of a run, of one global_step_*, or of a Hugging Face model.",
-        )
+        raise _absent(path)
     start = path if path.is_dir() else path.parent
     for folder in _candidates(start):
         kind = _kind(folder)
         if kind is not None:
             steps, number = _steps(folder)
-            return Found(kind=kind, folder=folder, step=number, steps=steps)
+            opened_by_run = number is not None and any(step.path.parent == start.absolute() for step in steps)
+            passed_over = _newer_steps(steps, number) if opened_by_run else {}
+            return Found(kind=kind, folder=folder, step=number, steps=steps, passed_over=passed_over)
     raise _refusal(start)
 
 
-def _candidates(start: Path) -> list[Path]:
+def _absent(path: Path) -> CheckpointError:
+    """Why there is nothing at `path`."""
+    hint = "Give the folder of a run, of one global_step_*, or of a Hugging Face model."
+    for part in (path, *path.parents):
+        if part.is_symlink() and not part.exists():
+            return CheckpointError(
+                f"{part} is a broken link.", f"It leads to {part.readlink()}, which does not exist.", hint
+            )
+    return CheckpointError(f"There is no {path}.", _nearest_existing(path), hint)
+
+
+def _candidates(start: Path) -> Iterator[Path]:
     """Folders to look at, in order."""
-    folders = _with_inner(start)
+    yield from _with_inner(start)
     if start.name == "huggingface":
-        folders.append(start.parent)
+        yield start.parent
     for step in _step_folders_by_preference(start):
-        folders += _with_inner(step)
-    return folders
+        yield from _with_inner(step)
 
 
 def _with_inner(folder: Path) -> list[Path]:
@@ -81,10 +95,68 @@ def _with_inner(folder: Path) -> list[Path]:
 
 
 def _step_folders_by_preference(root: Path) -> list[Path]:
+    """The step that the run stands for; raises CheckpointError, naming the newest whole one, if it lacks a part."""
     steps = run_steps(root)
+    if not steps:
+        return []
     named = latest_step(root)
-    chosen = [step.path for step in steps if step.number == named]
-    return chosen or [step.path for step in reversed(steps)]
+    chosen = [step for step in steps if step.number == named] if named is not None else [steps[-1]]
+    fault = step_fault(chosen[0].path) if chosen else "it is not there"
+    complete = newest_complete(steps)
+    if fault is None or complete is None:
+        return [step.path for step in (*chosen, *reversed(steps))]
+    by = f"{LATEST} names" if named is not None else "The newest step is"
+    number = chosen[0].number if chosen else named
+    raise CheckpointError(
+        f"{by} global_step_{number}, which cannot be opened: {root}.",
+        f"{fault[0].upper()}{fault[1:]}. The newest complete step is global_step_{complete.number}.",
+        f"Give {complete.path} to open that one.",
+    )
+
+
+def newest_complete(steps: Sequence[Step]) -> Step | None:
+    """The newest of the steps (oldest first) whose files are all there."""
+    return next((step for step in reversed(steps) if step_fault(step.path) is None), None)
+
+
+def step_fault(step: Path) -> str | None:
+    """What a step's folder lacks to be whole, judging by names and last bytes; None if nothing is missing."""
+    for folder in _with_inner(step):
+        kind = _kind(folder)
+        if kind is None:
+            continue
+        shards: dict[int, list[Path]] = {}
+        for child in folder.iterdir():
+            match = SHARD_NAME.fullmatch(child.name)
+            if match:
+                shards.setdefault(int(match[1]), []).append(child)
+        for world_size, paths in shards.items() if len(shards) == 1 else ():
+            if len(paths) < world_size:
+                return f"it is half written: {world_size - len(paths)} of {world_size} shards are missing"
+            torn = next((path.name for path in paths if not _ends_like_an_archive(path)), None)
+            if torn is not None:
+                return f"it is half written: {torn} is cut short"
+        return None
+    return "it has no weights"
+
+
+def _ends_like_an_archive(path: Path) -> bool:
+    """Whether a zip's end record, which torch.save writes last, stands at the end of the file."""
+    try:
+        with path.open("rb") as file:
+            file.seek(-ZIP_END_BYTES, 2)
+            return file.read(4) == ZIP_END
+    except OSError:
+        return False
+
+
+def _newer_steps(steps: Sequence[Step], opened: int | None) -> dict[str, str]:
+    """The steps after the one that a run's folder stood for, each with the reason why it was not opened."""
+    return {
+        step.path.name: step_fault(step.path) or f"{LATEST} does not name it"
+        for step in steps
+        if opened is not None and step.number > opened
+    }
 
 
 def latest_step(root: Path) -> int | None:

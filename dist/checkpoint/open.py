@@ -7,19 +7,38 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from dist.checkpoint.adapters import base_tensors, find_strength, has_adapters, merge_adapters
 from dist.checkpoint.boxes import SavedTensor
+from dist.checkpoint.config_keys import generation_entries
 from dist.checkpoint.dcp import read_dcp
 from dist.checkpoint.folder import TOKENIZER_FILES, Found, Step, find_weights, read_json, side_folders
+from dist.checkpoint.inventory import file_entries
+from dist.checkpoint.ledger import FILES, Entry, Ledger
 from dist.checkpoint.shards import parameter_count, read_shards
 from dist.checkpoint.torch_archive import Archive
 from dist.checkpoint.whole_files import read_adapter, read_safetensors, read_torch_bin
 from dist.errors import CheckpointError
+from dist.settings import SETTINGS
 
+QUANTIZED_NAMES = (
+    "weight_scale_inv",
+    ".weight_scale",
+    ".qweight",
+    ".qzeros",
+    ".g_idx",
+    ".weight_packed",
+    ".absmax",
+    ".quant_map",
+    ".SCB",
+)
+QUANTIZED_DTYPES = ("float8_e4m3fn", "float8_e5m2", "uint8", "int8")
+# Later checkpoints of the method's authors: Qwen2 at inference, trained with blocks of 4.
+DLLM = "dllm"
+DLLM_DEFAULTS = {"add_eos_length": 3, "refine_iter": 1}
 CRITIC_NAMES = ("score.weight", "v_head.", "value_head.", "classifier.")
 
 
@@ -42,6 +61,7 @@ class Checkpoint:
     generation_config  generation_config.json as it is, {} if there is none
     tensors            everything that was saved, by the model's names; adapters are updates of their weights
     adapters           what adapters there are, in words, or None
+    ledger             what of all this is used, as far as it is known without the model and the tokenizer
     """
 
     path: Path
@@ -60,6 +80,18 @@ class Checkpoint:
     generation_config: Mapping[str, Any]
     tensors: Mapping[str, SavedTensor]
     adapters: str | None
+    ledger: Ledger
+
+    @property
+    def defaults(self) -> Mapping[str, int]:
+        """Settings that suit the kind of model where nothing else names them: how it was trained."""
+        return DLLM_DEFAULTS if self.config.get("model_type") == DLLM else {}
+
+    @property
+    def placeholder_id(self) -> int | None:
+        """The token that fills fresh blocks if it is another than EOS."""
+        mask = self.config.get("mask_token_id") if self.config.get("model_type") == DLLM else None
+        return mask if isinstance(mask, int) and not isinstance(mask, bool) else None
 
 
 def open_checkpoint(
@@ -72,60 +104,104 @@ def open_checkpoint(
     that is missing or wrong.
     """
     found = find_weights(Path(path).expanduser())
-    saved = _read_index(found)
     base = None if base_model is None else find_weights(Path(base_model).expanduser())
-    tensors, adapters = dict(saved.tensors), None
-    files, archives = saved.files, saved.archives
-    if has_adapters(tensors) or found.kind == "adapter":
-        strength = find_strength(found.folder, lora_alpha)
-        kept = base_tensors(tensors)
-        if not any(name.endswith("embed_tokens.weight") or ".layers." in name for name in kept):
-            base = base or _recorded_base(found)
-            below = _read_index(base)
-            kept = {**below.tensors, **kept}
-            files, archives = (*files, *below.files), (*archives, *below.archives)
-        tensors = merge_adapters(kept, tensors, strength, found.folder)
-        adapters = f"LoRA, alpha {strength.alpha:g} ({strength.source}), merged while reading"
+    saved = _with_adapters(found, base, lora_alpha)
+    base = saved.base
     places = side_folders(found) + ([] if base is None else side_folders(base))
     config_dir = _config_dir(found, places)
+    tokenizer_dir = _tokenizer_dir(found, places)
     config = read_json(config_dir / "config.json")
-    _refuse_critics(found.folder, config, tensors)
+    _refuse_critics(found.folder, config, saved.tensors)
+    _refuse_quantized(config_dir / "config.json", config, saved.tensors)
+    below = () if base is None else (base.folder,)
+    generation_config = read_json(config_dir / "generation_config.json")
+    folders = dict.fromkeys((found.folder, *saved.adapter_folders, *below, config_dir, tokenizer_dir))
+    entries = (
+        *(Entry(FILES, name, False, why, matters=True) for name, why in found.passed_over.items()),
+        *file_entries(list(folders), saved.files, config_dir, tokenizer_dir),
+        *saved.entries,
+        *generation_entries(generation_config, SETTINGS),
+    )
     return Checkpoint(
         path=found.folder,
-        files=files,
-        archives=archives,
+        files=saved.files,
+        archives=saved.archives,
         step=found.step,
         steps=found.steps,
         world_size=saved.world_size,
         layout=saved.layout,
         torch_family=saved.torch_family,
-        dtype=_main_dtype(tensors),
-        parameters=_parameters(config, tensors),
+        dtype=_main_dtype(saved.tensors),
+        parameters=_parameters(config, saved.tensors),
         config=config,
         config_dir=config_dir,
-        tokenizer_dir=_tokenizer_dir(found, places),
-        generation_config=read_json(config_dir / "generation_config.json"),
-        tensors=tensors,
-        adapters=adapters,
+        tokenizer_dir=tokenizer_dir,
+        generation_config=generation_config,
+        tensors=saved.tensors,
+        adapters=saved.adapters,
+        ledger=Ledger().plus(entries),
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Saved:
-    """What the weight files of one folder hold."""
+    """What the weight files in `folder` hold; `adapters` and what follows tell of adapters added to them."""
 
+    folder: Path
     files: tuple[Path, ...]
     archives: tuple[Archive, ...]
     tensors: Mapping[str, SavedTensor]
     layout: str
     world_size: int = 1
     torch_family: str | None = None
+    adapters: str | None = None
+    base: Found | None = None
+    adapter_folders: tuple[Path, ...] = ()
+    entries: tuple[Entry, ...] = ()
+
+
+def _with_adapters(found: Found, base: Found | None, lora_alpha: float | None) -> _Saved:
+    """The weights of a folder with the adapters that lie among them, beside them or alone.
+
+    `lora_adapter/` beside plain weights is what verl's merger writes: the weights are those of the base model.
+    """
+    saved = _read_index(found)
+    beside = found.folder / "lora_adapter"
+    among = has_adapters(saved.tensors) or found.kind == "adapter"
+    alone = among and not any(".layers." in name for name in base_tensors(saved.tensors))
+    if not among and not (beside / "adapter_config.json").is_file():
+        return replace(saved, base=base)
+    added = saved if among else _read_index(Found(kind="adapter", folder=beside, step=None, steps=()))
+    strength, entries = find_strength(found.folder, lora_alpha)
+    kept = base_tensors(saved.tensors)
+    files, archives = saved.files, saved.archives
+    others = [] if among else [added]
+    if not among:
+        kept = {**kept, **base_tensors(added.tensors)}  # modules that were trained whole
+    elif alone or found.kind == "adapter":
+        base = base or _recorded_base(found)
+        others = [_with_adapters(base, None, None)]
+        kept = {**others[0].tensors, **kept}
+    for other in others:
+        files, archives = (*files, *other.files), (*archives, *other.archives)
+    where = "" if among else " of lora_adapter/"
+    return replace(
+        saved,
+        files=files,
+        archives=archives,
+        tensors=merge_adapters(kept, added.tensors, strength, added.folder),
+        adapters=f"LoRA{where}, alpha {strength.alpha:g} ({strength.source}), merged while reading",
+        base=base,
+        adapter_folders=() if among else (beside,),
+        entries=entries,
+    )
 
 
 def _read_index(found: Found) -> _Saved:
     if found.kind == "shards":
         shards = read_shards(found.folder)
         return _Saved(
+            folder=found.folder,
             files=shards.files,
             archives=tuple(map(Archive, shards.files)),
             tensors=shards.tensors,
@@ -141,7 +217,9 @@ def _read_index(found: Found) -> _Saved:
         whole, layout = read_adapter(found.folder), "PEFT adapter"
     else:
         whole, layout = read_safetensors(found.folder), "safetensors"
-    return _Saved(files=whole.files, archives=whole.archives, tensors=whole.tensors, layout=layout)
+    return _Saved(
+        folder=found.folder, files=whole.files, archives=whole.archives, tensors=whole.tensors, layout=layout
+    )
 
 
 def _recorded_base(found: Found) -> Found:
@@ -196,6 +274,23 @@ def _refuse_critics(folder: Path, config: Mapping[str, Any], tensors: Mapping[st
         f"{folder} holds a critic or reward model.",
         f"It gives values, not words: {sign}.",
         f"Give {actor}." if actor.is_dir() and actor != folder else "Give the folder of an actor.",
+    )
+
+
+def _refuse_quantized(config_file: Path, config: Mapping[str, Any], tensors: Mapping[str, SavedTensor]) -> None:
+    """Raise CheckpointError for weights in a quantized form, which would be taken for plain numbers."""
+    packed = next((name for name in tensors if name.endswith(QUANTIZED_NAMES)), None)
+    packed = packed or next(
+        (name for name, one in tensors.items() if one.dtype in QUANTIZED_DTYPES and not name.endswith("attn.bias")),
+        None,
+    )
+    if packed is None:
+        return
+    method = (config.get("quantization_config") or {}).get("quant_method") or "config.json does not say how"
+    raise CheckpointError(
+        f"The weights are quantized ({method}): {config_file.parent}.",
+        f"{packed} is {tensors[packed].dtype}.",
+        "Give the weights before quantization, or dequantize them with transformers and save them in bfloat16.",
     )
 
 

@@ -6,6 +6,7 @@ a scratch buffer of SCRATCH_BYTES a thread, so that peak memory is what is kept 
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +16,7 @@ from types import TracebackType
 
 import torch
 
-from dist.checkpoint.boxes import ITEM_BYTES, Box, LowRank, Read, SavedTensor, reads_for, split_read
+from dist.checkpoint.boxes import ITEM_BYTES, Box, LowRank, Piece, Read, SavedTensor, reads_for, split_read
 from dist.errors import CheckpointError
 
 SCRATCH_BYTES = 8 << 20
@@ -169,3 +170,28 @@ class TensorReader:
                 os.close(self._files.pop(next(iter(self._files))))
             file = self._files[path] = os.open(path, os.O_RDONLY)
         return file
+
+
+def same_values(one: SavedTensor, other: SavedTensor) -> bool:
+    """Whether two saved tensors hold the same values, updates included. Reads no more than it takes to tell."""
+    if (one.shape, one.dtype, one.update) != (other.shape, other.dtype, other.update):
+        return False
+    if sorted(one.pieces, key=_place) == sorted(other.pieces, key=_place) or not one.shape:
+        return True
+    row = math.prod(one.shape[1:]) * ITEM_BYTES[one.dtype]
+    step = max(1, SCRATCH_BYTES // max(1, row))
+    plain = [replace(tensor, update=None) for tensor in (one, other)]
+    with TensorReader() as reader:
+        for start in range(0, one.shape[0], step):
+            count = min(step, one.shape[0] - start)
+            box = Box((start, *(0 for _ in one.shape[1:])), (count, *one.shape[1:]))
+            parts = [torch.empty(box.sizes, dtype=getattr(torch, one.dtype)) for _ in plain]
+            for tensor, part in zip(plain, parts, strict=True):
+                reader.read_into(tensor, box, part)
+            if not torch.equal(*parts):
+                return False
+    return True
+
+
+def _place(piece: Piece) -> tuple[str, int]:
+    return piece.path, piece.start

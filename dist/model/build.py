@@ -6,6 +6,7 @@ frequencies and the like) are computed as in any freshly constructed model.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,8 @@ from typing import Any
 
 import torch
 
-from dist.errors import CheckpointError, UsageError
+from dist.errors import UsageError
+from dist.model.config import Described, cannot_build, config_errors, describe
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -30,8 +32,10 @@ def choose_dtype(asked: str, saved: str, config: Mapping[str, Any], device: torc
         raise UsageError(f"--dtype cannot be {asked}.", f"It takes auto, {', '.join(DTYPES)}.")
     if device.type != "cuda":
         return torch.float32
-    described = config.get("dtype") or config.get("torch_dtype")
-    for name in (described, saved):
+    text = config.get("text_config")
+    places = (config, text) if isinstance(text, dict) else (config,)
+    described = [str(place.get(key)).removeprefix("torch.") for place in places for key in ("dtype", "torch_dtype")]
+    for name in (*described, saved):
         if name in DTYPES[1:]:
             return _dtype(name)
     return torch.bfloat16
@@ -43,73 +47,28 @@ def _dtype(name: str) -> torch.dtype:
 
 
 def build_model(config_dir: Path, raw: Mapping[str, Any], dtype: torch.dtype, *, trust_remote_code: bool) -> Any:
-    """The causal LM that `config_dir` describes, in eval mode, its parameters on meta, its buffers on the CPU.
+    """The causal LM that `raw`, the config.json in `config_dir`, describes; see `build_described`."""
+    described = describe(config_dir, raw, trust_remote_code=trust_remote_code)
+    return build_described(described, config_dir / "config.json", dtype, trust_remote_code=trust_remote_code)
 
-    `raw` is config.json as it is. Raises CheckpointError if transformers cannot build it.
+
+def build_described(described: Described, file: Path, dtype: torch.dtype, *, trust_remote_code: bool) -> Any:
+    """The causal LM that was described, in eval mode, its parameters on meta, its buffers on the CPU.
+
+    `file` is its config.json, for messages. Raises CheckpointError if transformers cannot build it.
     """
-    import transformers
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    _refuse_remote_code(config_dir, raw, trust_remote_code)
+    config = copy.deepcopy(described.config)
     try:
-        config = AutoConfig.from_pretrained(
-            config_dir,
-            trust_remote_code=trust_remote_code,
-            local_files_only=True,
-            **_older_names(raw, transformers.__version__),
-        )
         with _parameters_on_meta():
             model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
-    except _build_errors() as problem:
-        said = (str(problem) or repr(problem)).splitlines()[0]
-        raise CheckpointError(
-            f"transformers {transformers.__version__} cannot build the model of {config_dir / 'config.json'}.",
-            f"Its model_type is {raw.get('model_type')}: {said}",
-            f"Install a transformers that knows it; {raw.get('transformers_version', 'another')} wrote the config.",
-        ) from problem
+    except config_errors() as problem:
+        raise cannot_build(file, {"model_type": described.words}, problem) from problem
     if getattr(config.get_text_config(), "attn_logit_softcapping", None):
         # transformers' sdpa attention leaves the cap out without a word.
         model.set_attn_implementation("eager")
     return model.requires_grad_(False).eval()
-
-
-def _refuse_remote_code(config_dir: Path, raw: Mapping[str, Any], trusted: bool) -> None:
-    """A model whose code lies in its folder runs only if the person says so."""
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-
-    if raw.get("auto_map") and raw.get("model_type") not in CONFIG_MAPPING and not trusted:
-        raise CheckpointError(
-            f"The model in {config_dir} brings its own code.",
-            f"Its config.json names {', '.join(sorted(map(str, raw['auto_map'].values())))}.",
-            "Read that code; if you trust it, add --trust_remote_code.",
-        )
-
-
-def _build_errors() -> tuple[type[Exception], ...]:
-    """What transformers raises for configs that it does not know or whose values do not go together."""
-    from huggingface_hub import errors
-
-    usual = (ValueError, KeyError, TypeError, AttributeError, ImportError, OSError)
-    strict: type[Exception] | None = getattr(errors, "StrictDataclassError", None)  # newer versions only
-    return usual if strict is None else (*usual, strict)
-
-
-def _older_names(raw: Mapping[str, Any], version: str) -> dict[str, Any]:
-    """What a config of transformers 5 says, in the names that version 4 reads.
-
-    Version 4 would pass over them in silence and use its defaults: a model with the wrong rotary base, say.
-    """
-    if int(version.partition(".")[0]) >= 5:
-        return {}
-    older: dict[str, Any] = {}
-    rope = raw.get("rope_parameters")
-    if isinstance(rope, dict) and "rope_theta" in rope:
-        scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
-        older["rope_theta"] = rope["rope_theta"]
-        older["rope_scaling"] = None if scaling.get("rope_type", "default") == "default" else scaling
-    if "num_local_experts" in raw and "num_experts" not in raw:
-        older["num_experts"] = raw["num_local_experts"]
-    return older
 
 
 @contextmanager
@@ -146,6 +105,13 @@ def tied_names(module: Any) -> dict[str, str]:
         if first.setdefault(id(parameter), name) != name:
             tied[name] = first[id(parameter)]
     return tied
+
+
+def untie(module: Any, name: str) -> None:
+    """Give the parameter called `name` weights of its own, on meta, where it shared those of another."""
+    shared = module.get_parameter(name)
+    put_tensor(module, name, torch.nn.Parameter(torch.empty_like(shared, device="meta"), requires_grad=False))
+    module.config.tie_word_embeddings = False
 
 
 def put_tensor(module: Any, name: str, tensor: torch.Tensor) -> None:

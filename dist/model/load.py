@@ -12,16 +12,21 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from dist.checkpoint.boxes import Box
-from dist.checkpoint.names import match_names
+from dist.checkpoint.ledger import Entry, Ledger
+from dist.checkpoint.names import Matched, Wanted, match_names
 from dist.checkpoint.open import Checkpoint
+from dist.checkpoint.read import same_values
 from dist.errors import CheckpointError, UsageError
-from dist.model.build import build_model, choose_dtype, position_limit, tied_names, wanted_tensors
+from dist.model.build import build_described, choose_dtype, position_limit, tied_names, untie, wanted_tensors
+from dist.model.config import Described, describe
+from dist.model.conversions import convert_names
 from dist.model.fill import Filler, FillPlan, OnProgress, Placement, together
 from dist.model.fuse import fuse
 from dist.model.gather import layer_parameters
@@ -58,6 +63,7 @@ class ModelFacts:
     bytes_per_rank: int
     load_seconds: float
     load_bytes: int
+    ledger: Ledger = field(default_factory=Ledger)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +119,8 @@ def load_model(
     torch_dtype = choose_dtype(dtype, checkpoint.dtype, checkpoint.config, group.device)
     if parallel == "verl":
         return _load_by_verl(checkpoint, group, torch_dtype, trust_remote_code)
-    plan = together(group, lambda: plan_fill(checkpoint, torch_dtype, trust_remote_code))
+    planned = together(group, lambda: plan_fill(checkpoint, torch_dtype, trust_remote_code))
+    plan = planned.fill
     layout = together(group, lambda: _layout(parallel, keep, plan, group))
     _check_room(plan, layout, group)
     filler = Filler(group, replace(plan, boxes=layout.boxes), progress)
@@ -133,6 +140,7 @@ def load_model(
         facts=model_facts(
             checkpoint,
             plan.module,
+            planned=planned,
             dtype=str(torch_dtype).removeprefix("torch."),
             parallel=words,
             load_seconds=seconds,
@@ -168,7 +176,14 @@ def _load_by_verl(checkpoint: Checkpoint, group: Group, dtype: torch.dtype, trus
 
 
 def model_facts(
-    checkpoint: Checkpoint, module: Any, *, dtype: str, parallel: str, load_seconds: float, load_bytes: int
+    checkpoint: Checkpoint,
+    module: Any,
+    *,
+    dtype: str,
+    parallel: str,
+    load_seconds: float,
+    load_bytes: int,
+    planned: Planned | None = None,
 ) -> ModelFacts:
     """What there is to tell of `module`, filled from `checkpoint`."""
     return ModelFacts(
@@ -178,7 +193,7 @@ def model_facts(
         layout=checkpoint.layout,
         torch_family=checkpoint.torch_family,
         adapters=checkpoint.adapters,
-        model_type=str(module.config.model_type),
+        model_type=str(module.config.model_type) if planned is None else planned.words,
         parameters=checkpoint.parameters,
         saved_dtype=checkpoint.dtype,
         dtype=dtype,
@@ -186,19 +201,53 @@ def model_facts(
         bytes_per_rank=_held_bytes(module),
         load_seconds=load_seconds,
         load_bytes=load_bytes,
+        ledger=checkpoint.ledger if planned is None else planned.ledger,
     )
 
 
-def plan_fill(checkpoint: Checkpoint, dtype: torch.dtype, trust_remote_code: bool) -> FillPlan:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planned:
+    """A model on meta, what feeds it, and what of the checkpoint is used. `words`: its type, for messages."""
+
+    fill: FillPlan
+    words: str
+    ledger: Ledger
+
+
+def plan_fill(checkpoint: Checkpoint, dtype: torch.dtype, trust_remote_code: bool) -> Planned:
     """The checkpoint's model on meta, and which saved tensor feeds which of its tensors; reads no weight.
 
-    Raises CheckpointError if transformers cannot build it or the weights are not those of its config.
+    Where a head that the config ties to the embeddings was saved with values of its own, both are compared, and
+    what was saved counts. Raises CheckpointError if transformers cannot build it or the weights are not its.
     """
-    module = build_model(checkpoint.config_dir, checkpoint.config, dtype, trust_remote_code=trust_remote_code)
-    wanted, tied = wanted_tensors(module), tied_names(module)
-    shapes = {name: tuple(tensor.shape) for name, tensor in wanted.items()}
-    sources = match_names(checkpoint.tensors, shapes, tied, checkpoint.config_dir / "config.json")
-    return FillPlan(module=module, wanted=wanted, sources=sources, tied=tied)
+    file = checkpoint.config_dir / "config.json"
+    described = describe(checkpoint.config_dir, checkpoint.config, trust_remote_code=trust_remote_code)
+    module = build_described(described, file, dtype, trust_remote_code=trust_remote_code)
+    matched = _match(checkpoint, described, module)
+    first = {name: matched.sources[tied_names(module)[name]] for name in matched.tied_too}
+    own = [name for name, saved in matched.tied_too.items() if not same_values(saved, first[name])]
+    for name in own:
+        untie(module, name)
+    if own:
+        matched = _match(checkpoint, described, module)
+    fill = FillPlan(module=module, wanted=wanted_tensors(module), sources=matched.sources, tied=tied_names(module))
+    entries = [*described.entries, *matched.entries]
+    if own:
+        why = f"{own[0]} was saved with values of its own, which count"
+        entries.append(Entry("config.json", "tie_word_embeddings", False, why, "true", matters=True))
+    return Planned(fill=fill, words=described.words, ledger=checkpoint.ledger.plus(entries))
+
+
+def _match(checkpoint: Checkpoint, described: Described, module: Any) -> Matched:
+    shapes = {name: tuple(tensor.shape) for name, tensor in wanted_tensors(module).items()}
+    wanted = Wanted(
+        shapes=shapes,
+        tied=tied_names(module),
+        file=checkpoint.config_dir / "config.json",
+        harmless=tuple(getattr(module, "_keys_to_ignore_on_load_unexpected", None) or ()),
+        text_part=described.is_text_part,
+    )
+    return match_names(checkpoint.tensors, wanted, partial(convert_names, module))
 
 
 def _layout(parallel: str, keep: Keep, plan: FillPlan, group: Group) -> Layout:

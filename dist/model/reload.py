@@ -18,7 +18,7 @@ from dist.checkpoint.open import Checkpoint
 from dist.errors import CheckpointError, WeightsLost
 from dist.model.build import wanted_tensors
 from dist.model.fill import Filler, FillPlan, OnProgress, together
-from dist.model.load import LoadedModel, model_facts, plan_fill
+from dist.model.load import LoadedModel, Planned, model_facts, plan_fill
 from dist.protocol import Group
 
 SHOWN = 3
@@ -43,6 +43,7 @@ class Ready:
     """A checkpoint that has been checked against the loaded model, and where its tensors go."""
 
     checkpoint: Checkpoint
+    planned: Planned
     plan: FillPlan
 
 
@@ -73,15 +74,17 @@ class Reloader:
             )
         try:
             checkpoint = self._open(folder)
-            plan = plan_fill(checkpoint, getattr(torch, self.loaded.facts.dtype), self._trust)
+            planned = plan_fill(checkpoint, getattr(torch, self.loaded.facts.dtype), self._trust)
         except OSError as problem:  # training removes old steps, perhaps in this moment
             raise CheckpointError(
                 f"{folder} cannot be read.", f"{problem}.", "Check that it is still there and readable."
             ) from problem
+        plan = planned.fill
         _check_same_model(self.loaded.module, plan.module, checkpoint)
         module = self.loaded.module
         return Ready(
             checkpoint=checkpoint,
+            planned=planned,
             plan=FillPlan(
                 module=module,
                 wanted=plan.wanted,
@@ -107,6 +110,7 @@ class Reloader:
         facts = model_facts(
             agreed.checkpoint,
             self.loaded.module,
+            planned=agreed.planned,
             dtype=self.loaded.facts.dtype,
             parallel=self.loaded.facts.parallel,
             load_seconds=time.monotonic() - started,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import json
 import os
@@ -832,11 +831,7 @@ def test_without_a_record_the_trace_is_told_on_stderr(run: Run) -> None:
 def test_a_template_that_is_not_there_is_refused_before_anything_is_made(
     tokenizer: ChatTokenizer, tmp_path: Path
 ) -> None:
-    import copy
-
-    backend = copy.deepcopy(tokenizer.backend)
-    backend.chat_template = None
-    bare = dataclasses.replace(tokenizer, backend=backend)
+    bare = tokenizer.with_template(None)
     options = LaunchOptions(prompt="x", use_chat_template=True, output_file=str(tmp_path / "r.json"))
     asked = read_prompts(options, io.BytesIO())
     with pytest.raises(UsageError, match="has no chat template"):

@@ -10,7 +10,7 @@ from checkpoints import CASES, can_make
 from safetensors.torch import load_file
 
 from dist.checkpoint.boxes import local_box
-from dist.checkpoint.names import match_names
+from dist.checkpoint.names import Wanted, match_names
 from dist.checkpoint.open import Checkpoint, open_checkpoint
 from dist.checkpoint.read import TensorReader
 
@@ -59,7 +59,8 @@ def differing(checkpoint: Checkpoint, expected: dict[str, torch.Tensor], count: 
     """Names and dimensions whose shares, read by `count` ranks, do not make up what was saved."""
     shapes = {name: tuple(weight.shape) for name, weight in expected.items()}
     ties = {"lm_head.weight": "model.embed_tokens.weight"} if "lm_head.weight" not in shapes else {}
-    sources = match_names(checkpoint.tensors, shapes, ties, Path("config.json"))
+    wanted = Wanted(shapes=shapes, tied=ties, file=Path("config.json"))
+    sources = match_names(checkpoint.tensors, wanted).sources
     wrong = []
     with TensorReader() as reader:
         for name, weight in expected.items():

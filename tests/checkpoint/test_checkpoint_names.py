@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from dist.checkpoint.boxes import Box
-from dist.checkpoint.names import match_names
+from dist.checkpoint.names import Wanted, match_names
 from dist.checkpoint.open import open_checkpoint
 from dist.checkpoint.read import TensorReader
 from dist.checkpoint.shard_file import read_shard_file
@@ -43,7 +43,8 @@ def read_as(saved: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], fol
     """Check that `wanted` is what the model gets from a file that holds `saved`."""
     torch.save(saved, folder / "x.pt")
     tensors = read_shard_file(folder / "x.pt", "Shard 0 of 1").tensors
-    sources = match_names(tensors, {name: tuple(tensor.shape) for name, tensor in wanted.items()}, {}, CONFIG)
+    shapes = {name: tuple(tensor.shape) for name, tensor in wanted.items()}
+    sources = match_names(tensors, Wanted(shapes=shapes, tied={}, file=CONFIG)).sources
     with TensorReader() as reader:
         for name, expected in wanted.items():
             target = torch.empty(expected.shape)
@@ -90,7 +91,7 @@ def test_a_missing_expert_is_named(tmp_path):
     torch.save(single, tmp_path / "x.pt")
     tensors = read_shard_file(tmp_path / "x.pt", "Shard 0 of 1").tensors
     with pytest.raises(CheckpointError) as caught:
-        match_names(tensors, wanted, {}, CONFIG)
+        match_names(tensors, Wanted(shapes=wanted, tied={}, file=CONFIG))
     assert f"{prefix}.gate_up_proj is not in the file" in str(caught.value)
 
 
@@ -109,4 +110,10 @@ def test_what_old_versions_saved_and_nobody_needs_is_passed_over(tmp_path):
         {"a": torch.zeros(2), "model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(2)}, tmp_path / "x.pt"
     )
     tensors = read_shard_file(tmp_path / "x.pt", "Shard 0 of 1").tensors
-    assert match_names(tensors, {"a": (2,)}, {}, CONFIG).keys() == {"a"}
+    matched = match_names(tensors, Wanted(shapes={"a": (2,)}, tied={}, file=CONFIG))
+    assert matched.sources.keys() == {"a"}
+    assert [(one.name, one.used, one.why) for one in matched.entries][1] == (
+        "model.layers.0.self_attn.rotary_emb.inv_freq",
+        False,
+        "computed from the config",
+    )

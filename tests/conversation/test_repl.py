@@ -10,6 +10,7 @@ import re
 import pytest
 import torch
 from checkpoints import CASES, build_model
+from known_facts import known_facts
 from plain_rule import plain_rule
 from scripted_console import ScriptedConsole
 
@@ -70,7 +71,7 @@ def talk(tiny, tmp_path):
             tokenizer=tokenizer,
             settings=settings,
             origins={"refine_iter": "checkpoint"},
-            facts={"checkpoint": "tiny", "dtype": "float32"},
+            facts=known_facts(),
             session=Session(tmp_path / "sessions", system="Be brief."),
             sessions=Sessions(tmp_path / "sessions"),
             use_template=True,

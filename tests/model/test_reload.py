@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from known_facts import known_facts
 from plain_rule import plain_rule
 from program import Chat
 from ranks import rank_environment
@@ -32,6 +33,7 @@ from chat.start.options import LaunchOptions, resolve_settings
 from chat.text.prompt import prompt_ids
 from chat.text.tokenizer import load_tokenizer
 from chat.text.transcript import Transcript
+from dist.checkpoint.ledger import Entry, Ledger
 from dist.checkpoint.open import open_checkpoint
 from dist.errors import WeightsLost
 from dist.group.group import SoloGroup
@@ -139,7 +141,7 @@ def talk(tmp_path):
         settings, origins = resolve_settings(options, config, checkpoint.generation_config)
         tokenizer = load_tokenizer(checkpoint.tokenizer_dir, checkpoint.generation_config)
         engine, reloader = load(options, SoloGroup(torch.device("cpu")))
-        facts = checkpoint_facts(reloader.loaded, 1, 1.0)
+        facts = checkpoint_facts(reloader.loaded, tokenizer, True, 1, 1.0)
         console = ActingConsole(*script)
         page = Page(console, Palette(ink="none"))
         talk = Talk(
@@ -201,7 +203,7 @@ def test_load_keeps_the_conversation_and_answers_as_a_fresh_start_would(run, tal
     assert wrong != right
     assert re.search(f"Step 7 answers from here on, ready in [0-9.]+ s: {run}/global_step_7/actor\n", console.shown)
     assert console.toolbar == "N 3  R 2  greedy  step 7"
-    assert repl.talk.facts["step"] == 7
+    assert repl.talk.facts.step == 7
     (journal,) = (tmp_path / "sessions").glob("*.jsonl")
     records = [json.loads(line) for line in journal.read_text().splitlines()]
     assert [record["step"] for record in records if record["kind"] == "checkpoint"] == [3, 7]
@@ -243,7 +245,7 @@ def test_steps_and_latest_are_looked_up_anew_each_time(run, talk):
     assert [row[4:] for row in rows[0]] == [["loaded,", "latest"], []]
     assert [row[4:] for row in rows[1]] == [["latest"], ["loaded"], []]
     assert [row[4:] for row in rows[2]] == [["loaded,", "latest"], []]
-    assert repl.talk.facts["step"] == 12
+    assert repl.talk.facts.step == 12
 
 
 def unfinished(run: Path) -> None:
@@ -283,7 +285,7 @@ def test_what_cannot_be_loaded_is_refused_with_nothing_changed(run, talk, spoil,
     repl, console = talk(run / "global_step_3", "Hello", line, "/undo", "Hello")
     assert message in console.shown
     assert "Traceback" not in console.shown
-    assert repl.talk.facts["step"] == 3
+    assert repl.talk.facts.step == 3
     assert repl.talk.transcript.messages[-1].token_ids == reply_by_plain_rule(
         run / "global_step_3", repl.talk.transcript, repl.talk.settings
     )
@@ -294,13 +296,13 @@ def test_another_architecture_is_refused_by_name(run, talk, tiny_checkpoint):
     repl, console = talk(run / "global_step_3", f"/load {other}")
     assert "It differs: it is a LlamaForCausalLM, the loaded one is a Qwen2ForCausalLM" in console.shown
     assert "Start anew with that folder." in console.shown
-    assert repl.talk.facts["step"] == 3
+    assert repl.talk.facts.step == 3
 
 
 def test_a_folder_of_another_kind_with_the_same_model_can_be_loaded(run, talk):
     repl, console = talk(run / "global_step_7", "/load 3", "Hello", f"/load {run}/reference", "/undo", "Hello")
-    assert repl.talk.facts["layout"] == "safetensors"
-    assert repl.talk.facts["step"] is None
+    assert repl.talk.facts.model.layout == "safetensors"
+    assert repl.talk.facts.step is None
     assert console.toolbar == "N 3  R 2  greedy"
     right = reply_by_plain_rule(run / "global_step_3", repl.talk.transcript, repl.talk.settings)
     assert repl.talk.transcript.messages[-1].token_ids == right
@@ -318,7 +320,7 @@ def test_under_verify_all_checksums_are_compared_before_weights_are_overwritten(
     assert f"verifying: {total:.2f} of {total:.2f} GB, " in console.status[seen.index("loading") - 1]
     assert f"File 1 of 3 is damaged: {run}/global_step_7/actor/model_world_size_3_rank_0.pt." in console.shown
     assert "Its bytes do not match their checksums (Bad CRC-32 for file " in console.shown
-    assert repl.talk.facts["step"] == 9
+    assert repl.talk.facts.step == 9
 
 
 def test_completion_offers_steps_the_newest_first_and_folders(run, talk, tmp_path):
@@ -337,26 +339,25 @@ def test_completion_offers_steps_the_newest_first_and_folders(run, talk, tmp_pat
 
 
 def test_facts_are_told_in_readable_units():
-    facts = {
-        "checkpoint": "/runs/a/global_step_30/actor",
-        "step": 30,
-        "saved_world_size": 8,
-        "layout": "FSDP2",
-        "torch_family": "2.5 to 2.9",
-        "adapters": None,
-        "model_type": "qwen2",
-        "parameters": 7_615_616_512,
-        "saved_dtype": "float32",
-        "dtype": "bfloat16",
-        "parallel": "none: one process",
-        "bytes_per_rank": 15_231_233_024,
-        "load_seconds": 10.0,
-        "load_bytes": 30 << 30,
-        "processes": 2,
-        "ready_seconds": 12.3,
-    }
+    facts = known_facts(
+        path=Path("/runs/a/global_step_30/actor"),
+        step=30,
+        saved_world_size=8,
+        layout="FSDP2",
+        torch_family="2.5 to 2.9",
+        parameters=7_615_616_512,
+        saved_dtype="float32",
+        dtype="bfloat16",
+        bytes_per_rank=15_231_233_024,
+        load_seconds=10.0,
+        load_bytes=30 << 30,
+        processes=2,
+        ledger=Ledger((Entry("generation_config.json", "min_p", False, "not supported", "0.1", matters=True),)),
+    )
     rows = dict(facts_table(facts))
     assert rows["step"] == "30"
+    assert rows["chat template"] == "chat_template.jinja"
+    assert rows["not used"] == "generation_config.json: min_p 0.1 (not supported)"
     assert rows["layout"] == "FSDP2, torch 2.5 to 2.9"
     assert rows["world size"] == "8 when saved, 2 now"
     assert rows["parameters"] == "7,615,616,512 (7.6 B)"

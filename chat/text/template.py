@@ -1,0 +1,128 @@
+"""A checkpoint's chat template at work: messages become the text of a prompt. Knows no token ids and no model.
+
+What a template does with system prompts, with contents and at the end of a turn is seen once, when it is taken.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dist.checkpoint.ledger import TEMPLATES, Entry
+from dist.checkpoint.templates import Behaviour, Messages, Template, holds, message, observe
+from dist.errors import CheckpointError, PromptError
+
+WAYS_OUT = "--no-use_chat_template sends prompts as they are; --chat_template FILE takes another template."
+# What transformers gives every template.
+GIVEN = frozenset(
+    (
+        *("messages", "tools", "documents", "add_generation_prompt", "continue_final_message"),
+        *("raise_exception", "strftime_now", "range", "namespace", "dict", "lipsum", "cycler", "joiner"),
+        *("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"),
+        "additional_special_tokens",
+    )
+)
+GENERATION_TAG = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatTemplate:
+    """A template that has rendered a message of the user's. `backend` is its transformers tokenizer."""
+
+    backend: Any
+    template: Template
+    behaviour: Behaviour
+
+    def render(self, messages: Sequence[tuple[str, str]], *, begin_reply: bool = True) -> str:
+        """The text of (role, content) messages and the beginning of a reply.
+
+        Raises PromptError with the template's words if it refuses them, or if it leaves out what the user said.
+        """
+        plain = [message(role, text, self.behaviour.parts) for role, text in messages]
+        try:
+            text = _render(self.backend, self.template, plain, begin_reply)
+        except refusals() as error:
+            has_system = any(role == "system" for role, _ in messages)
+            hint = "/system - removes the system prompt." if has_system and self.behaviour.system != "used" else ""
+            raise PromptError("The chat template refuses the conversation.", f"It says: {error}", hint) from error
+        said = next((content for role, content in reversed(messages) if role == "user"), "")
+        if not holds(text, said):
+            raise PromptError("The chat template leaves out what you said.", "It is not in the prompt.", WAYS_OUT)
+        return text
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What is worth knowing about it, in words."""
+        system = {
+            "used": (),
+            "ignored": ("it ignores system prompts",),
+            "refused": ("it refuses system prompts",),
+        }[self.behaviour.system]
+        return (*system, *(("contents are given as lists of parts",) if self.behaviour.parts else ()))
+
+    @property
+    def words(self) -> str:
+        """Where it comes from and what is worth knowing about it."""
+        return "; ".join((self.template.words, *self.remarks))
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """The arguments that it reads and that are not given, for the ledger."""
+        return tuple(
+            Entry(TEMPLATES, name, False, "an argument that is not given") for name in arguments(self.template)
+        )
+
+
+def refusals() -> tuple[type[Exception], ...]:
+    """What rendering raises when a template refuses or cannot deal with messages."""
+    from jinja2 import TemplateError
+
+    return (TemplateError, ValueError, TypeError, KeyError, AttributeError, IndexError, ImportError)
+
+
+def take_template(backend: Any, template: Template) -> ChatTemplate:
+    """`template`, tried out. Raises CheckpointError if it cannot be parsed or makes no prompt of a message."""
+    from jinja2 import TemplateSyntaxError
+
+    def render(messages: Messages, begin_reply: bool) -> str:
+        return _render(backend, template, messages, begin_reply)
+
+    try:
+        behaviour = observe(render, refusals())
+    except TemplateSyntaxError as error:
+        raise CheckpointError(
+            f"The chat template in {template.source} cannot be parsed.",
+            f"Line {error.lineno}: {error.message}",
+            WAYS_OUT,
+        ) from error
+    except refusals() as error:
+        missing = arguments(template)
+        named = f" It reads {', '.join(missing)}, which is not given." if missing else ""
+        raise CheckpointError(
+            f"The chat template in {template.source} makes no prompt of a message.",
+            f"It says: {error}.{named}",
+            WAYS_OUT,
+        ) from error
+    return ChatTemplate(backend=backend, template=template, behaviour=behaviour)
+
+
+def arguments(template: Template) -> list[str]:
+    """The variables that a template reads besides those that transformers gives it."""
+    from jinja2 import TemplateError, meta
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    environment = ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"])
+    try:
+        parsed = environment.parse(GENERATION_TAG.sub("", template.text))
+    except TemplateError:
+        return []
+    return sorted(meta.find_undeclared_variables(parsed) - GIVEN)
+
+
+def _render(backend: Any, template: Template, messages: Messages, begin_reply: bool) -> str:
+    text: str = backend.apply_chat_template(
+        list(messages), tokenize=False, add_generation_prompt=begin_reply, chat_template=template.text
+    )
+    return text
