@@ -64,7 +64,7 @@ def test_attention_sees_its_own_tokens_and_nothing_behind_them(dtype, case):
             storage[:, slot + before + length : slot + capacity] = torch.nan
     pieces = Pieces(torch.tensor(table), rows)
     more = {"scale": size**-0.5, "window": window, "softcap": softcap}
-    ours = split_kv.split_kv_attention(query, key, value, pieces, **more)
+    ours = split_kv.split_kv_attention(query, key, value, pieces.table_S4, pieces.longest, **more)
     assert agree(ours, reference_attention(query.double(), key.double(), value.double(), pieces, **more))
 
 
