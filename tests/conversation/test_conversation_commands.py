@@ -126,7 +126,7 @@ def test_an_earlier_message_is_edited_in_the_input_line(tmp_path, checkpoint):
         # Ctrl-C leaves everything as it was, and what is typed next is a message like any other.
         chat.say("/edit 2")
         chat.wait_for("› Two\n")
-        chat.wait_for("Ctrl-C leaves all as it was")
+        chat.wait_for("Ctrl-C cancels")
         chat.send(CTRL_C)
         chat.wait_for("Nothing was changed.")
         assert exported(chat) == ["One", "Two", "Three"]
