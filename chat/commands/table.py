@@ -99,7 +99,7 @@ GROUPS: dict[str, tuple[Command, ...]] = {
         talk.compare,
         settings.trace,
         talk.stats,
-        talk.context,
+        talk.show_context,
     ),
     "Settings": (
         settings.settings,

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from chat.commands.row import Value, command, whole_number
+from chat.commands.row import Value, command, exchanges, whole_number
 from chat.commands.settings import known_setting, setting_names, setting_values
 from chat.screen.markdown.stream import code_blocks
 from dist.errors import UsageError
 
 if TYPE_CHECKING:
     from chat.conversation.repl import Repl
+
+SHOWN_MESSAGES = 40
 
 
 def _compared(repl: Repl, words: tuple[str, ...], word: str) -> Iterable[Value]:
@@ -73,13 +75,31 @@ def copy(repl: Repl, argument: str) -> None:
     repl.note(f"Sent {what} to the terminal's clipboard: {len(text):,} characters. Not every terminal takes it.")
 
 
-@command("context", "/context", "how many tokens the conversation holds, of how many")
-def context(repl: Repl, argument: str) -> None:
-    used, limit = repl.talk.context()
+@command("context", "/context", "what each message takes of the context, what is cached, what does not fit")
+def show_context(repl: Repl, argument: str) -> None:
+    found = repl.talk.context()
+    if found is None:
+        repl.note("Nothing was said yet.")
+        return
+    cached = repl.cached_tokens
+    rows = []
+    for share in found.shares[-SHOWN_MESSAGES:]:
+        state = "left out" if share.left_out else "cached" if share.end <= cached else ""
+        rows.append(
+            (share.message.role, f"{share.tokens:,}", state, " ".join(share.message.content[:200].split())[:50])
+        )
+    rows.append(("template", f"{found.template:,}", "", ""))
+    more = len(found.shares) - SHOWN_MESSAGES
+    if more > 0:
+        repl.note(f"{more} messages before these.")
+    repl.page.table(rows, head=("message", "tokens", "", ""))
     repl.note(
-        f"{used:,} of {limit:,} tokens in {len(repl.talk.transcript.exchanges)} exchanges; "
-        f"{repl.cached_tokens:,} are kept from the last turn."
+        f"{found.total:,} of {found.limit:,} tokens in {exchanges(len(repl.talk.transcript.exchanges))}; "
+        f"{min(cached, found.total):,} are in the KV cache."
     )
+    out = repl.talk.next_left_out()
+    if out:
+        repl.note(f"The next turn leaves out the oldest {exchanges(out)}.")
 
 
 @command("stats", "/stats", "figures of the last reply")

@@ -20,7 +20,8 @@ from chat.sessions.folder import Sessions
 from chat.sessions.records import CheckpointRecord
 from chat.sessions.session import Asked, Session
 from chat.sessions.tree import ROOT, Node, Tree
-from chat.text.prompt import ROOM_FOR_REPLY, FittedPrompt, fit, prompt_ids
+from chat.text.context import Context, context
+from chat.text.prompt import ROOM_FOR_REPLY, FittedPrompt, fit
 from chat.text.tokenizer import ChatTokenizer
 from chat.text.transcript import Transcript
 from dist.errors import ChatError, PromptError, UsageError, WeightsLost
@@ -102,13 +103,7 @@ class Talk:
 
     def fitted(self, transcript: Transcript, settings: GenerationSettings | None = None) -> FittedPrompt:
         """The prompt that asks for a reply to `transcript`; raises PromptError if there can be none."""
-        fitted = fit(
-            transcript,
-            self.tokenizer,
-            settings or self.settings,
-            self._positions,
-            use_template=self._use_template,
-        )
+        fitted = self._fit(transcript, settings)
         if fitted.left_out and self.overflow == "refuse":
             there = len(transcript.for_model().exchanges)
             raise PromptError(
@@ -140,16 +135,6 @@ class Talk:
             )
         return size
 
-    def context(self) -> tuple[int, int]:
-        """How many tokens the conversation holds, of how many."""
-        limit = min(self.settings.max_length, self._positions or self.settings.max_length)
-        there = self.transcript.for_model().messages
-        try:
-            size = len(prompt_ids(self.transcript, self.tokenizer, self._use_template)) if there else 0
-        except PromptError:  # the template refuses it as it stands: a system prompt alone, say
-            size = sum(len(self.tokenizer.encode(message.content)) for message in there)
-        return size, limit
-
     @property
     def system_fate(self) -> str | None:
         """Why a system prompt does not reach the model, and what to do; None if it does."""
@@ -158,6 +143,26 @@ class Talk:
             return None
         does = "ignores it" if template.behaviour.system == "ignored" else "refuses it, and so every message"
         return f"the chat template {does}. /system - removes it."
+
+    def context(self) -> Context | None:
+        """What fills the context now, as the figures of the last reply counted it; None if nothing does."""
+        asked = self.transcript.without_reply()
+        if asked.last_question is None:
+            return None
+        return context(self.transcript, self._fit(asked), self.tokenizer)
+
+    def next_left_out(self) -> int:
+        """How many exchanges a short next message would leave out of its prompt."""
+        return len(self._fit(self.transcript.with_user("?")).left_out)
+
+    def _fit(self, transcript: Transcript, settings: GenerationSettings | None = None) -> FittedPrompt:
+        return fit(
+            transcript,
+            self.tokenizer,
+            settings or self.settings,
+            self._positions,
+            use_template=self._use_template,
+        )
 
     def reply_text(self, token_ids: Sequence[int]) -> str:
         """The text of a reply or of a part of one, without the stop token at its end."""

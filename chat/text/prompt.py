@@ -6,7 +6,7 @@ Knows no model and no screen.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from chat.text.tokenizer import ChatTokenizer
@@ -44,21 +44,65 @@ def fit(
     whole = transcript.for_model()
     top = settings.max_length if limit is None else min(settings.max_length, limit)
     room = min(settings.max_new_tokens, ROOM_FOR_REPLY)
+    tried: dict[int, tuple[int, ...]] = {}
 
     def without(n: int) -> tuple[int, ...]:
-        return prompt_ids(whole.without_oldest(n) if n else whole, tokenizer, use_template)
+        if n not in tried:
+            tried[n] = prompt_ids(whole.without_oldest(n) if n else whole, tokenizer, use_template)
+        return tried[n]
 
-    ids = without(0)
-    low, high = 0, max(0, len(whole.exchanges) - 1)
-    if len(ids) + room > top and not refuse and high > 0:
-        # The fewest exchanges left out that make it fit: `low` of them are too few, `high` is the most there is.
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (low, middle) if len(without(middle)) + room <= top else (middle, high)
-        low, ids = high, without(high)
-    if len(ids) + room > top:
-        raise _does_not_fit(len(ids), room, top, settings)
-    return FittedPrompt(token_ids=ids, left_out=whole.exchanges[:low], limit=top)
+    most = 0 if refuse else max(0, len(whole.exchanges) - 1)
+    out = _fewest_left_out(whole, tokenizer, top - room, most, lambda n: len(without(n)))
+    if len(without(out)) + room > top:
+        raise _does_not_fit(len(without(out)), room, top, settings)
+    return FittedPrompt(token_ids=without(out), left_out=whole.exchanges[:out], limit=top)
+
+
+def _fewest_left_out(
+    transcript: Transcript, tokenizer: ChatTokenizer, room: int, most: int, length: Callable[[int], int]
+) -> int:
+    """The fewest exchanges to leave out so that `length` of the rest is at most `room`; `most` if none is enough.
+
+    A long conversation is not rendered whole to find out: the tokens of its messages tell where to look.
+    """
+    if most == 0:
+        return 0
+    if sum(len(one.token_ids) for one in transcript.messages) <= room and length(0) <= room:
+        return 0
+    sizes = _sizes(transcript, tokenizer, room)
+    guess = min(most, len(transcript.exchanges) - len(sizes))
+    over = max(0, length(guess) - sum(sizes)) // max(1, len(sizes))  # what the template adds to an exchange
+    taken = 0
+    for at, size in enumerate(sizes):
+        taken += size + over
+        if taken > room:
+            guess = min(most, len(transcript.exchanges) - at)
+            break
+    # From the guess on in ever larger steps, until one number fits and one below it does not.
+    step, low, high = 1, guess - 1, guess
+    while high < most and length(high) > room:
+        low, high = high, min(most, high + step)
+        step *= 2
+    while low >= 0 and length(low) <= room:
+        low, high = max(-1, low - step), low
+        step *= 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if length(middle) <= room else (middle, high)
+    return high
+
+
+def _sizes(transcript: Transcript, tokenizer: ChatTokenizer, room: int) -> list[int]:
+    """Tokens of the texts of the newest exchanges, the newest first, as many as can have room."""
+    sizes: list[int] = []
+    total = 0
+    for group in reversed(transcript.exchanges):
+        size = sum(len(one.token_ids) or len(tokenizer.encode(one.content)) for one in group)
+        total += size
+        if sizes and total > room:
+            break
+        sizes.append(size)
+    return sizes
 
 
 def _does_not_fit(length: int, room: int, top: int, settings: GenerationSettings) -> PromptError:
@@ -82,13 +126,17 @@ def prompt_ids(transcript: Transcript, tokenizer: ChatTokenizer, use_template: b
     if not messages or not messages[-1].content.strip():
         raise PromptError("The prompt is empty.")
     rendered = _render(messages, tokenizer, use_template)
-    whole = tokenizer.encode(rendered, special=not use_template)
-    if not rendered.strip() or not whole:
+    if not rendered.strip():
         raise PromptError("The prompt is empty after the chat template.")
     spliced = _splice(messages, rendered, tokenizer, use_template)
-    if spliced is None or tokenizer.decode(spliced, False) != tokenizer.decode(whole, False):
-        return whole
-    return spliced
+    text = None if spliced is None else tokenizer.decode(spliced, False)
+    if spliced is not None and text == rendered:
+        return spliced
+    whole = tokenizer.encode(rendered, special=not use_template)
+    if not whole:
+        raise PromptError("The prompt is empty after the chat template.")
+    # A tokenizer that changes what it reads changes both in the same way.
+    return spliced if spliced is not None and text == tokenizer.decode(whole, False) else whole
 
 
 def _render(messages: Iterable[Message], tokenizer: ChatTokenizer, use_template: bool) -> str:

@@ -24,6 +24,8 @@ COPY_AGAIN = "Copy the tokenizer's files again from the model that was trained."
 TURN_END = "the chat template ends turns with it"
 # Tokens that stand for images and sound have no embeddings in the text part of some models, and need none.
 FOR_MEDIA = ("image", "audio", "video", "vision", "boi", "eoi")
+# What is remembered of texts that were encoded: how many, up to which length.
+KNOWN_TEXTS, KNOWN_CHARACTERS = 20_000, 4_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +48,9 @@ class ChatTokenizer:
     template: ChatTemplate | None = None
     entries: tuple[Entry, ...] = ()
     notices: tuple[str, ...] = ()
+    _known: dict[tuple[str, bool], tuple[int, ...]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @property
     def has_chat_template(self) -> bool:
@@ -75,7 +80,15 @@ class ChatTokenizer:
 
     def encode(self, text: str, *, special: bool = False) -> tuple[int, ...]:
         """The ids of `text`; with `special` also those that the tokenizer puts around it (a leading BOS, say)."""
-        return tuple(self.backend.encode(text, add_special_tokens=special))
+        # Every turn asks for the same earlier messages again.
+        ids = self._known.get((text, special))
+        if ids is None:
+            ids = tuple(self.backend.encode(text, add_special_tokens=special))
+            if len(text) <= KNOWN_CHARACTERS:
+                if len(self._known) >= KNOWN_TEXTS:
+                    self._known.clear()
+                self._known[text, special] = ids
+        return ids
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """The text of `ids`; bytes that are no whole character become U+FFFD."""

@@ -713,3 +713,29 @@ def test_find_and_history_show_what_was_said(talk):
     end = console.shown.rpartition("1 exchange before these.")[2]
     assert end.count("› ") == 2
     assert "› Two" in end
+
+
+def test_context_says_what_each_message_takes_and_agrees_with_the_stats_line(talk):
+    settings = GenerationSettings(add_eos_length=7, refine_iter=1, max_new_tokens=8, max_length=150)
+    lines = ("First question", "Second one", "Third one", "Fourth one", "Fifth one")
+    for asked in (lines[:1], lines):
+        repl, console = talk(*asked, "/context", settings=settings)
+        used = re.findall(r"context (\d+) of 150", console.shown)[-1]
+        assert f"\n{used} of 150 tokens in {len(asked)} exchange" in console.shown
+        shown = console.shown.rpartition("message ")[2]
+        rows = [
+            (role, int(tokens), state)
+            for role, tokens, state in re.findall(r"^  (\w+) +(\d+) *(left out|cached)?", shown, re.M)
+        ]
+        assert sum(tokens for _, tokens, state in rows if state != "left out") == int(used)
+        assert [role for role, _, state in rows if state == "cached"][:2] == ["system", "user"]
+        assert ("left out" in shown) == (len(asked) > 1)
+    assert repl.talk.transcript.messages[-1].left_out == len(re.findall(r"^  user .* left out", shown, re.M))
+    assert re.search(r"The next turn leaves out the oldest \d exchanges?\.", console.shown)
+
+
+def test_what_is_left_out_is_said_once_and_again_after_it_fitted(talk):
+    settings = GenerationSettings(add_eos_length=7, refine_iter=1, max_new_tokens=8, max_length=150)
+    lines = tuple(f"Question {number}" for number in range(6))
+    _, console = talk(*lines, "/clear", *lines, settings=settings)
+    assert console.shown.count("are left out of the prompt") == 2
