@@ -114,7 +114,7 @@ def _locked(growing: Path, final: Path) -> int:
         return open_locked(growing, create=True, mode=0o666)
     except Locked:
         raise UsageError(
-            f"Another run is writing {final}.", mend="Wait for it, or choose another output file."
+            f"Another run is writing {final}.", hint="Wait for it, or choose another output file."
         ) from None
 
 
