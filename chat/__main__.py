@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import traceback
+from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
 from chat.start.options import LaunchOptions, asked_options, load_config, parse_options, with_config
@@ -23,6 +24,7 @@ from chat.terminal.lifeline import (
     write_status,
 )
 from chat.terminal.streams import Streams, open_streams
+from chat.terminal.streams import say as say_on
 from dist.errors import ChatError, CheckpointError, RankError
 
 if TYPE_CHECKING:
@@ -62,9 +64,7 @@ def lead(options: LaunchOptions, streams: Streams) -> NoReturn:
     """Rank 0: everything the person sees."""
     from chat.leader import run
 
-    def say(text: str) -> None:
-        print(text, file=streams.notices, flush=True)
-
+    say = partial(say_on, streams)
     lifeline = Lifeline(say=say, run_dir=streams.run_dir, answer_s=options.answer_timeout)
     lifeline.start()
     try:

@@ -2,7 +2,7 @@
 
 Committed text scrolls up and is never touched again; below it a bounded live zone, the input line and one quiet
 line are redrawn. `commit`, `show_live` and the other setters may be called from any thread and do not wait
-(but for `start`, `flush` and `close`); what the person does arrives in `events`.
+(but for `start`, `flush` and `close`); what the user does arrives in `events`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from prompt_toolkit.application import Application
 from prompt_toolkit.enums import EditingMode
 from prompt_toolkit.input import Input
 
+from chat.console.draft import Draft
 from chat.console.editor import edit_text
 from chat.console.events import (
     Abort,
@@ -41,10 +42,11 @@ from chat.console.input import clean
 from chat.console.keyboard import GuardedKeys, Keyboard
 from chat.console.keys import console_keys
 from chat.console.layout import View, console_layout, console_style
-from chat.console.line import InputLine
+from chat.console.line import WAITS, InputLine
 from chat.console.output import HeldOutput, terminal_output
 from chat.console.painter import Painter
 from chat.console.plain import PlainLines
+from chat.console.state import LineState
 from chat.terminal.mode import BaseMode
 from chat.terminal.streams import Streams
 
@@ -66,6 +68,7 @@ __all__ = [
 
 FRAME_SECONDS = 0.05
 SIZE_POLL_SECONDS = 0.2
+TAKEN_OVER = "This line was not sent last time. Ctrl-C clears it."
 MAX_FAULTS, FAULT_SECONDS = 20, 2.0
 
 
@@ -95,17 +98,13 @@ class Console:
         self._streams = streams
         self._mode = mode or BaseMode(streams.keyboard_fd)
         output = output or terminal_output(streams.replies, color=streams.color)
-        self._view = View(ascii=streams.ascii)
+        self._state = LineState(self.events, waits=WAITS, commands=commands, on_abort=on_abort)
+        self._view = View(self._state, ascii=streams.ascii)
         self._painter = Painter(output, self._view)
         self._line = InputLine(
-            self._view,
-            self.events,
-            commands=commands,
-            history_file=history_file,
-            complete=complete,
-            settle=self._carry_out,
-            on_abort=on_abort,
+            self._view, self._state, history_file=history_file, complete=complete, settle=self._carry_out
         )
+        self._draft = Draft(history_file.parent / "drafts")
         # Crossing the threads: what is to be done by the console's, in order, and the bell for it.
         self._orders: deque[Callable[[], None]] = deque()
         self._after_paint: list[Callable[[], None]] = []
@@ -133,11 +132,14 @@ class Console:
 
     def start(self) -> None:
         """Draw the input line and read keys; returns once that is so (or has failed)."""
+        if left := self._draft.take_over():
+            self._line.put_back(left)
+            self._line.hint(TAKEN_OVER)
         self._thread.start()
         self._running.wait()
 
     def close(self) -> None:
-        """Show what is still to be committed, take the live zone away, end the thread."""
+        """Show what is still to be committed, end the thread. A live zone that was not cleared is cut."""
         self._order(self._exit)
         if self._thread.is_alive():
             self._thread.join()
@@ -157,7 +159,7 @@ class Console:
         self.commit(text)
 
     def echo(self, text: str) -> None:
-        """As `commit`, for what the person sent: a blank line stands before it."""
+        """As `commit`, for what the user sent: a blank line stands before it."""
         if text:
             self._order(lambda: self._painter.add(text, apart=True))
 
@@ -182,6 +184,14 @@ class Console:
     def set_busy(self, busy: bool) -> None:
         """A reply is being made (or other work goes on), or (False) the next line is waited for."""
         self._order(lambda: self._line.set_busy(busy))
+
+    def set_stoppable(self, stoppable: bool) -> None:
+        """What makes the console busy is a reply, which Ctrl-C stops."""
+        self._order(lambda: setattr(self._state, "stoppable", stoppable))
+
+    def cut_live(self) -> None:
+        """Commit the live zone as it stands, marked as cut: what made it is broken off."""
+        self._order(self._painter.cut)
 
     def edit(self, text: str) -> None:
         """Put `text` into the input line; what is sent next is marked as edited, unless Ctrl-C comes first."""
@@ -295,6 +305,7 @@ class Console:
         while True:
             await asyncio.sleep(SIZE_POLL_SECONDS)
             self._painter.redraw_if_resized()
+            self._draft.save(self._line.text)
 
     def _paint(self) -> None:
         """Carry out all orders and show what came of them."""
@@ -312,6 +323,7 @@ class Console:
 
     def _exit(self) -> None:
         if self._app.is_running and not self._app.is_done:
+            self._draft.save(self._line.text)
             self._painter.end()
             self._app.exit()
 
@@ -326,7 +338,7 @@ class Console:
         self._painter.redraw()
 
     def open_editor(self) -> None:
-        """Open the line in the person's editor."""
+        """Open the line in the user's editor."""
         self._painter.give_up()
         try:
             self._line.replace(clean(edit_text(self._line.text, self._streams, self._mode)))

@@ -1,4 +1,4 @@
-"""A text in the person's own editor, on a terminal that is lent to it. Knows no input line."""
+"""A text in the user's own editor, on a terminal that is lent to it. Knows no input line."""
 
 from __future__ import annotations
 

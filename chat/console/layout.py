@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 
 from prompt_toolkit.application.current import get_app
 from prompt_toolkit.buffer import Buffer
+from prompt_toolkit.enums import EditingMode
 from prompt_toolkit.filters import Condition
 from prompt_toolkit.formatted_text import StyleAndTextTuples
+from prompt_toolkit.key_binding.vi_state import InputMode
 from prompt_toolkit.layout import (
     BufferControl,
     ConditionalContainer,
@@ -35,7 +37,9 @@ from prompt_toolkit.widgets import SearchToolbar
 
 from chat.console.events import Line
 from chat.console.input import Chips, ShowChips
+from chat.console.state import LineState
 
+VI_MODES = {InputMode.NAVIGATION: "NORMAL", InputMode.REPLACE: "REPLACE", InputMode.REPLACE_SINGLE: "REPLACE"}
 MENU_ROWS = 10
 INPUT_ROWS = 10
 
@@ -75,15 +79,26 @@ MONO_STYLE = {
 class View:
     """What is shown besides the input line. Written and read on the console's thread only."""
 
+    state: LineState
     live: tuple[Line, ...] = ()
     status: str = ""
     hint: str = ""
     toolbar: str = ""
-    busy: bool = False
-    editing: bool = False
     ascii: bool = False
     idle_hints: tuple[str, ...] = field(default=("/help", "Alt-Enter new line", "Ctrl-D leaves"))
-    edit_hints: tuple[str, ...] = field(default=("editing", "Enter sends it", "Ctrl-C leaves all as it was"))
+    edit_hints: tuple[str, ...] = field(default=("editing", "Enter sends it", "Ctrl-C cancels"))
+
+    @property
+    def busy(self) -> bool:
+        return self.state.busy
+
+    @property
+    def editing(self) -> bool:
+        return self.state.editing
+
+    def cut(self, text: str, width: int) -> str:
+        """`text` on one line of at most `width` columns."""
+        return cut(text, width, "..." if self.ascii else "…")
 
 
 def console_style(color: bool) -> Style:
@@ -175,8 +190,8 @@ def _menu(buffer: Buffer, view: View) -> StyleAndTextTuples:
     for number, item in enumerate(shown, first):
         style = "class:menu.current" if number == chosen else "class:menu"
         mark = ("> " if view.ascii else "› ") if number == chosen else "  "
-        about = cut(item.display_meta_text, width - names - 2)
-        name = cut(item.display_text, names)
+        about = view.cut(item.display_meta_text, width - names - 2)
+        name = view.cut(item.display_text, names)
         fragments += [
             ("", "\n" if number > first else ""),
             (style, mark + name),
@@ -192,18 +207,26 @@ def _bottom(view: View, width: int) -> StyleAndTextTuples:
     style = "class:hint" if view.hint else "class:toolbar"
     if not left:
         left = ("  " if view.ascii else " · ").join(view.edit_hints if view.editing else view.idle_hints)
-    left = cut("  " + left, width)
+    left = view.cut(f"  {_vi_mode()}{left}", width)
     room = width - get_cwidth(left) - 2
     if get_cwidth(view.toolbar) > room:
         return [(style, left)]
     return [(style, left), ("", " " * (room + 2 - get_cwidth(view.toolbar))), ("class:toolbar", view.toolbar)]
 
 
-def cut(text: str, width: int) -> str:
-    """`text` on one line of at most `width` columns."""
+def _vi_mode() -> str:
+    """Which of vi's modes the line is in; "" where it is not edited as in vi."""
+    app = get_app()
+    if app.editing_mode != EditingMode.VI:
+        return ""
+    return VI_MODES.get(app.vi_state.input_mode, "INSERT") + "  "
+
+
+def cut(text: str, width: int, mark: str) -> str:
+    """`text` on one line of at most `width` columns, with `mark` at its end if it is not whole."""
     text = text.replace("\n", " ")
     if get_cwidth(text) <= width:
         return text
-    while text and get_cwidth(text) > width - 1:
+    while text and get_cwidth(text) > width - len(mark):
         text = text[:-1]
-    return text + "…" if width > 0 else ""
+    return (text + mark)[: max(0, width)]

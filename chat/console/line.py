@@ -1,14 +1,11 @@
 """The input line: what is in it, and what sending, stopping, pasting do. Knows no screen and no threads.
 
-All of it runs on the console's thread; what the person wants leaves it as events.
+All of it runs on the console's thread; what the user wants leaves it as events.
 """
 
 from __future__ import annotations
 
-import queue
-import time
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from prompt_toolkit.application.current import get_app
@@ -19,50 +16,28 @@ from prompt_toolkit.filters import Condition
 from prompt_toolkit.search import stop_search
 
 from chat.console.buffer import VisibleCharacters
-from chat.console.events import (
-    Abort,
-    CommandInfo,
-    Complete,
-    ConsoleEvent,
-    Interrupt,
-    Leave,
-    Submitted,
-    command_word,
-)
+from chat.console.events import Complete, command_word
 from chat.console.input import Chips, LineCompleter, SessionHistory, clean
 from chat.console.layout import View
+from chat.console.state import LineState
 
-ABORT_SECONDS = 2.0
-HOW_TO_LEAVE = "Ctrl-D or /quit leaves."
-NOTHING_CHANGED = "Nothing was changed."
+WAITS = "Kept as a draft: send it when this is done (Ctrl-C stops a reply)."
 
 
 class InputLine:
-    """Drafts, history, completion, chips. Sending makes the view busy; `set_busy(False)` ends that.
+    """Drafts, history, completion, chips; `state` says what sending and stopping mean.
 
     `settle` is called before a key that sends or stops: orders of the main thread that came earlier count first.
-    `on_abort` is called with every Abort event: the main thread may be stuck.
     """
 
     def __init__(
-        self,
-        view: View,
-        events: queue.Queue[ConsoleEvent],
-        *,
-        commands: Sequence[CommandInfo],
-        history_file: Path,
-        complete: Complete,
-        settle: Callable[[], None],
-        on_abort: Callable[[], None] | None,
+        self, view: View, state: LineState, *, history_file: Path, complete: Complete, settle: Callable[[], None]
     ) -> None:
         self.chips = Chips()
         self._view = view
-        self._events = events
-        self._commands = {command.name.lstrip("/"): command for command in commands}
+        self._state = state
         self._settle = settle
-        self._on_abort = on_abort
         self._history = SessionHistory(history_file)
-        self._interrupts: deque[float] = deque(maxlen=3)
         self.buffer = VisibleCharacters(
             name=DEFAULT_BUFFER,
             multiline=True,
@@ -84,7 +59,7 @@ class InputLine:
 
     def edit(self, text: str) -> None:
         self.replace(text)
-        self._view.editing = True
+        self._state.editing = True
 
     def put_back(self, text: str) -> None:
         if not self.buffer.text:
@@ -92,9 +67,9 @@ class InputLine:
             self.buffer.set_document(Document(folded, len(folded)))
 
     def set_busy(self, busy: bool) -> None:
-        self._view.busy = busy
-        self._view.hint = ""
-        self._interrupts.clear()
+        if busy != self._state.busy:
+            self._view.hint = ""
+        self._state.set_busy(busy)
 
     def hint(self, text: str) -> None:
         self._view.hint = text
@@ -104,63 +79,34 @@ class InputLine:
     def send(self) -> None:
         self._settle()  # a `set_busy` from before this key must not come after it
         text = self.text
-        word = command_word(text)
-        text = text if word is None else text.rstrip(" ")
+        if command_word(text) is not None:
+            text = text.rstrip(" ")
         if not text.strip():
             self.buffer.reset()
-        elif not self._view.busy:
-            self._view.busy = True
-            self._hand_over(text, live=False)
-        elif word is None:
-            self.hint("Kept as a draft: send it when this is done (Ctrl-C stops a reply).")
-        elif word in self._commands and not self._commands[word].live:
-            self.hint(f"/{word} has to wait until this is done (Ctrl-C stops a reply).")
+        elif waits := self._state.submit(text):
+            self.hint(waits)
         else:
-            self._hand_over(text, live=True)
-
-    def _hand_over(self, text: str, *, live: bool) -> None:
-        self._history.append_string(text)
-        self.buffer.reset()
-        self.chips.clear()
-        edited, self._view.editing = self._view.editing, False
-        self._events.put(Submitted(text, live, edited))
+            self._history.append_string(text)
+            self.buffer.reset()
+            self.chips.clear()
 
     def interrupt(self) -> None:
         self._settle()
-        if self._view.busy:
-            self._interrupts.append(time.monotonic())
-            in_vain = len(self._interrupts) == 3 and self._interrupts[-1] - self._interrupts[0] <= ABORT_SECONDS
-            if in_vain:
-                self.abort()
-            else:
-                self._events.put(Interrupt())
-            self.hint("A reply stops after this pass. Ctrl-C three times in a row ends the program.")
-            return
-        if get_app().layout.is_searching:
-            stop_search()
-        editing, self._view.editing = self._view.editing, False
-        if self.buffer.text or editing:
+        said = self._state.interrupt(draft=bool(self.buffer.text))
+        if not self._state.busy:
+            if get_app().layout.is_searching:
+                stop_search()
             self.buffer.reset()
             self.chips.clear()
-            self.hint(NOTHING_CHANGED if editing else "")
-        else:
-            self.hint(HOW_TO_LEAVE)
+        self.hint(said)
 
     def abort(self) -> None:
         self._settle()
-        if self._view.busy:
-            self._events.put(Abort())
-            if self._on_abort is not None:
-                self._on_abort()
-        else:
-            self.hint(HOW_TO_LEAVE)
+        self.hint(self._state.abort())
 
     def leave(self) -> None:
         self._settle()
-        if self._view.busy:
-            self.hint("Ctrl-D leaves when this is done (Ctrl-C stops a reply).")
-        else:
-            self._events.put(Leave())
+        self.hint(self._state.leave())
 
     def insert(self, text: str, label: str) -> None:
         """A file's text, with a line of its own for what is typed next."""

@@ -14,6 +14,8 @@ from chat.console.events import Line
 from chat.console.layout import View
 from chat.console.output import HeldOutput, reflows, rewrapped_rows
 
+CUT = "[cut]"
+
 
 class Painter:
     """Commits, erases and redraws. `attach` comes first: it says which application draws below the committed text.
@@ -55,9 +57,18 @@ class Painter:
         self._write_added()
         self.redraw()
 
+    def cut(self) -> None:
+        """Commit the live zone as it stands: nothing that was seen is erased."""
+        lines = self.live() if callable(self.live) else self.live
+        shown = ["".join(text for style, text in line if style != "placeholder").rstrip() for line in lines]
+        if any(shown):
+            self.add("\n".join([*shown, CUT]))
+        self.live = ()
+
     def end(self) -> None:
-        """Commit what was added; nothing is left below it."""
-        self.live = self._view.live = ()
+        """Commit what was added, and what is live; nothing is left below it."""
+        self.cut()
+        self._view.live = ()
         self._write_added()
 
     def _write_added(self) -> None:

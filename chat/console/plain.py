@@ -8,14 +8,15 @@ from __future__ import annotations
 import os
 import queue
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 
-from chat.console.events import Abort, ConsoleEvent, Failed, Interrupt, Leave, Line, Submitted, command_word
+from chat.console.events import ConsoleEvent, Failed, Leave, Line, command_word
+from chat.console.state import NOTHING_CHANGED, LineState
 from chat.terminal.mode import BaseMode
-from chat.terminal.streams import Streams
+from chat.terminal.streams import Streams, columns_of
 from chat.text.cells import visible
 
+WAITS = "Not sent: send it again when this is done (Ctrl-C stops a reply)."
 INTERRUPT, SUSPEND = b"\x03", b"\x1a"
 
 
@@ -34,24 +35,24 @@ class PlainLines:
         mode: BaseMode | None = None,
         on_abort: Callable[[], None] | None = None,
         prompt: str = "> ",
-        columns: int = 80,
     ) -> None:
         self.events: queue.Queue[ConsoleEvent] = queue.Queue()
-        self.width = columns
         self.height = 24
         self._streams = streams
         self._mode = mode
-        self._on_abort = on_abort
         self._prompt = prompt
-        self._busy = False
-        self._editing = False
+        self._state = LineState(self.events, waits=WAITS, on_abort=on_abort)
+        self._state.set_busy(True)  # until the owner is ready for the first line
         self._inserted = ""
-        self._interrupts: list[float] = []
         self._thread = threading.Thread(target=self._read, name="lines", daemon=True)
+
+    @property
+    def width(self) -> int:
+        """Columns of the terminal."""
+        return columns_of(self._streams.replies)
 
     def start(self) -> None:
         self._thread.start()
-        self._ask()
 
     def close(self) -> None:
         self.flush()
@@ -80,7 +81,13 @@ class PlainLines:
     def edit(self, text: str) -> None:
         """Show `text`; the next line takes its place and is marked as edited, unless Ctrl-C comes first."""
         self.note(visible(text))
-        self._editing = True
+        self._state.editing = True
+
+    def set_stoppable(self, stoppable: bool) -> None:
+        self._state.stoppable = stoppable
+
+    def cut_live(self) -> None:
+        """Nothing is live here."""
 
     def insert(self, text: str, label: str) -> None:
         """Put `text` in front of the next message, unless Ctrl-C comes first."""
@@ -94,9 +101,9 @@ class PlainLines:
         return False
 
     def set_busy(self, busy: bool) -> None:
-        was, self._busy = self._busy, busy
+        was = self._state.busy
+        self._state.set_busy(busy)
         if was and not busy:
-            self._interrupts.clear()
             self._ask()
 
     def flush(self) -> None:
@@ -122,43 +129,29 @@ class PlainLines:
         elif line.endswith(SUSPEND):
             if self._mode is not None:
                 self._mode.suspend()
-            if not self._busy:
+            if not self._state.busy:
                 self._ask()
         else:
             text = line.decode("utf-8", errors="replace").rstrip("\r\n")
-            if not text.strip():
+            if text.strip():
+                self._submit(text)
+            elif not self._state.busy:
                 self._ask()
-                return
-            self._submit(text)
 
     def _submit(self, text: str) -> None:
-        if not self._busy:
-            self._busy = True
-            edited, self._editing = self._editing, False
-            if command_word(text) is None:
-                # A line that begins with a slash would be a command.
-                lead = "\n" if self._inserted.startswith("/") else ""
-                text, self._inserted = lead + self._inserted + text, ""
-            self.events.put(Submitted(text, edited=edited))
-        elif command_word(text) is not None:
-            self.events.put(Submitted(text, live=True))
-        else:
-            self.note("Not sent: send it again when this is done (Ctrl-C stops a reply).")
+        if not self._state.busy and command_word(text) is None:
+            # A line that begins with a slash would be a command.
+            lead = "\n" if self._inserted.startswith("/") else ""
+            text, self._inserted = lead + self._inserted + text, ""
+        if waits := self._state.submit(text):
+            self.note(waits)
 
     def _interrupt(self) -> None:
-        if not self._busy:
-            self.note("\nNothing was changed." if self._editing or self._inserted else "\nCtrl-D leaves.")
-            self._editing, self._inserted = False, ""
+        inserted, self._inserted = self._inserted, self._inserted if self._state.busy else ""
+        said = self._state.interrupt(draft=bool(inserted)) or NOTHING_CHANGED
+        self.note(f"\n{said}")
+        if not self._state.busy:
             self._ask()
-            return
-        now = time.monotonic()
-        self._interrupts = [at for at in self._interrupts if now - at < 2.0] + [now]
-        if len(self._interrupts) < 3:
-            self.events.put(Interrupt())
-            return
-        self.events.put(Abort())
-        if self._on_abort is not None:
-            self._on_abort()
 
 
 def split_lines(fd: int) -> Iterator[bytes]:

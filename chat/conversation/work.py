@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from chat.conversation.inbox import Inbox
 from chat.conversation.page import Page
+from dist.errors import ChatError
 from dist.protocol import BlockUpdate, Control, PrefillUpdate, Reply, Turn
 from dist.settings import GenerationSettings
 
@@ -48,17 +49,22 @@ class Work:
         self._inbox.stop = False
         self._last_event = time.monotonic()
         self.busy = True
+        self._page.console.set_stoppable(True)
         self._page.status(f"{doing}thinking")
-        for event in self._engine.answer(turn, poll):
-            self._last_event = time.monotonic()
-            if isinstance(event, Reply):
-                return event
-            if isinstance(event, PrefillUpdate):
-                self._page.status(f"{doing}reading the prompt: {event.done:,} of {event.total:,} tokens")
-            else:
-                on_pass(event)
-                block = "" if event.index is None else f"block {event.index + 1}, "
-                self._page.status(f"{doing}{block}pass {event.iteration}")
+        try:
+            for event in self._engine.answer(turn, poll):
+                self._last_event = time.monotonic()
+                if isinstance(event, Reply):
+                    return event
+                if isinstance(event, PrefillUpdate):
+                    self._page.status(f"{doing}reading the prompt: {event.done:,} of {event.total:,} tokens")
+                else:
+                    on_pass(event)
+                    block = "" if event.index is None else f"block {event.index + 1}, "
+                    self._page.status(f"{doing}{block}pass {event.iteration}")
+        except ChatError:
+            self._page.console.cut_live()  # what was seen is not erased
+            raise
         raise AssertionError("the engine ended a turn without a reply")
 
     @property
@@ -69,6 +75,7 @@ class Work:
     def rest(self) -> None:
         """Nothing is made any more: clear what showed it."""
         self.busy = False
+        self._page.console.set_stoppable(False)
         self._page.console.clear_live()
         self._page.status("")
 

@@ -9,6 +9,7 @@ import io
 import os
 import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -21,6 +22,7 @@ from chat.terminal.guard import start_guard
 from chat.terminal.mode import BaseMode, process_fields
 
 KEPT_LOG_FOLDERS = 20
+CLEAR_LINE = "\r\x1b[K"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +90,8 @@ def describe_streams(
     terminal = os.isatty(keyboard_fd) and replies.isatty()
     dumb = environ.get("TERM", "dumb") in ("dumb", "unknown", "")
     accessible = environ.get("ACCESSIBLE", "") not in ("", "0")
-    utf8 = replies.encoding.lower().replace("-", "").replace("_", "") == "utf8"
+    locale = environ.get("LC_ALL") or environ.get("LC_CTYPE") or environ.get("LANG") or ""
+    utf8 = locale not in ("C", "POSIX") and replies.encoding.lower().replace("-", "").replace("_", "") == "utf8"
     return Streams(
         rank=rank,
         run_dir=run_dir,
@@ -96,7 +99,7 @@ def describe_streams(
         replies=replies,
         notices=notices,
         color=replies.isatty() and not dumb and not environ.get("NO_COLOR"),
-        ascii=accessible or not utf8,
+        ascii=accessible or dumb or not utf8,
         plain=accessible or dumb or not terminal,
         progress=notices.isatty() and not (dumb or accessible or environ.get("NO_COLOR")),
     )
@@ -125,6 +128,28 @@ class NoticeStream(io.TextIOWrapper):
         except OSError:
             # What is still buffered goes there too: it would raise again when the stream is closed.
             _point_at_nothing(self.fileno())
+
+
+def columns_of(out: TextIO) -> int:
+    """Columns of the terminal behind `out`; 80 where there is none or it does not know."""
+    try:
+        return os.get_terminal_size(out.fileno()).columns or 80
+    except (OSError, ValueError):
+        return 80
+
+
+def say(streams: Streams, text: str) -> None:
+    """A notice in lines of its own, wrapped at words on a terminal; a progress line makes room for it."""
+    out = streams.notices
+    if streams.progress:
+        out.write(CLEAR_LINE)
+    if out.isatty():
+        width = columns_of(out) - 1
+        wrapped = (
+            textwrap.wrap(line, width, break_long_words=False, break_on_hyphens=False) for line in text.split("\n")
+        )
+        text = "\n".join("\n".join(lines) for lines in wrapped)
+    print(text, file=out, flush=True)
 
 
 def write_out(out: TextIO, text: str) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -225,7 +224,7 @@ def test_an_edited_line_is_marked_when_it_is_sent_and_not_after_ctrl_c(start: St
     talk = start()
     talk.send("/edit as it was" + ENTER)
     talk.wait_for("› as it was")
-    talk.wait_for("Ctrl-C leaves all as it was")
+    talk.wait_for("Ctrl-C cancels")
     talk.send(CTRL_C)
     talk.wait_for("Nothing was changed.")
     talk.wait_for(lambda screen: PROMPT in screen.lines)
@@ -401,12 +400,70 @@ def test_what_was_sent_stands_apart_from_what_came_before(start: Start) -> None:
     assert talk.text.startswith("› /echo one\n\n/echo one\n\n› /echo two\n\n/echo two\n›")
 
 
+def test_what_was_seen_is_committed_when_the_end_is_forced_and_half_a_line_is_there_next_time(start: Start) -> None:
+    talk = start(**SLOW)
+    talk.send("hello" + ENTER)
+    talk.wait_for("block 3")
+    talk.send("half a li")
+    talk.wait_for("› half a li")
+    talk.wait_for("Paris")
+    talk.send(CTRL_BACKSLASH)
+    assert talk.wait_end() == 5
+    talk.wait_for("[cut]")
+    assert "The capital of France is" in talk.text
+    assert talk.text.endswith("[cut]")
+    assert "░" not in talk.text
+    assert talk.mode == talk.mode_before
+    talk = start()
+    talk.wait_for("› half a li")
+    talk.wait_for("This line was not sent last time.")
+    talk.send(CTRL_C)
+    talk.wait_for(lambda screen: PROMPT in screen.lines)
+    talk.send(CTRL_D)
+    assert talk.wait_end() == 0
+    talk = start()
+    assert talk.lines[0] == PROMPT
+
+
+def test_half_a_line_outlives_a_killed_program(start: Start, tmp_path: Path) -> None:
+    talk = start()
+    talk.send("half\x1b[13;2ua line")
+    talk.wait_for("  a line")
+    talk.wait_for(lambda _: any(path.read_text() == "half\na line" for path in (tmp_path / "drafts").glob("*")))
+    talk.process.kill()
+    talk.wait_end()
+    talk = start()
+    talk.wait_for("› half\n  a line")
+
+
+def test_ctrl_c_says_what_it_does(start: Start) -> None:
+    talk = start(**SLOW)
+    talk.send("/stuck" + ENTER + CTRL_C)
+    talk.wait_for("This cannot be stopped halfway.")
+    talk.send(CTRL_BACKSLASH)
+    talk.wait_for("aborted")
+    talk.send("hello" + ENTER)
+    talk.wait_for("block 2")
+    talk.send(CTRL_C)
+    talk.wait_for("[stopped]")
+
+
+@pytest.mark.parametrize("env", [{"LC_ALL": "C"}, {"TERM": "dumb"}], ids=["C locale", "dumb"])
+def test_where_the_terminal_is_not_known_to_have_more_all_is_ascii(start: Start, env: dict[str, str]) -> None:
+    talk = start(columns=50, **env)
+    talk.send("/\x7f" + pasted("x\n" * 20) if "LC_ALL" in env else "")
+    talk.send("hello" + (ENTER if "LC_ALL" in env else "\n"))
+    talk.wait_for(STATS)
+    assert max(talk.raw) < 128
+
+
 def test_vi_keys(start: Start) -> None:
     talk = start(FAKE_VI="1")
     talk.send("one two")
     talk.wait_for("› one two")
+    talk.wait_for("INSERT")
     talk.send("\x1b")
-    time.sleep(0.4)
+    talk.wait_for("NORMAL")
     talk.send("bcwthree")
     talk.wait_for("› one three")
     talk.send(ENTER)

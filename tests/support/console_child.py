@@ -121,6 +121,7 @@ class Fake:
     def answer(self, text: str) -> None:
         ids = tuple(text.encode())
         view = draw.ReplyView(decode, self.console.width, self.console.height, self.palette)
+        self.console.set_stoppable(True)
         done: tuple[int, ...] = ()
         finish: FinishReason = "stop"
         for start in range(0, len(ids), BLOCK):
@@ -159,6 +160,9 @@ class Fake:
                 return True
             if isinstance(event, Submitted) and event.live:
                 self.note(event.text)
+            if isinstance(event, Abort):  # as the lifeline does it
+                self.console.close()
+                os._exit(5)
             if isinstance(event, (Leave, Failed)):
                 self.leaving = True
                 return True

@@ -53,6 +53,12 @@ class ScriptedConsole:
     def set_busy(self, busy):
         pass
 
+    def set_stoppable(self, stoppable):
+        pass
+
+    def cut_live(self):
+        self.cut = True
+
     def edit(self, text):
         self.draft = text
 

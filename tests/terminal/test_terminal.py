@@ -15,7 +15,7 @@ import pytest
 from pty_screen import CTRL_Z, ENTER, PtyScreen
 
 from chat.terminal.mode import key_mode, launcher_pid, line_mode, without_signals
-from chat.terminal.streams import describe_streams
+from chat.terminal.streams import describe_streams, say
 
 TESTS = Path(__file__).parents[1]
 CHILD = TESTS / "support" / "console_child.py"
@@ -105,8 +105,10 @@ def test_what_a_person_waits_for_imports_nothing_heavy(module: str, heavy: str) 
         ({"TERM": "xterm", "NO_COLOR": "1"}, "utf-8", (False, False, False)),
         ({"TERM": "xterm", "ACCESSIBLE": "1"}, "utf-8", (True, True, True)),
         ({"TERM": "xterm"}, "iso8859-1", (True, True, False)),
-        ({"TERM": "dumb"}, "utf-8", (False, False, True)),
-        ({}, "utf-8", (False, False, True)),
+        ({"TERM": "dumb"}, "utf-8", (False, True, True)),
+        ({}, "utf-8", (False, True, True)),
+        ({"TERM": "xterm", "LC_ALL": "C", "LANG": "en_US.UTF-8"}, "utf-8", (True, True, False)),
+        ({"TERM": "xterm", "LC_CTYPE": "C.UTF-8", "LANG": "C"}, "utf-8", (True, False, False)),
     ],
 )
 def test_the_environment_decides_what_can_be_shown(
@@ -140,6 +142,18 @@ def test_progress_is_drawn_on_a_terminal_wherever_replies_go(
         )
     assert not describe_streams(**pipe, replies=io.TextIOWrapper(io.BytesIO()), notices=io.StringIO()).progress
     os.close(pipe["keyboard_fd"])
+
+
+def test_a_notice_stands_in_lines_of_its_own_broken_at_words(tmp_path: Path) -> None:
+    with PtyScreen(["sleep", "60"], columns=30) as screen, os.fdopen(os.dup(screen.slave), "w") as notices:
+        pipe = io.TextIOWrapper(io.BytesIO())
+        streams = describe_streams(
+            rank=0, run_dir=tmp_path, keyboard_fd=0, replies=pipe, notices=notices, environ={"TERM": "xterm"}
+        )
+        notices.write("\rLoading 12 of 80 files")
+        say(streams, "Shard 3 of 4 is missing: /a/long/path.\n\nCopy it.")
+        screen.wait_for("Copy it.")
+        assert screen.text == "Shard 3 of 4 is missing:\n/a/long/path.\n\nCopy it."
 
 
 def test_modes_change_what_they_say_and_nothing_else() -> None:
