@@ -27,6 +27,7 @@ from chat.start.options import LaunchOptions, load_config, resolve_settings, ver
 from chat.terminal.lifeline import Lifeline
 from chat.terminal.mode import BaseMode
 from chat.terminal.streams import Streams, session_mode
+from dist.checkpoint.digest import digests
 from dist.checkpoint.open import Checkpoint
 from dist.errors import WeightsLost
 from dist.model.prefetch import prefetch
@@ -86,12 +87,14 @@ def run(options: LaunchOptions, streams: Streams, lifeline: Lifeline) -> int:
     import_libraries(options)
     tokenizer = open_tokenizer(options, checkpoint)
     use_template = tokenizer.wants_template(options.use_chat_template)
+    told_apart_by = digests(checkpoint)
     if options.has_prompts:
         from chat.batch.run import check_output
 
         options = dataclasses.replace(options, system=default_system(options) or None)
         known = {
             "checkpoint": str(checkpoint.path),
+            "digest": told_apart_by.checkpoint,
             **({} if options.dtype == "auto" else {"dtype": options.dtype}),
         }
         check_output(options, settings, use_template, prompts, known)
@@ -102,7 +105,7 @@ def run(options: LaunchOptions, streams: Streams, lifeline: Lifeline) -> int:
     status.clear()
     about = ABOUT if options.checkpoint_dir is None else None
     seconds = time.monotonic() - started
-    facts = checkpoint_facts(reloader.loaded, tokenizer, use_template, group.size, seconds, about)
+    facts = checkpoint_facts(reloader.loaded, tokenizer, use_template, group.size, seconds, about, told_apart_by)
     for line in (*start_notices(facts, tokenizer, use_template, default_system(options)), *filter(None, (remark,))):
         status.say(line)
     ready = Ready(

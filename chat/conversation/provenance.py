@@ -27,12 +27,14 @@ def prompt_digest(token_ids: Sequence[int]) -> str:
 
 def checkpoint_record(facts: CheckpointFacts, tokenizer: ChatTokenizer, *, use_template: bool) -> CheckpointRecord:
     """What answers now, for the journal."""
-    named = ("checkpoint", "step", "processes", "dtype", "parallel")
+    named = ("checkpoint", "step", "digest", "tokenizer_digest", "processes", "dtype", "parallel")
     template = tokenizer.template.template.text if use_template and tokenizer.template is not None else ""
     return CheckpointRecord(
         time=round(time.time(), 3),
         path=facts.checkpoint,
         step=facts.step,
+        digest=facts.digest,
+        tokenizer=facts.tokenizer_digest,
         template=hashlib.sha256(template.encode()).hexdigest()[:HEX_DIGITS] if template else "",
         world_size=facts.processes,
         dtype=facts.model.dtype,

@@ -17,6 +17,7 @@ from chat.loading.facts import CheckpointFacts, checkpoint_facts
 from chat.loading.opening import open_tokenizer, warm_up
 from chat.start.config_file import ConfigFile
 from chat.start.options import LaunchOptions, resolve_settings
+from dist.checkpoint.digest import digests
 from dist.checkpoint.folder import Step, latest_step, run_steps
 from dist.checkpoint.verify import verify
 from dist.errors import CheckpointError, UsageError
@@ -118,8 +119,9 @@ class Checkpoints:
             verify(checkpoint, verifying)
         self._engine.load(ready, progress)
         self._run = run_folder(checkpoint.steps) or self._run
+        found = digests(checkpoint)
         seconds = time.monotonic() - started
-        facts = checkpoint_facts(self._reloader.loaded, tokenizer, use_template, self._ranks, seconds)
+        facts = checkpoint_facts(self._reloader.loaded, tokenizer, use_template, self._ranks, seconds, None, found)
         return Adopted(
             tokenizer=tokenizer,
             use_template=use_template,

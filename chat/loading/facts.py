@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from chat.text.tokenizer import ChatTokenizer
+    from dist.checkpoint.digest import Digests
     from dist.checkpoint.ledger import Ledger
     from dist.model.load import LoadedModel, ModelFacts
 
@@ -27,6 +28,7 @@ class CheckpointFacts:
     stop_tokens    what ends a reply and why, in words
     ledger         what of the checkpoint is used, and what not
     about          a few words on the embedded model, else None
+    digest         what tells its content from another's, and tokenizer_digest that of its tokenizer; "" if unknown
     """
 
     model: ModelFacts
@@ -36,6 +38,8 @@ class CheckpointFacts:
     stop_tokens: str
     ledger: Ledger
     about: str | None = None
+    digest: str = ""
+    tokenizer_digest: str = ""
 
     @property
     def checkpoint(self) -> str:
@@ -50,7 +54,7 @@ class CheckpointFacts:
     @property
     def conditions(self) -> dict[str, str]:
         """What of it decides replies, for files of results."""
-        return {"checkpoint": self.checkpoint, "dtype": self.model.dtype}
+        return {"checkpoint": self.checkpoint, "digest": self.digest, "dtype": self.model.dtype}
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values by name, for the journal and for exports."""
@@ -62,6 +66,8 @@ class CheckpointFacts:
         return {
             "checkpoint": self.checkpoint,
             **model,
+            "digest": self.digest,
+            "tokenizer_digest": self.tokenizer_digest,
             "processes": self.processes,
             "ready_seconds": self.ready_seconds,
             "chat_template": self.template,
@@ -78,6 +84,7 @@ def checkpoint_facts(
     ranks: int,
     seconds: float,
     about: str | None = None,
+    digests: Digests | None = None,
 ) -> CheckpointFacts:
     """The facts of a loaded model. `seconds`: how long it took until the model could answer."""
     template = tokenizer.template if use_template else None
@@ -89,6 +96,8 @@ def checkpoint_facts(
         stop_tokens=tokenizer.stop_words(),
         ledger=loaded.facts.ledger.plus(tokenizer.entries),
         about=about,
+        digest=digests.checkpoint if digests is not None else "",
+        tokenizer_digest=digests.tokenizer if digests is not None else "",
     )
 
 
@@ -98,6 +107,8 @@ def facts_table(facts: CheckpointFacts) -> Iterator[tuple[str, str]]:
     yield "checkpoint", facts.checkpoint
     if model.step is not None:
         yield "step", str(model.step)
+    if facts.digest:
+        yield "digest", facts.digest
     yield "layout", f"{model.layout}, torch {model.torch_family}" if model.torch_family else model.layout
     if model.adapters:
         yield "adapters", model.adapters

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
 from chat.demo import demo_folder, is_ready
 from chat.start.options import LaunchOptions, version_text
+from dist.checkpoint.digest import digests
 from dist.checkpoint.open import Checkpoint, open_checkpoint
 from dist.errors import CheckpointError, PromptError
 from dist.settings import GenerationSettings
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
 
 # Options that all ranks have to agree on. The others are rank 0's alone, or the checkpoint's digest shows them.
 SHARED_OPTIONS = ("parallel", "dtype", "lora_alpha", "trust_remote_code")
-SAMPLE_BYTES = 4096
 
 
 def import_libraries(options: LaunchOptions) -> None:
@@ -45,25 +43,11 @@ def intent(options: LaunchOptions, checkpoint: Checkpoint | None, problem: str |
 
     return Intent(
         options={name: str(getattr(options, name)) for name in SHARED_OPTIONS},
-        checkpoint=None if checkpoint is None else digest(checkpoint),
+        checkpoint=None if checkpoint is None else digests(checkpoint).checkpoint,
         path="" if checkpoint is None else str(checkpoint.path),
         problem=problem,
         program=version_text(),
     )
-
-
-def digest(checkpoint: Checkpoint) -> str:
-    """A word for the content of a checkpoint, from its config and samples of its weight files."""
-    content = hashlib.sha256(json.dumps(checkpoint.config, sort_keys=True, default=str).encode())
-    for path in sorted(checkpoint.files, key=lambda one: one.name):
-        size = path.stat().st_size
-        content.update(f"{path.name} {size}".encode())
-        with path.open("rb") as file:
-            # What torch.save writes ends with the checksums of its records.
-            for place in (0, size // 4, size // 2, 3 * size // 4, max(0, size - 16 * SAMPLE_BYTES)):
-                file.seek(place)
-                content.update(file.read(16 * SAMPLE_BYTES))
-    return content.hexdigest()[:12]
 
 
 def load(
