@@ -2,7 +2,7 @@
 
     python -m chat.demo.recipe.evaluate BASE_FOLDER [--adapter FILE] [--json FILE]
 
-Everything is decoded in float32 by the rule of `dist.decode.rule`, so that refining until nothing changes must give
+Everything is decoded in float32 by the rules of `dist.decode`, so that refining until nothing changes must give
 the greedy reply; how often it does is counted. Works on the CPU too, slowly (`--questions 40` asks about so many).
 """
 

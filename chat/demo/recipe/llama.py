@@ -115,7 +115,7 @@ def run_layer(
 ) -> Tensor:
     """One decoder layer. `mask` [B, 1, G * T, keys] is added to the scores; the rows of one key-value head's
     G query heads stand one after the other. `store` = keys, values [B, key-value heads, S, head_dim] and the
-    slots [T] to write; the queries then see all S slots, as far as `mask` lets them."""
+    slots [B, T] to write; the queries then see all S slots, as far as `mask` lets them."""
     norm_in, norm_mid, w_q, w_k, w_v, w_o, w_gate, w_up, w_down = weights
     rows, length, _ = x_BTD.shape
 
@@ -127,8 +127,9 @@ def run_layer(
     keys = _rotate(split(functional.linear(x, w_k), shape.kv_heads), cos, sin)
     values = split(functional.linear(x, w_v), shape.kv_heads)
     if store is not None:
-        store[0].index_copy_(2, store[2], keys)
-        store[1].index_copy_(2, store[2], values)
+        places = store[2][:, None, :, None].expand_as(keys)
+        store[0].scatter_(2, places, keys)
+        store[1].scatter_(2, places, values)
         keys, values = store[0], store[1]
     queries = queries.reshape(rows, shape.kv_heads, -1, shape.head_dim)
     mixed = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
