@@ -85,11 +85,14 @@ def read_text(name: str) -> str:
     return text
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Put `data` at `path` so that a reader finds the old file or the new one, never a part. Raises OSError."""
+def write_whole(path: Path, data: bytes, mode: int = 0o666) -> None:
+    """Put `data` at `path` so that a reader finds the old file or the new one, never a part. Raises OSError.
+
+    `mode` is that of a new file, as far as the user's mask allows; one that is there keeps its own.
+    """
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        with beside.open("xb") as file:
+        with open(beside, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

@@ -190,8 +190,11 @@ def answer_prompts(ready: Ready, prompts: tuple[Prompt, ...]) -> int:
 def open_session(options: LaunchOptions) -> tuple[Session, tuple[str, ...]]:
     """The session to go on with, or a new one, and what there is to say about its file. Raises ChatError."""
     from chat.sessions.folder import sessions_folder
+    from chat.sessions.reimport import import_session, is_file_to_import
     from chat.sessions.session import Session
 
+    if options.resume is not None and is_file_to_import(options.resume):
+        return import_session(sessions_folder(), options.resume, version_text())
     if options.resume is not None:
         return Session.resume(sessions_folder(), options.resume)
     return Session(sessions_folder(), system=default_system(options), program=version_text()), ()

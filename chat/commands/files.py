@@ -110,16 +110,24 @@ def read(repl: Repl, argument: str) -> None:
     repl.note(f"{name} is part of your next message: {len(text):,} characters, {size:,} tokens.")
 
 
+def _targets(repl: Repl, word: str) -> Iterator[Value]:
+    """A name for each format, then what is there."""
+    yield from ((f"{repl.talk.session.name}{suffix}", about) for suffix, (_, about) in FORMATS.items())
+    yield from paths(word, FORMATS)
+
+
 @command(
     "export",
-    "/export FILE",
-    f"write the conversation to a file ({' '.join(FORMATS)})",
-    values=first_word(lambda repl, word: paths(word, FORMATS)),
-    example="/export conversation.md",
+    "/export [FILE] [FROM-TO]",
+    f"write the conversation, or some exchanges of it, to a file ({' '.join(FORMATS)})",
+    values=first_word(_targets),
+    example="/export conversation.html 2-5",
 )
 def export(repl: Repl, argument: str) -> None:
     if not argument:
-        raise UsageError("/export needs a file name.", f"The extension decides the format: {', '.join(FORMATS)}.")
+        repl.note(f"Enter writes this file; the extension decides the format: {', '.join(FORMATS)}.")
+        repl.suggest(f"/export {repl.talk.session.name}.md")
+        return
     repl.note(f"Wrote {repl.talk.export(argument)}")
 
 
@@ -138,8 +146,8 @@ def _session_names(repl: Repl, word: str) -> Iterable[Value]:
 
 @command(
     "resume",
-    "/resume [NAME]",
-    "go on with another session, by default the latest",
+    "/resume [NAME|FILE.json]",
+    "go on with another session, by default the latest, or with an exported one",
     values=first_word(_session_names),
     example="/resume primes",
 )

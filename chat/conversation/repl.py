@@ -113,6 +113,11 @@ class Repl:
         self._edited = question
         self.page.console.edit(question.text)
 
+    def suggest(self, line: str) -> None:
+        """Put a line into the input line, to be changed or sent."""
+        self._edited = None
+        self.page.console.edit(line)
+
     @property
     def cached_tokens(self) -> int:
         """Tokens that the next prompt need not read again, if it begins with them."""

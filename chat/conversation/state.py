@@ -15,9 +15,10 @@ from chat.conversation.page import Page
 from chat.conversation.provenance import checkpoint_record, differences, prompt_digest, settings_of
 from chat.loading.checkpoints import Adopted, OnBytes, Steps
 from chat.loading.facts import CheckpointFacts, reading
-from chat.sessions.export import Conversation, export, split_target
+from chat.sessions.export import Target, conversation_of, export
 from chat.sessions.folder import Sessions
 from chat.sessions.records import CheckpointRecord
+from chat.sessions.reimport import import_session, is_file_to_import
 from chat.sessions.session import Asked, Session
 from chat.sessions.tree import ROOT, Node, Tree
 from chat.text.context import Context, context
@@ -265,10 +266,9 @@ class Talk:
     # Files.
 
     def export(self, argument: str) -> Path:
-        """Write the conversation to a file; raises ChatError."""
-        target, force = split_target(argument)
-        conversation = Conversation(transcript=self.transcript, settings=self.settings, facts=self.facts.as_dict())
-        return export(target, conversation, force=force)
+        """Write the conversation, or a range of it, to a file; raises ChatError."""
+        target = Target(argument)
+        return export(target, conversation_of(self.tree, self.session.name, target))
 
     def save(self, name: str = "") -> None:
         """Put the session on disk, under a name if one is given; raises ChatError."""
@@ -284,7 +284,11 @@ class Talk:
             name = next(others, "")
             if not name:
                 raise UsageError("There is no other session to resume.")
-        session, said = Session.resume(self.sessions.folder, name)
+        if is_file_to_import(name):
+            program = self.tree.session.program if self.tree.session is not None else ""
+            session, said = import_session(self.sessions.folder, name, program)
+        else:
+            session, said = Session.resume(self.sessions.folder, name)
         self.session.close()
         self.session = session
         self.take_up(said)

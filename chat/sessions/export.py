@@ -1,143 +1,113 @@
-"""A transcript as a file: Markdown, JSON, JSON Lines, plain text, HTML. Knows no model and asks nothing.
+"""A conversation as a file, in the formats that people work with. Knows no model and asks nothing.
 
-One table, `FORMATS`, holds a function for each extension.
+One table, `FORMATS`, holds a function for each suffix; to add a format, add a row. `formats` and `html_page` hold
+the functions.
 """
 
 from __future__ import annotations
 
-import html
-import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from chat.files import expand, write_whole
-from chat.text.transcript import ASSISTANT, SYSTEM, USER, Message, Transcript
+from chat.sessions.formats import (
+    Conversation,
+    as_json,
+    as_jsonl,
+    as_markdown,
+    as_parquet,
+    as_sharegpt,
+    as_text,
+)
+from chat.sessions.html_page import as_html
+from chat.sessions.tree import Node, Tree
+from chat.text.transcript import SYSTEM, USER
 from dist.errors import ChatError, UsageError
-from dist.settings import GenerationSettings
 
-HEADINGS = {SYSTEM: "System", USER: "You", ASSISTANT: "Model"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Conversation:
-    """All that an export holds. `facts` are what is known of the checkpoint, by name."""
-
-    transcript: Transcript
-    settings: GenerationSettings
-    facts: Mapping[str, Any] = field(default_factory=dict)
-
-
-def split_target(argument: str) -> tuple[str, bool]:
-    """The file and whether it may be replaced, from the words after `/export`: `chat.md` or `chat.md !`."""
-    name = argument.strip()
-    force = name.endswith(" !")
-    return (name[:-2].rstrip() if force else name), force
+FORMATS: dict[str, tuple[Callable[[Conversation], bytes], str]] = {
+    ".md": (as_markdown, "to read"),
+    ".txt": (as_text, "to read"),
+    ".html": (as_html, "one page, rendered"),
+    ".sharegpt.json": (as_sharegpt, "ShareGPT conversations"),
+    ".json": (as_json, "everything, to be resumed from"),
+    ".jsonl": (as_jsonl, "OpenAI messages"),
+    ".parquet": (as_parquet, "verl's multi-turn data"),
+}
+ARGUMENT = re.compile(r"(?P<name>.*?)(?:(?:^|\s+)(?P<first>\d+)-(?P<last>\d*))?", re.DOTALL)
 
 
-def export(target: str, conversation: Conversation, *, force: bool = False) -> Path:
-    """Write the conversation to the file `target`, whole or not at all; gives its path.
+class Target:
+    """What follows `/export`: a file, perhaps a range of exchanges, perhaps ` !` to replace the file."""
 
-    The extension decides the format. Raises UsageError for an unknown extension and for a file that is there
-    already (but with `force`), ChatError if the disk refuses.
+    def __init__(self, argument: str) -> None:
+        """Raises UsageError for a range that cannot be."""
+        text = argument.strip()
+        self.force = text.endswith(" !")
+        found = ARGUMENT.fullmatch(text[:-2].rstrip() if self.force else text)
+        assert found is not None
+        self.name = found["name"].strip()
+        self.first = int(found["first"]) if found["first"] else 1
+        self.last = int(found["last"]) if found["last"] else None
+        if self.first < 1 or (self.last is not None and self.last < self.first):
+            raise UsageError(
+                f"/export cannot take the exchanges {found['first']}-{found['last']}.",
+                "They are numbered from 1, the first one before the last one.",
+                "/history shows them.",
+            )
+
+
+def conversation_of(tree: Tree, name: str, target: Target) -> Conversation:
+    """What is to be exported of a session. Raises UsageError if there is nothing in the range."""
+    path = tree.path()
+    questions = [at for at, node in enumerate(path) if node.role == USER]
+    if not questions or target.first > len(questions):
+        there = f"There are {len(questions)} exchanges." if questions else "Nothing was said yet."
+        raise UsageError("There is nothing to export.", there)
+    last = len(questions) if target.last is None else min(target.last, len(questions))
+    begin = questions[target.first - 1]
+    end = questions[last] if last < len(questions) else len(path)
+    whole = target.first == 1 and last == len(questions)
+    return Conversation(
+        name=name,
+        title=tree.title or name,
+        system=tree.system(),
+        nodes=tuple(node for node in path[begin:end] if node.role != SYSTEM),
+        tree=tree if whole else None,
+    )
+
+
+def suffix_of(name: str) -> str:
+    """The known suffix of a file's name; "" if it has none."""
+    return next((suffix for suffix in FORMATS if name.lower().endswith(suffix)), "")
+
+
+def export(target: Target, conversation: Conversation) -> Path:
+    """Write the conversation to the file of `target`, whole or not at all, for its owner only; gives its path.
+
+    Raises UsageError for an unknown suffix and for a file that exists (unless it may be replaced), ChatError if the
+    disk refuses.
     """
-    path = expand(target)
-    render = FORMATS.get(path.suffix.lower())
-    if render is None:
+    path = expand(target.name)
+    suffix = suffix_of(path.name)
+    if not suffix:
         *most, last = FORMATS
         raise UsageError(
-            f"Cannot tell the format of {target!r} from its extension.", f"It takes {', '.join(most)} or {last}."
+            f"Cannot tell the format of {target.name!r} from its extension.",
+            f"It takes {', '.join(most)} or {last}.",
         )
     try:
         if path.is_dir():
             raise UsageError(f"{path} is a folder.", hint="Name a file.")
-        if path.exists() and not force:
-            raise UsageError(f"{path} is there already.", hint=f"To replace it: /export {target} !")
-        # Names of folders that are no UTF-8 come with halves of characters.
-        write_whole(path, render(conversation).encode(errors="replace"))
+        if path.exists() and not target.force:
+            raise UsageError(f"{path} exists already.", hint=f"To replace it: /export {target.name} !")
+        write_whole(path, FORMATS[suffix][0](conversation), mode=0o600)
     except OSError as error:
         raise ChatError(f"{path} cannot be written.", f"{error.strerror}.") from error
     return path
 
 
-def _notes(message: Message) -> tuple[str, ...]:
-    """What a reader must know of a message besides its text."""
-    left_out = f"made without the {message.left_out} oldest exchange{'s' if message.left_out > 1 else ''}"
-    return (
-        *(("stopped",) if message.stopped else ()),
-        *(("unanswered",) if message.unanswered else ()),
-        *((left_out,) if message.left_out else ()),
-    )
-
-
-def _heading(message: Message) -> str:
-    notes = _notes(message)
-    heading = HEADINGS.get(message.role, message.role)
-    return f"{heading} ({', '.join(notes)})" if notes else heading
-
-
-def _facts(conversation: Conversation) -> list[tuple[str, str]]:
-    """Names and values, checkpoint first, as they are shown in a table."""
-    both = {**conversation.facts, **conversation.settings.as_dict()}
-    return [(name, "none" if value is None else str(value)) for name, value in both.items()]
-
-
-def _plain(conversation: Conversation) -> dict[str, Any]:
-    return {
-        "checkpoint": dict(conversation.facts),
-        "settings": conversation.settings.as_dict(),
-        "messages": [message.as_dict() for message in conversation.transcript.messages],
-    }
-
-
-def _as_json(conversation: Conversation) -> str:
-    return json.dumps(_plain(conversation), ensure_ascii=False, indent=2, default=str) + "\n"
-
-
-def _as_jsonl(conversation: Conversation) -> str:
-    return json.dumps(_plain(conversation), ensure_ascii=False, default=str) + "\n"
-
-
-def _as_markdown(conversation: Conversation) -> str:
-    rows = (f"| {name} | {_table_cell(value)} |" for name, value in _facts(conversation))
-    table = "\n".join(("| | |", "|---|---|", *rows))
-    messages = (f"## {_heading(message)}\n\n{message.content}" for message in conversation.transcript.messages)
-    return "\n\n".join(("# Conversation", *messages, "## Made with", table)) + "\n"
-
-
-def _table_cell(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ")
-
-
-def _as_text(conversation: Conversation) -> str:
-    messages = (f"{_heading(message)}:\n{message.content}" for message in conversation.transcript.messages)
-    facts = "\n".join(f"{name}: {value}" for name, value in _facts(conversation))
-    return "\n\n".join((*messages, facts)) + "\n"
-
-
-def _as_html(conversation: Conversation) -> str:
-    messages = "\n".join(
-        f'<section class="{html.escape(message.role)}"><h2>{html.escape(_heading(message))}</h2>'
-        f"<pre>{html.escape(message.content)}</pre></section>"
-        for message in conversation.transcript.messages
-    )
-    rows = "\n".join(
-        f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>"
-        for name, value in _facts(conversation)
-    )
-    return (
-        '<!doctype html>\n<html><head><meta charset="utf-8"><title>Conversation</title>\n'
-        "<style>body{max-width:50em;margin:auto;font-family:sans-serif}"
-        "pre{white-space:pre-wrap;font-family:inherit}th{text-align:left}</style></head>\n"
-        f"<body>\n{messages}\n<h2>Made with</h2>\n<table>\n{rows}\n</table>\n</body></html>\n"
-    )
-
-
-FORMATS: dict[str, Callable[[Conversation], str]] = {
-    ".md": _as_markdown,
-    ".json": _as_json,
-    ".jsonl": _as_jsonl,
-    ".txt": _as_text,
-    ".html": _as_html,
-}
+def unanswered(conversation: Conversation) -> list[Node]:
+    """Messages that got no reply: training data leaves them out."""
+    replied = {node.parent for node in conversation.nodes}
+    return [node for node in conversation.nodes if node.role == USER and node.id not in replied]

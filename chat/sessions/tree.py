@@ -6,7 +6,7 @@ the conversation is the path from the root to the head.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -332,21 +332,3 @@ def as_message(node: Node, *, answered: bool = True) -> Message:
         return Message(node.role, node.text, unanswered=node.role == USER and not answered)
     made = node.made
     return Message(node.role, node.text, made.token_ids, stopped=made.stopped, left_out=made.turn.left_out)
-
-
-def provenance(made: Made) -> Mapping[str, Any]:
-    """How a reply was made, as plain values for exports."""
-    checkpoint = made.checkpoint
-    return {
-        "finish": made.finish,
-        "checkpoint": checkpoint.path if checkpoint else None,
-        "step": checkpoint.step if checkpoint else None,
-        "digest": checkpoint.digest if checkpoint else "",
-        "settings": dict(made.turn.settings),
-        "changes": [{"at": one.at, "name": one.name, "value": one.value} for one in made.changes],
-        "seed": made.turn.seed,
-        "left_out": made.turn.left_out,
-        "stats": dict(made.stats),
-        "begun": made.turn.time,
-        "ended": made.time,
-    }

@@ -227,7 +227,7 @@ OPTIONS: dict[str, Option] = {
             metavar="NAME",
             read=_text,
             optional=True,
-            help="go on with the latest session, or with the named one",
+            help="go on with the latest session, or with the named one, or with an exported FILE.json",
         ),
         Option(
             name="join_timeout",

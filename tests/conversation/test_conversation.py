@@ -84,8 +84,12 @@ def test_a_conversation_on_two_ranks(tmp_path, checkpoint):
     document = json.loads((tmp_path / "talk.json").read_text())
     messages = document["messages"]
     assert [message["role"] for message in messages] == ["user", "assistant", "user", "assistant"]
-    assert messages[3]["stopped"]
-    assert document["settings"]["refine_iter"] == 4
+    assert (messages[3]["state"], messages[3]["finish"]) == ("stopped", "cancelled")
+    assert messages[3]["settings"]["refine_iter"] == 4
+    # The stopped reply in which it was changed is on another branch, and says so.
+    changes = [record for record in document["journal"] if record["kind"] == "setting"]
+    assert [(record["name"], record["value"]) for record in changes] == [("refine_iter", 4)]
+    assert changes[0]["at"] % 4 == 0
     text = "\n".join(chat.scrollback)
     assert not re.search(r"Traceback|Warning|\[rank", text)
 

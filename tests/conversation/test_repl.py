@@ -152,15 +152,11 @@ def test_ctrl_c_before_the_first_block_leaves_the_message_unanswered_for_retry(t
         ("/read /", "/ is a folder."),
         ("/set overflow cut", "overflow cannot be 'cut'.\nIt takes drop or refuse."),
         ("/trace all", "/trace cannot be 'all'.\nIt takes on, off or top."),
-        ("/export", "/export needs a file name."),
-        ("/export x.docx", "Cannot tell the format of 'x.docx' from its extension."),
-        ("/export /nowhere/x.md", "/nowhere/x.md cannot be written."),
+        ("/export x.md", "There is nothing to export.\nNothing was said yet."),
         ("/resume nothing", "There is no session to resume."),
         ("/help nothing", "/nothing does not exist."),
         ("/read a\0b", "A file's name cannot hold a NUL character."),
         (f"/read {'x' * 300}", "x cannot be read.\nFile name too long."),
-        ("/export a\0b.md", "A file's name cannot hold a NUL character."),
-        (f"/export {'x' * 300}.md", "x.md cannot be written.\nFile name too long."),
         ("/max_new_tokens 99999999999999999999", "It takes a whole number from 1 to 2147483647."),
         ("/resume", "There is no other session to resume."),
     ],
@@ -276,7 +272,7 @@ def test_export_writes_what_was_said(talk, tmp_path):
     repl, console = talk(
         "Hello", f"/export {tmp_path}/a.md", f"/export {tmp_path}/a.json", f"/export {tmp_path}/a.md"
     )
-    assert "is there already" in console.shown
+    assert "exists already" in console.shown
     document = json.loads((tmp_path / "a.json").read_text())
     assert [message["content"] for message in document["messages"]] == [
         message.content for message in repl.talk.transcript.messages
@@ -739,3 +735,27 @@ def test_what_is_left_out_is_said_once_and_again_after_it_fitted(talk):
     lines = tuple(f"Question {number}" for number in range(6))
     _, console = talk(*lines, "/clear", *lines, settings=settings)
     assert console.shown.count("are left out of the prompt") == 2
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("x.docx", "Cannot tell the format of 'x.docx' from its extension."),
+        ("/nowhere/x.md", "/nowhere/x.md cannot be written."),
+        ("a\0b.md", "A file's name cannot hold a NUL character."),
+        (f"{'x' * 300}.md", "x.md cannot be written.\nFile name too long."),
+        ("x.md 3-", "There is nothing to export.\nThere are 1 exchanges."),
+    ],
+)
+def test_an_export_that_cannot_be_is_refused(talk, argument, message):
+    assert message in talk("Hello", f"/export {argument}")[1].shown
+
+
+def test_an_export_suggests_its_name_and_is_resumed_from(talk, tmp_path):
+    repl, console = talk("Hello", "/save mine", "/retry", "/export", f"/export {tmp_path}/mine.json")
+    assert console.draft == "/export mine.md"
+    assert ("mine.parquet", "verl's multi-turn data", -3) in list(complete(repl, "/export min"))
+    again, console = talk(f"/resume {tmp_path}/mine.json", "/branches")
+    assert f"{tmp_path}/mine.json is now the session mine-2." in console.shown
+    assert again.talk.transcript == repl.talk.transcript
+    assert len(again.talk.tree.leaves()) == 2
