@@ -160,6 +160,26 @@ CHOICES: dict[str, Choice] = {
             },
             holder=lambda repl: repl.page.shown,
         ),
+        Choice(
+            name="stats",
+            help="the figures after each reply",
+            values={
+                "line": "One line of figures follows each reply.",
+                "full": "All figures follow each reply, by name.",
+                "off": "No figures follow a reply; /stats shows the last one's.",
+            },
+            holder=lambda repl: repl.page.shown,
+        ),
+        Choice(
+            name="bell",
+            help="what calls you when a reply or a load of more than 10 s ends",
+            values={
+                "bell": "The terminal's bell rings when something that took more than 10 s ends.",
+                "notify": "The terminal is asked for a notification (OSC 9) when something that took long ends.",
+                "off": "Nothing calls you.",
+            },
+            holder=lambda repl: repl.page.shown,
+        ),
     )
 }
 
@@ -216,6 +236,8 @@ def trace(repl: Repl, argument: str) -> None:
     late = " Candidates come from the next reply on." if mode == "top" and repl.answering.busy else ""
     repl.answering.trace = mode
     repl.note(f"Trace is {mode}. {about}{late}")
+    if argument and mode != "off":
+        repl.page.trace_legend()
 
 
 @command("settings", "/settings", "every setting: value, default, where it came from", live=True)

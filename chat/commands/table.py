@@ -100,6 +100,7 @@ GROUPS: dict[str, tuple[Command, ...]] = {
         settings.trace,
         talk.stats,
         talk.show_context,
+        talk.prompt,
     ),
     "Settings": (
         settings.settings,

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from chat.commands.row import Value, command, exchanges, whole_number
+from chat.commands.row import Value, command, exchanges, first_word, whole_number
 from chat.commands.settings import known_setting, setting_names, setting_values
 from chat.screen.markdown.stream import code_blocks
+from chat.screen.stats_lines import stats_rows
 from dist.errors import UsageError
 
 if TYPE_CHECKING:
     from chat.conversation.repl import Repl
 
+SHOWN_TOKENS = 500
 SHOWN_MESSAGES = 40
 
 
@@ -70,7 +72,7 @@ def copy(repl: Repl, argument: str) -> None:
         if k > len(blocks):
             raise UsageError(f"There is no code block {k}.", f"The last reply has {len(blocks)}.")
         text, what = blocks[k - 1], f"code block {k} of {len(blocks)}"
-    if not repl.page.console.copy(osc_52(text)):
+    if not repl.page.console.send(osc_52(text)):
         raise UsageError("Nothing can be copied here.", "This terminal is used without escape codes.")
     repl.note(f"Sent {what} to the terminal's clipboard: {len(text):,} characters. Not every terminal takes it.")
 
@@ -108,10 +110,28 @@ def stats(repl: Repl, argument: str) -> None:
     if last is None:
         repl.note("No reply has been made yet.")
         return
-    repl.page.table([(name, _listed(value)) for name, value in last.stats.as_dict().items()])
+    repl.page.table(stats_rows(last))
 
 
-def _listed(value: object) -> str:
-    if isinstance(value, list):
-        return " ".join(map(_listed, value))
-    return {True: "yes", False: "no"}.get(value, str(value)) if isinstance(value, bool) else str(value)
+@command(
+    "prompt",
+    "/prompt [ids]",
+    "what the model was given last, special tokens included; ids: token by token",
+    values=first_word(lambda repl, word: [("ids", "each token with its id")]),
+    example="/prompt ids",
+)
+def prompt(repl: Repl, argument: str) -> None:
+    if argument not in ("", "ids"):
+        raise UsageError(f"/prompt cannot take {argument!r}.", "It takes nothing, or ids.")
+    asked = repl.talk.transcript.without_reply()
+    if asked.last_question is None:
+        raise UsageError("There is no prompt yet.", "/prompt shows what your last message was put into.")
+    tokenizer, ids = repl.talk.tokenizer, repl.talk.fitted(asked).token_ids
+    if argument:
+        rows = [(f"{at}", f"{one}", repr(tokenizer.decode([one], False))) for at, one in enumerate(ids)]
+        repl.page.table(rows[-SHOWN_TOKENS:], head=("place", "id", "token"))
+        if len(rows) > SHOWN_TOKENS:
+            repl.note(f"The last {SHOWN_TOKENS} of {len(rows):,} tokens.")
+    else:
+        repl.page.raw(tokenizer.decode(ids, False))
+        repl.note(f"{len(ids):,} tokens.")

@@ -205,8 +205,8 @@ class Console:
         """Give a line back that could not be used, unless something else has been typed by now."""
         self._order(lambda: self._line.put_back(text))
 
-    def copy(self, code: str) -> bool:
-        """Send the terminal the code that fills its clipboard; whether that can be done here."""
+    def send(self, code: str) -> bool:
+        """Send the terminal a code that shows nothing; whether that can be done here."""
         self._order(lambda: self._painter.send(code))
         return True
 

@@ -209,9 +209,10 @@ def _bottom(view: View, width: int) -> StyleAndTextTuples:
         left = ("  " if view.ascii else " · ").join(view.edit_hints if view.editing else view.idle_hints)
     left = view.cut(f"  {_vi_mode()}{left}", width)
     room = width - get_cwidth(left) - 2
-    if get_cwidth(view.toolbar) > room:
-        return [(style, left)]
-    return [(style, left), ("", " " * (room + 2 - get_cwidth(view.toolbar))), ("class:toolbar", view.toolbar)]
+    toolbar = view.toolbar
+    while toolbar and get_cwidth(toolbar) > room:  # the parts that matter most are the last
+        toolbar = toolbar.partition("  ")[2]
+    return [(style, left), ("", " " * (room + 2 - get_cwidth(toolbar))), ("class:toolbar", toolbar)]
 
 
 def _vi_mode() -> str:

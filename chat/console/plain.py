@@ -96,7 +96,7 @@ class PlainLines:
     def put_back(self, text: str) -> None:
         """No line can be prepared here."""
 
-    def copy(self, code: str) -> bool:
+    def send(self, code: str) -> bool:
         """No codes are sent here."""
         return False
 

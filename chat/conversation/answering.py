@@ -125,7 +125,9 @@ class Answering:
         self._page.console.commit(view.finish(reply))
         self._talk.last_reply = reply
         if reply.token_ids:
-            self._page.stats(reply, reply.prompt_len + len(reply.token_ids), fitted.limit)
+            used = reply.prompt_len + len(reply.token_ids)
+            self._talk.show_used(used, fitted.limit)
+            self._page.stats(reply, used, fitted.limit)
         else:
             what_now = AS_IT_WAS if answer.withdrawn else "/retry answers the message again."
             self._page.note(f"Stopped before anything was finished. {what_now}")

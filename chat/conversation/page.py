@@ -10,7 +10,8 @@ from typing import Literal, Protocol
 from chat.console.events import ConsoleEvent, Line
 from chat.screen import draw
 from chat.screen.compare_lines import compared
-from chat.screen.trace_lines import new_trace, pass_lines
+from chat.screen.stats_lines import stats_line, stats_rows
+from chat.screen.trace_lines import legend, new_trace, pass_lines
 from chat.text.agreement import Compared
 from chat.text.running_text import Decode, RunningText
 from chat.text.trace import Trace
@@ -41,7 +42,11 @@ class Console(Protocol):
     def edit(self, text: str) -> None: ...
     def insert(self, text: str, label: str) -> None: ...
     def put_back(self, text: str) -> None: ...
-    def copy(self, code: str) -> bool: ...
+    def send(self, code: str) -> bool: ...
+
+
+LONG_S = 10.0
+BELL = "\x07"
 
 
 @dataclass(slots=True)
@@ -49,6 +54,8 @@ class Shown:
     """How replies are shown, as the user wants it."""
 
     markdown: Literal["rendered", "source"] = "rendered"
+    stats: Literal["line", "full", "off"] = "line"
+    bell: Literal["bell", "notify", "off"] = "bell"
 
 
 class Page:
@@ -80,7 +87,10 @@ class Page:
 
     def stats(self, reply: Reply, used: int, limit: int) -> None:
         """The figures of one reply, after which `used` of `limit` tokens are taken."""
-        self.console.note(draw.stats_line(reply, used, limit, self.palette, self.console.width))
+        if self.shown.stats == "line":
+            self.console.note(stats_line(reply, used, limit, self.palette, self.console.width))
+        elif self.shown.stats == "full":
+            self.table([*stats_rows(reply), ("context", f"{used:,} of {limit:,}")])
 
     def echo(self, text: str) -> None:
         """What the person sent."""
@@ -126,6 +136,23 @@ class Page:
     def compared(self, replies: Sequence[Compared]) -> None:
         """Replies to one prompt, in figures and in words."""
         self.console.note(compared(replies, self.palette, self.console.width))
+
+    def raw(self, text: str) -> None:
+        """A text as it is, in lines that fit."""
+        self.console.note(draw.raw(text, self.palette, self.console.width))
+
+    def trace_legend(self) -> None:
+        """What the marks of a trace mean."""
+        self.console.note(legend(self.palette, self.console.width))
+
+    def joined(self, parts: Sequence[str]) -> str:
+        """Words about one thing, on one line."""
+        return self.palette.mark(" · ", ", ").join(parts)
+
+    def ring(self, seconds: float, what: str) -> None:
+        """Call the user back to the terminal when something that took long is over."""
+        if seconds >= LONG_S and self.shown.bell != "off":
+            self.console.send(BELL if self.shown.bell == "bell" else f"\x1b]9;{what}{BELL}")
 
     def status(self, text: str) -> None:
         """What goes on now; "" for nothing."""

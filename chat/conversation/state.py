@@ -86,6 +86,8 @@ class Talk:
         self._announce = announce
         self._announced = ""
         self._fault = ""  # what was said of saving
+        self._used: tuple[int, int] | None = None
+        self._used_at = -1  # where in the tree that was so
         if not session.tree.checkpoints:
             self.journal(lambda session: session.checkpoint(self._checkpoint_record()))
         self.show_toolbar()
@@ -188,7 +190,14 @@ class Talk:
         sampling = f"temperature {s.temperature:g}" if s.samples else "greedy"
         step = "" if self.facts.step is None else f"  step {self.facts.step}"
         saved = "not saved  " if self.session.fault else ""
-        self._page.console.set_toolbar(f"{saved}N {s.add_eos_length}  R {s.refine_iter}  {sampling}{step}")
+        used = f"{self._used[0]:,} of {self._used[1]:,} tokens  " if self._used else ""
+        settings = f"N {s.add_eos_length}  R {s.refine_iter}  {sampling}{step}"
+        self._page.console.set_toolbar(f"{self.session.name}  {used}{saved}{settings}")
+
+    def show_used(self, used: int, limit: int) -> None:
+        """How much of the context the conversation takes, after a reply."""
+        self._used, self._used_at = (used, limit), self.tree.head
+        self.show_toolbar()
 
     # Where the conversation is.
 
@@ -321,6 +330,9 @@ class Talk:
     def journal(self, write: Callable[[Session], None]) -> None:
         """Write to the journal; a disk that refuses ends no conversation, but is said, and so is its end."""
         write(self.session)
+        if self._used and self.tree.head != self._used_at:
+            self._used = None
+            self.show_toolbar()
         if self.session.on_disk and self._announced != self.session.name:
             self._announced = self.session.name
             self._announce(f"Session {self.session.name}. Continue: {self._how_to_continue(self.session.name)}")

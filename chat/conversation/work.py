@@ -18,6 +18,26 @@ if TYPE_CHECKING:
 QUIET_S = 5.0
 
 
+class Made:
+    """How far a reply has come, counted from its updates."""
+
+    def __init__(self, began: float) -> None:
+        self._began = began
+        self._passes = 0
+        self._settled = self._exact = 0  # tokens of the reply, and of the block or window at work
+
+    def take(self, update: BlockUpdate) -> None:
+        self._passes += 1
+        self._settled += update.settled
+        self._exact = update.exact - update.settled
+
+    def words(self, now: float) -> list[str]:
+        """Pass, tokens that stand, tokens a second, seconds."""
+        tokens, seconds = self._settled + self._exact, now - self._began
+        rate = [f"{tokens / seconds:.0f} tok/s"] if tokens and seconds > 0 else []
+        return [f"pass {self._passes:,}", f"{tokens:,} tokens", *rate, f"{seconds:.0f} s"]
+
+
 class Work:
     """Runs turns on the engine, one at a time; `busy` from a turn's start until its owner calls `rest`, when its
     drawing is over too.
@@ -28,7 +48,7 @@ class Work:
         self._engine = engine
         self._inbox = inbox
         self._page = page
-        self._last_event = 0.0
+        self._began = self._last_event = 0.0
 
     def reply(
         self,
@@ -47,10 +67,11 @@ class Work:
             return Control(settings=settings(), cancel=self._inbox.stop)
 
         self._inbox.stop = False
-        self._last_event = time.monotonic()
+        self._began = self._last_event = time.monotonic()
         self.busy = True
         self._page.console.set_stoppable(True)
         self._page.status(f"{doing}thinking")
+        made = Made(self._began)
         try:
             for event in self._engine.answer(turn, poll):
                 self._last_event = time.monotonic()
@@ -60,8 +81,8 @@ class Work:
                     self._page.status(f"{doing}reading the prompt: {event.done:,} of {event.total:,} tokens")
                 else:
                     on_pass(event)
-                    block = "" if event.index is None else f"block {event.index + 1}, "
-                    self._page.status(f"{doing}{block}pass {event.iteration}")
+                    made.take(event)
+                    self._page.status(doing + self._page.joined([*made.words(self._last_event), "Ctrl-C stops"]))
         except ChatError:
             self._page.console.cut_live()  # what was seen is not erased
             raise
@@ -74,6 +95,8 @@ class Work:
 
     def rest(self) -> None:
         """Nothing is made any more: clear what showed it."""
+        if self.busy:
+            self._page.ring(time.monotonic() - self._began, "The reply is finished.")
         self.busy = False
         self._page.console.set_stoppable(False)
         self._page.console.clear_live()

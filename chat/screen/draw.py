@@ -14,9 +14,8 @@ from chat.screen.markdown.source import SourceStream
 from chat.screen.markdown.stream import MarkdownStream
 from chat.screen.palette import Palette
 from chat.screen.reply_view import LIVE_LINES, Frame, ReplyView
-from chat.text.cells import cells, visible
+from chat.text.cells import cells, source_spans, visible
 from dist.errors import ChatError
-from dist.protocol import Reply
 
 __all__ = [
     "Frame",
@@ -25,7 +24,6 @@ __all__ = [
     "error_block",
     "notice",
     "render_markdown",
-    "stats_line",
     "table",
     "user_echo",
 ]
@@ -67,6 +65,16 @@ def notice(text: str, palette: Palette, width: int = 80) -> str:
     lines = wrap(Text(visible(text)), max(2, width - 1))
     for line in lines:
         line.stylize(palette.style("quiet"))
+    return palette.ansi(lines)
+
+
+def raw(text: str, palette: Palette, width: int = 80) -> str:
+    """A text as it is, every character of it, in lines that fit."""
+    lines = [
+        Text(line[start:end])
+        for line in visible(text, tabs=True).split("\n")
+        for start, end in source_spans(line, max(2, width - 1))
+    ]
     return palette.ansi(lines)
 
 
@@ -120,43 +128,3 @@ def _stacked(rows: Sequence[Sequence[str]], palette: Palette, width: int, margin
         for cell in filter(None, others):
             lines += indented(wrap(Text(cell), max(2, width - 3 - margin)), margin + 2)
     return palette.ansi(lines)
-
-
-def stats_line(reply: Reply, context_used: int, context_limit: int, palette: Palette, width: int = 80) -> str:
-    """The figures of one reply: a blank line, one quiet line (two where it is narrow), a blank line.
-
-    `context_used` of `context_limit` tokens are taken by the conversation after this reply.
-    """
-    stats = reply.stats
-    parts = [
-        f"{stats.tokens:,} tokens" + (" (the limit)" if reply.finish == "length" else ""),
-        f"{stats.tokens_per_s:.1f} tok/s",
-        f"first {'tokens' if stats.accepted else 'block'} {stats.ttft_s:.2f} s",
-        f"{stats.forwards:,} forwards, {stats.tokens_per_forward:.1f} tokens each",
-        *_refined(reply),
-        f"context {context_used:,} of {context_limit:,}",
-        *([f"seed {reply.settings.seed}"] if reply.settings.samples else []),
-    ]
-    lines: list[str] = []
-    for part in parts:
-        joined = palette.mark(" · ", ", ").join([lines[-1], part]) if lines else part
-        if lines and cells(joined) <= width - 1:
-            lines[-1] = joined
-        else:
-            lines.append(part)
-    return palette.ansi([Text(), *(palette.text(line, "quiet") for line in lines), Text()])
-
-
-def _refined(reply: Reply) -> list[str]:
-    """How a window or blocks came about; both, after a change in mid-reply."""
-    stats, allowed = reply.stats, reply.settings.refine_iter
-    parts = []
-    if stats.accepted:
-        accepted = sum(stats.accepted) / len(stats.accepted)
-        parts.append(f"auto: {accepted:.2f} tokens accepted a pass")
-    if stats.iterations or not parts:
-        made, blocks = sum(stats.iterations), len(stats.iterations)
-        # A change in mid-reply can leave more passes made than the last setting would have allowed.
-        of = f" of {allowed * blocks:,}" if allowed != "auto" and made <= allowed * blocks else ""
-        parts += [f"{made:,}{of} passes", f"{sum(stats.converged)} of {blocks} blocks converged"]
-    return parts

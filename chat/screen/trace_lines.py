@@ -25,6 +25,15 @@ def new_trace(decode: Decode, palette: Palette) -> Trace:
     return Trace(decode, cell=palette.mark("░", "."), border=palette.mark("│", "|"))
 
 
+def legend(palette: Palette, width: int) -> str:
+    """What the marks mean."""
+    changed = "[changed]" if palette.ink == "none" else "changed"
+    line = palette.text("legend: ", "quiet") + Text("exact") + palette.text(palette.mark("│", "|"), "quiet")
+    line += Text(" may change, ") + palette.text(changed, STYLES["changed"]) + Text(" by this pass, ")
+    line += palette.text(palette.mark("░", "."), "quiet") + Text(" not filled yet, \\n a line break")
+    return palette.ansi(wrap(line, max(2, width - 1)))
+
+
 def pass_lines(trace: Trace, palette: Palette, width: int, *, top: bool) -> str:
     """The last pass: one line, wrapped where it is longer; with `top` the candidates of what it changed below."""
     line = palette.text(trace.last_head() + " ", "quiet")

@@ -29,7 +29,7 @@ from dist.errors import ChatError
 
 CHILD = Path(__file__).parents[1] / "support" / "console_child.py"
 PROMPT = "›"
-STATS = "context"
+STATS = re.compile(r"^\d+ tokens.*(context|ctx) ", re.M)
 
 
 class Talk(PtyScreen):
@@ -102,8 +102,7 @@ def test_a_reply_is_committed_and_the_prompt_comes_back(start: Start) -> None:
         "• north bank\n"
         "• south bank\n"
         "\n"
-        "86 tokens · 86.0 tok/s · first block 0.10 s · 33 forwards, 2.6 tokens each\n"
-        "33 of 33 passes · 11 of 11 blocks converged · context 96 of 8,192\n"
+        "86 tokens · 86.0/s · first 0.10 s · 33 fwd × 2.6 · 11/11 conv · ctx 96/8,192\n"
         "\n"
         "›\n"
         "  /help · Alt-Enter new line · Ctrl-D leaves                   N 7  R 3  greedy"
@@ -318,7 +317,7 @@ def test_history_holds_across_runs_with_entries_of_several_lines(start: Start) -
     talk.wait_for(STATS)
     talk.wait_for("Ctrl-D leaves")
     talk.send("two" + CTRL_J + "lines" + ENTER)
-    talk.wait_for(lambda screen: screen.text.count(STATS) == 2)
+    talk.wait_for(lambda screen: len(STATS.findall(screen.text)) == 2)
     talk.wait_for("Ctrl-D leaves")
     talk.send(CTRL_D)
     talk.wait_end()
@@ -488,7 +487,7 @@ def test_a_new_size_is_noticed_and_drawn(start: Start) -> None:
     talk.wait_for("Ctrl-D leaves")
     assert sum("The capital of France" in line for line in talk.scrollback) == 1
     # Drawn for 80 columns, the figures would reach the last one.
-    figures = [line for line in talk.scrollback if "forwards" in line]
+    figures = [line for line in talk.scrollback if "fwd" in line]
     assert figures
     assert max(map(len, talk.scrollback)) < 50
 

@@ -151,6 +151,7 @@ def test_ctrl_c_before_the_first_block_leaves_the_message_unanswered_for_retry(t
         ("/read /nowhere/x", "There is no file /nowhere/x."),
         ("/read /", "/ is a folder."),
         ("/set overflow cut", "overflow cannot be 'cut'.\nIt takes drop or refuse."),
+        ("/set stats no", "stats cannot be 'no'.\nIt takes line, full or off."),
         ("/trace all", "/trace cannot be 'all'.\nIt takes on, off or top."),
         ("/export x.md", "There is nothing to export.\nNothing was said yet."),
         ("/resume nothing", "There is no session to resume."),
@@ -258,7 +259,7 @@ def test_settings_show_value_default_last_use_and_origin(talk):
     rows = {line.split()[0]: line.split() for line in console.shown.splitlines() if line.startswith("  ")}
     assert rows["refine_iter"][1:] == ["2", "2", "2", "checkpoint"]
     assert rows["temperature"][1:] == ["0.5", "0.0", "0.0", "this", "conversation"]
-    assert console.toolbar == "N 3  R 2  temperature 0.5"
+    assert console.toolbar.endswith("N 3  R 2  temperature 0.5")
 
 
 def test_a_drawn_seed_is_shown_and_repeats_the_reply(talk):
@@ -366,6 +367,50 @@ def test_a_message_that_is_too_long_goes_back_into_the_line(talk):
     assert console.given_back == "word " * 3000
 
 
+def test_the_toolbar_says_session_and_context_and_while_a_reply_is_made_how_far_it_is(talk):
+    repl, console = talk("Hello", "More")
+    reply = repl.talk.last_reply
+    used = reply.prompt_len + len(reply.token_ids)
+    assert console.toolbar == f"{repl.talk.session.name}  {used:,} of 2,048 tokens  N 3  R 2  greedy"
+    last = r"pass 12 · 24 tokens · \d+ tok/s · \d+ s · Ctrl-C stops"
+    assert any(re.fullmatch(last, status) for status in console.status)
+    dispatch(repl, "/undo")
+    assert "tokens" not in console.toolbar
+
+
+def test_figures_follow_a_reply_as_is_wanted(talk):
+    _, console = talk("/set stats off", "Hello", "/set stats full", "More", "/stats")
+    assert "tok/s" not in console.shown
+    assert len(re.findall(r"^  tokens per forward pass +[\d.]+$", console.shown, re.M)) == 2
+    assert re.search(r"^  blocks converged +\d+ of \d+$", console.shown, re.M)
+    assert len(re.findall(r"^  context +[\d,]+ of 2,048$", console.shown, re.M)) == 1
+
+
+def test_the_prompt_is_shown_as_the_model_gets_it_with_special_tokens_and_ids(tiny, talk):
+    _, _, tokenizer = tiny
+    repl, console = talk("/prompt", "Hello", "/prompt", "/prompt ids", "/prompt all")
+    assert "There is no prompt yet." in console.shown
+    asked = prompt_ids(Transcript(repl.talk.transcript.messages[:-1]), tokenizer, True)
+    assert f"\n{tokenizer.decode(asked, False)}\n{len(asked)} tokens.\n" in console.shown
+    rows = re.findall(r"^  (\d+) +(\d+) +'.*'$", console.shown, re.M)
+    assert [int(one) for _, one in rows] == list(asked)
+    assert "/prompt cannot take 'all'." in console.shown
+
+
+def test_what_took_long_rings_unless_that_is_off(talk):
+    repl, console = talk("Hello")
+    assert not hasattr(console, "copied")
+    repl.page.ring(11.0, "The reply is finished.")
+    assert console.copied == "\x07"
+    dispatch(repl, "/set bell notify")
+    repl.page.ring(11.0, "The reply is finished.")
+    assert console.copied == "\x1b]9;The reply is finished.\x07"
+    dispatch(repl, "/set bell off")
+    console.copied = ""
+    repl.page.ring(11.0, "The reply is finished.")
+    assert console.copied == ""
+
+
 def asks_for_candidates(engine, monkeypatch):
     """A list that grows by what each turn says of tracing."""
     asked = []
@@ -429,7 +474,7 @@ def test_a_comparison_answers_the_same_prompt_under_every_value_and_changes_noth
     assert rows["refine_iter 4"][4] == rows["refine_iter auto"][4] == "100.0 %, 24 of 24"
     assert not rows["refine_iter 1"][4].startswith("100")
     assert "refine_iter 4 / refine_iter auto / greedy, N = 0\n" in console.shown
-    assert any(re.match(r"refine_iter 4 \(3 of 5\): block 1, pass 1", status) for status in console.status)
+    assert any(re.match(r"refine_iter 4 \(3 of 5\): pass 1 · \d+ tokens", status) for status in console.status)
     # A plain terminal shows no status.
     assert "refine_iter 4 (3 of 5) ...\n" in console.shown
     assert console.status[-1] == ""
@@ -685,7 +730,7 @@ def test_leaving_says_how_to_continue_and_what_is_not_on_disk(talk, tmp_path, mo
     (tmp_path / "sessions").write_text("a file")
     _, console = talk("Hello")
     assert "The conversation is not being saved.\n" in console.shown
-    assert console.toolbar.startswith("not saved  ")
+    assert "  not saved  " in console.toolbar
     assert re.search(r"Not saved: \d+ records of this conversation\. .*File exists\.\n$", console.shown)
 
 

@@ -202,7 +202,7 @@ def test_load_keeps_the_conversation_and_answers_as_a_fresh_start_would(run, tal
     wrong = reply_by_plain_rule(run / "global_step_3", repl.talk.transcript, repl.talk.settings)
     assert wrong != right
     assert re.search(f"Step 7 answers from here on, ready in [0-9.]+ s: {run}/global_step_7/actor\n", console.shown)
-    assert console.toolbar == "N 3  R 2  greedy  step 7"
+    assert console.toolbar.endswith("N 3  R 2  greedy  step 7")
     assert repl.talk.facts.step == 7
     (journal,) = (tmp_path / "sessions").glob("*.jsonl")
     records = [json.loads(line) for line in journal.read_text().splitlines()]
@@ -303,7 +303,7 @@ def test_a_folder_of_another_kind_with_the_same_model_can_be_loaded(run, talk):
     repl, console = talk(run / "global_step_7", "/load 3", "Hello", f"/load {run}/reference", "/undo", "Hello")
     assert repl.talk.facts.model.layout == "safetensors"
     assert repl.talk.facts.step is None
-    assert console.toolbar == "N 3  R 2  greedy"
+    assert console.toolbar.endswith("N 3  R 2  greedy")
     right = reply_by_plain_rule(run / "global_step_3", repl.talk.transcript, repl.talk.settings)
     assert repl.talk.transcript.messages[-1].token_ids == right
 

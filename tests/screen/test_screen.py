@@ -16,12 +16,12 @@ from chat.screen.draw import (
     error_block,
     notice,
     render_markdown,
-    stats_line,
     table,
     user_echo,
 )
 from chat.screen.palette import Palette
 from chat.screen.reply_view import live_rows
+from chat.screen.stats_lines import stats_line, stats_rows
 from chat.text.cells import cells, fold_spans, visible, wrap_spans
 from chat.text.running_text import RunningText, TokenTexts
 from dist.errors import CheckpointError
@@ -313,8 +313,27 @@ def test_stats_are_one_quiet_line_where_there_is_room() -> None:
         "\n12 tokens · 6.0 tok/s · first block 0.41 s · 4 forwards, 3.0 tokens each · 4 of 4 passes · "
         "1 of 2 blocks converged · context 21 of 8,192\n\n"
     )
+    assert stripped(stats_line(a_reply(tuple(b"x" * 12)), 21, 8192, COLOR, 90)) == (
+        "\n12 tokens · 6.0/s · first 0.41 s · 4 fwd × 3.0 · 4/4 it · 1/2 conv · ctx 21/8,192\n\n"
+    )
+    assert stripped(stats_line(a_reply(tuple(b"x" * 12)), 21, 8192, COLOR, 76)) == (
+        "\n12 tokens · 6.0/s · first 0.41 s · 4 fwd × 3.0 · 1/2 conv · ctx 21/8,192\n\n"
+    )
     narrow = stripped(stats_line(a_reply(tuple(b"x" * 12)), 21, 8192, PLAIN, 40))
     assert all(cells(part) < 40 for part in narrow.splitlines())
+
+
+def test_all_figures_have_names_that_a_reader_knows() -> None:
+    assert dict(stats_rows(a_reply(tuple(b"x" * 12)))) == {
+        "tokens": "12, ended by a stop token",
+        "tokens a second": "6.0",
+        "time to the first tokens": "0.41 s",
+        "decoding time": "2.00 s",
+        "forward passes": "4, and 1 for the prompt",
+        "tokens per forward pass": "3.00",
+        "refinement iterations": "4 over 2 blocks: 2 2",
+        "blocks converged": "1 of 2",
+    }
 
 
 def test_a_reply_cut_at_its_limit_says_so() -> None:

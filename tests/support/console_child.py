@@ -19,6 +19,7 @@ from pathlib import Path
 from chat.console.events import Abort, Candidate, ConsoleEvent, Failed, Interrupt, Leave, Submitted
 from chat.console.plain import PlainLines
 from chat.screen import draw
+from chat.screen.stats_lines import stats_line
 from chat.terminal.streams import Streams, open_streams, session_mode
 from dist.protocol import BlockUpdate, FinishReason, Reply, ReplyStats
 from dist.settings import GenerationSettings
@@ -184,7 +185,7 @@ class Fake:
         self.console.commit(view.finish(reply))
         self.console.clear_live()
         self.console.set_status("")
-        self.console.note(draw.stats_line(reply, 10 + len(done), 8192, self.palette, self.console.width))
+        self.console.note(stats_line(reply, 10 + len(done), 8192, self.palette, self.console.width))
 
 
 def main() -> None:

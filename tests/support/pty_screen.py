@@ -9,6 +9,7 @@ import errno
 import fcntl
 import os
 import pty
+import re
 import select
 import signal
 import struct
@@ -148,8 +149,14 @@ class PtyScreen:
         """The terminal's attributes now."""
         return termios.tcgetattr(self.slave)
 
-    def wait_for(self, wanted: str | Callable[[PtyScreen], bool], timeout: float | None = None) -> None:
+    def wait_for(
+        self, wanted: str | re.Pattern[str] | Callable[[PtyScreen], bool], timeout: float | None = None
+    ) -> None:
         """Wait until the screen shows a text, or a condition holds; fails with the screen otherwise."""
+        if isinstance(wanted, re.Pattern):
+            pattern = wanted
+            self.wait_for(lambda screen: pattern.search(screen.text) is not None, timeout)
+            return
         deadline = time.monotonic() + (timeout or self.timeout)
         while time.monotonic() < deadline:
             if wanted in self.text if isinstance(wanted, str) else wanted(self):

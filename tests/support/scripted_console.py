@@ -68,6 +68,6 @@ class ScriptedConsole:
     def put_back(self, text):
         self.given_back = text
 
-    def copy(self, code):
+    def send(self, code):
         self.copied = code
         return True
