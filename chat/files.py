@@ -7,7 +7,7 @@ import fcntl
 import json
 import os
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -85,15 +85,16 @@ def read_text(name: str) -> str:
     return text
 
 
-def write_whole(path: Path, data: bytes, mode: int = 0o666) -> None:
-    """Put `data` at `path` so that a reader finds the old file or the new one, never a part. Raises OSError.
+def write_whole(path: Path, data: bytes | Iterable[bytes], mode: int = 0o666) -> None:
+    """Put `data`, or its parts, at `path`: a reader finds the old file or the new one whole. Raises OSError.
 
     `mode` is that of a new file, as far as the user's mask allows; one that is there keeps its own.
     """
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         with open(beside, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
-            file.write(data)
+            for part in (data,) if isinstance(data, bytes) else data:
+                file.write(part)
             file.flush()
             os.fsync(file.fileno())
         if path.exists():

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from chat.batch.prompts import Prompt, read_prompts
+from chat.batch.prompts import Prompts, read_prompts
 from chat.demo import ABOUT, DEFAULT_SYSTEM
 from chat.loading.checkpoints import Checkpoints, run_folder
 from chat.loading.facts import CheckpointFacts, checkpoint_facts
@@ -144,7 +144,7 @@ def run(options: LaunchOptions, streams: Streams, lifeline: Lifeline) -> int:
     return code
 
 
-def asked_prompts(options: LaunchOptions, status: Status) -> tuple[Prompt, ...]:
+def asked_prompts(options: LaunchOptions, status: Status) -> Prompts:
     """The prompts to answer, none for a conversation. Says so if it has to wait for them. Raises UsageError."""
     stdin = sys.stdin.buffer if sys.stdin else io.BytesIO()  # None where descriptor 0 is closed
     if options.reads_stdin and sys.stdin and not select.select([stdin], [], [], WAIT_S)[0]:
@@ -167,7 +167,7 @@ def default_system(options: LaunchOptions) -> str:
     return DEFAULT_SYSTEM if options.checkpoint_dir is None else ""
 
 
-def answer_prompts(ready: Ready, prompts: tuple[Prompt, ...]) -> int:
+def answer_prompts(ready: Ready, prompts: Prompts) -> int:
     """One prompt or many, without a conversation; returns the exit code."""
     from chat.batch.interruption import Interruption
     from chat.batch.run import run_batch

@@ -8,11 +8,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from chat.batch.prompts import Prompt
+from chat.batch.prompts import Prompt, Prompts
 from chat.start.options import LaunchOptions
 from dist.settings import MAX_SEED, GenerationSettings
 
@@ -25,14 +25,19 @@ class Job:
 
     place    among the replies of the run, from 0
     number   of the prompt in the input, from 0
-    given    the prompt as it was read
+    prompt   the prompt itself
     sample   which of the prompt's replies, from 0
     """
 
     place: int
     number: int
-    given: Any
+    prompt: Prompt
     sample: int
+
+    @property
+    def given(self) -> Any:
+        """The prompt as it was read."""
+        return self.prompt.given
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,13 +48,20 @@ class Circumstances:
     numbered: bool
 
 
-def jobs_of(prompts: Sequence[Prompt], samples: int) -> tuple[Job, ...]:
+@dataclass(frozen=True, slots=True)
+class Jobs:
     """The replies to make, in the order of the results: all samples of a prompt, then those of the next."""
-    return tuple(
-        Job(place=number * samples + sample, number=number, given=prompt.given, sample=sample)
-        for number, prompt in enumerate(prompts)
-        for sample in range(samples)
-    )
+
+    prompts: Prompts
+    samples: int
+
+    def __len__(self) -> int:
+        return len(self.prompts) * self.samples
+
+    def __iter__(self) -> Iterator[Job]:
+        for number, prompt in enumerate(self.prompts):
+            for sample in range(self.samples):
+                yield Job(place=number * self.samples + sample, number=number, prompt=prompt, sample=sample)
 
 
 def conditions_of(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import TextIO
 
-from chat.batch.jobs import Job
-from chat.batch.printer import Progress, ReplyPrinter
+from chat.batch.jobs import Job, Jobs
+from chat.batch.printer import ReplyPrinter
+from chat.batch.progress import Progress
 from chat.batch.records import CANCELLED, ERROR, Record
 from chat.batch.results_file import ResultsFile
 from chat.text.trace import Trace
@@ -24,7 +25,7 @@ class Output:
 
     def __init__(
         self,
-        jobs: Sequence[Job],
+        jobs: Jobs,
         *,
         file: ResultsFile | None,
         printer: ReplyPrinter | None,
@@ -38,7 +39,6 @@ class Output:
         self.kept = self.written + len(self._waiting)
         self._made = self.kept
         self._jobs = jobs
-        self._samples = any(job.sample for job in jobs)
         self._file = file
         self._printer = printer
         self._progress = progress
@@ -49,10 +49,10 @@ class Output:
         """Whether every job has its result."""
         return self.written == len(self._jobs) and not self.cancelled
 
-    @property
-    def missing(self) -> tuple[Job, ...]:
-        """The jobs that have no result yet."""
-        return tuple(job for job in self._jobs[self.written :] if job.place not in self._waiting)
+    def missing(self) -> Iterator[Job]:
+        """The jobs that have no result yet; to be called once, before the first is put."""
+        first, there = self.written, frozenset(self._waiting)
+        return (job for job in self._jobs if job.place >= first and job.place not in there)
 
     @property
     def nobody_reads(self) -> bool:
@@ -63,6 +63,7 @@ class Output:
         if self.kept:
             self.say(f"{self.kept} of {len(self._jobs)} results are there already.")
         self._progress.start()
+        self._pass_on()
         return self
 
     def __exit__(
@@ -78,7 +79,6 @@ class Output:
 
     def put(self, job: Job, record: Record) -> None:
         """A result; it is passed on when all before it have been."""
-        self._waiting[job.place] = record
         if record["finish_reason"] == ERROR:
             self.failed += 1
             self.say(f"{self._named(job)}: {record['error']}")
@@ -87,8 +87,15 @@ class Output:
         else:
             self._made += 1
             self._progress.step(self.failed)
-        while self.written in self._waiting:
-            self._pass_on(self._waiting.pop(self.written))
+        self._waiting[job.place] = record
+        if job.place == self.written:
+            self._pass_on()
+        elif self._file is not None:
+            self._file.add_later(job.place, record)
+
+    def tokens(self, count: int) -> None:
+        """So many more tokens of replies are made."""
+        self._progress.tokens(count, self.failed)
 
     def so_far(self, text: Callable[[], str]) -> None:
         """A block of a reply is finished; `text` gives the reply's text up to its end."""
@@ -113,12 +120,18 @@ class Output:
 
     def _named(self, job: Job) -> str:
         """Which prompt a job answers and, where a prompt gets several replies, which of them it is."""
-        sample = f", sample {job.sample + 1}" if self._samples else ""
+        sample = f", sample {job.sample + 1}" if self._jobs.samples > 1 else ""
         return f"prompt {job.number + 1}{sample}"
 
-    def _pass_on(self, record: Record) -> None:
-        if self._file is not None:
-            self._file.add(record)
-        if self._printer is not None:
-            self._printer.reply(record)
-        self.written += 1
+    def _pass_on(self) -> None:
+        """All results that have none missing before them."""
+        had = len(self._waiting)
+        while self.written in self._waiting:
+            record = self._waiting.pop(self.written)
+            if self._file is not None:
+                self._file.add(record)
+            if self._printer is not None:
+                self._printer.reply(record)
+            self.written += 1
+        if self._file is not None and had - len(self._waiting):
+            self._file.caught_up(self._waiting)

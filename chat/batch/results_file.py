@@ -1,32 +1,39 @@
 """The file that a run's results are written to, and going on with one. Knows no model and no engine.
 
-`.jsonl` grows line by line; `.json` grows as `.partial` JSON Lines and is put in place at the end.
+`.jsonl` grows line by line; `.json` grows as `.partial` JSON Lines and is put in place at the end. A result that is
+made before an earlier one waits in a file beside it (`.later`), so that whatever ends the run, nothing finished is
+lost. No file is held in memory whole.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from chat.batch.jobs import Job
-from chat.batch.records import CANCELLED, ERROR, Record
+from chat.batch.earlier import Earlier, examine, lines_of_array, whole_lines
+from chat.batch.jobs import Jobs
+from chat.batch.records import Record
 from chat.files import Locked, append_line, open_locked, write_whole
 from dist.errors import ChatError, UsageError
+
+# Results that have been passed on stay in the file beside until they are many more than those that wait.
+MOST_STALE = 1000
+APPENDED = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
 
 
 class ResultsFile:
     """The output file of a run, open for the results that are still to come.
 
     finished  how many of the run's jobs, from the first on, it holds already
-    later     results after these, by place: replies that were finished when an earlier one was interrupted
+    later     results after these, by place: replies that were finished before an earlier one was
     failed    how many of all these failed
     seed      the seed that they were sampled with, or None
     """
 
-    def __init__(self, path: Path, jobs: Sequence[Job], conditions: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, jobs: Jobs, conditions: Mapping[str, Any]) -> None:
         """Open `path`, go on where an interrupted run stopped, or begin.
 
         `conditions` are the settings and whatever else decides a reply; what is there must have been made under
@@ -35,19 +42,19 @@ class ResultsFile:
         """
         self._final = path
         self._growing = _growing(path)
+        self._beside = _beside(self._growing)
         self._in_place = self._growing == path
+        self._later_file: int | None = None
+        self._stale = 0
         try:
             is_new = not self._growing.exists()
             self._file = _locked(self._growing, path)
             try:
                 # Read under the lock: until now another run may have been writing.
-                start = _what_is_there(path)
-                records, lengths = _parse(start, path)
-                done = _check(records, jobs, conditions, path)
-                self.finished = next((place for place in range(len(records)) if place not in done), len(records))
+                earlier = _examine(path, jobs, conditions)
                 # A finished .json is opened again: there is nothing to put in place unless jobs were added.
                 reopened = not self._in_place and not os.fstat(self._file).st_size and path.exists()
-                self._keep(start[: sum(lengths[: self.finished])])
+                self._keep(earlier)
             except BaseException:
                 if is_new and not os.fstat(self._file).st_size:
                     self._growing.unlink()
@@ -55,57 +62,111 @@ class ResultsFile:
                 raise
         except OSError as error:
             raise _refused(path, error) from error
-        self.later = {place: record for place, record in done.items() if place > self.finished}
-        self.failed = sum(record["finish_reason"] == ERROR for record in done.values())
-        self.seed: int | None = records[0]["settings"].get("seed") if records else None
+        self.finished, self.later, self.failed = earlier.finished, earlier.later, earlier.failed
+        self.seed: int | None = earlier.seed
         self._complete = reopened and self.finished == len(jobs)
 
     def add(self, record: Record) -> None:
         """Write the next result. Raises ChatError."""
+        self._append(self._file, record, self._growing)
+
+    def add_later(self, place: int, record: Record) -> None:
+        """Keep a result that others are still to come before. Raises ChatError."""
+        if self._later_file is None:
+            try:
+                self._later_file = os.open(self._beside, APPENDED, 0o666)
+            except OSError as error:
+                self._refuse(self._beside, error)
+        self._append(self._later_file, {"place": place, "record": record}, self._beside)
+        self._stale += 1
+
+    def caught_up(self, waiting: Mapping[int, Record]) -> None:
+        """Results that waited were added; these still wait. Raises ChatError."""
+        if self._later_file is None or (waiting and self._stale < MOST_STALE + 4 * len(waiting)):
+            return
         try:
-            append_line(self._file, record)
+            os.close(self._later_file)
+            self._later_file, self._stale = None, 0
+            self._keep_beside(waiting)
         except OSError as error:
-            raise _refused(self._growing, error) from error
+            self._refuse(self._beside, error)
 
     def finish(self) -> None:
         """All results are there: put a `.json` file in place. Raises ChatError."""
         try:
             if not self._in_place:
-                lines = self._growing.read_bytes().splitlines()
                 if not self._complete:
-                    write_whole(self._final, b"[\n" + b",\n".join(lines) + b"\n]\n")
+                    with self._growing.open("rb") as lines:
+                        write_whole(self._final, _as_array(lines))
                 self._growing.unlink()
+            self._beside.unlink(missing_ok=True)
         except OSError as error:
-            raise _refused(self._final, error) from error
+            self._refuse(self._final, error)
         self.close()
 
     def close(self) -> None:
-        """Let go of the file; a `.partial` stays for the next run."""
+        """Let go of the file; a `.partial` and a `.later` stay for the next run."""
+        if self._later_file is not None:
+            os.close(self._later_file)
+            self._later_file = None
         os.close(self._file)
 
-    def _keep(self, data: bytes) -> None:
+    def _append(self, file: int, line: Mapping[str, Any], path: Path) -> None:
+        try:
+            append_line(file, line)
+        except OSError as error:
+            self._refuse(path, error)
+
+    def _keep(self, earlier: Earlier) -> None:
+        """Begin with what is there. Results after the first that is missing move to the file beside."""
+        self._keep_beside(earlier.later)
         size = os.fstat(self._file).st_size
-        if size > len(data):
-            os.ftruncate(self._file, len(data))
-        elif size < len(data):  # a finished .json is opened again; its results go into a new .partial
-            os.write(self._file, data)
+        if size > earlier.finished_bytes:
+            os.ftruncate(self._file, earlier.finished_bytes)
+        elif size < earlier.finished_bytes:  # a finished .json is opened again; its results go into a new .partial
+            left = earlier.finished_bytes
+            for line in lines_of_array(self._final):
+                if left:
+                    left -= len(line)
+                    os.write(self._file, line)
+
+    def _keep_beside(self, later: Mapping[int, Record]) -> None:
+        if later:
+            lines = (_line({"place": place, "record": record}) for place, record in later.items())
+            write_whole(self._beside, lines)
+        else:
+            self._beside.unlink(missing_ok=True)
+
+    def _refuse(self, path: Path, error: OSError) -> NoReturn:
+        raise _refused(path, error) from error
 
 
-def check_results(path: Path, jobs: Sequence[Job], conditions: Mapping[str, Any]) -> None:
+def check_results(path: Path, jobs: Jobs, conditions: Mapping[str, Any]) -> None:
     """Look whether a run with these jobs may go on with what is at `path`, and change nothing.
 
     Conditions that are not named here are not compared. Raises UsageError, or ChatError if the disk refuses.
     """
     try:
-        records, _ = _parse(_what_is_there(path), path)
+        _examine(path, jobs, conditions, named_only=True)
     except OSError as error:
         raise _refused(path, error) from error
-    _check(records, jobs, conditions, path, named_only=True)
+
+
+def _examine(path: Path, jobs: Jobs, conditions: Mapping[str, Any], *, named_only: bool = False) -> Earlier:
+    """What there is of an earlier run. Raises UsageError if this run cannot go on with it, and OSError."""
+    beside = _beside(_growing(path))
+    later = whole_lines(beside) if beside.exists() else ()
+    return examine(path, _what_is_there(path), later, jobs, conditions, named_only=named_only)
 
 
 def _growing(path: Path) -> Path:
     """The file that grows while a run lasts."""
     return path if path.suffix.lower() == ".jsonl" else path.with_name(path.name + ".partial")
+
+
+def _beside(growing: Path) -> Path:
+    """The file of the results that wait for earlier ones."""
+    return growing.with_name(growing.name + ".later")
 
 
 def _locked(growing: Path, final: Path) -> int:
@@ -118,92 +179,26 @@ def _locked(growing: Path, final: Path) -> int:
         ) from None
 
 
-def _what_is_there(path: Path) -> bytes:
+def _what_is_there(path: Path) -> Iterable[bytes]:
     """JSON Lines of an earlier run, without an unfinished last line."""
     growing = _growing(path)
-    data = growing.read_bytes() if growing.exists() else b""
-    if data or growing == path or not path.exists():
-        return data[: data.rfind(b"\n") + 1]
-    return _lines_of_array(path)
+    if growing == path or not path.exists() or (growing.exists() and growing.stat().st_size):
+        return whole_lines(growing, final=path) if growing.exists() else ()
+    return lines_of_array(path)
 
 
-def _lines_of_array(path: Path) -> bytes:
-    try:
-        records = json.loads(path.read_bytes())
-    except ValueError:
-        raise _foreign(path) from None
-    if not isinstance(records, list):
-        raise _foreign(path)
-    return b"".join((json.dumps(record, ensure_ascii=False) + "\n").encode() for record in records)
-
-
-def _parse(data: bytes, path: Path) -> tuple[list[Record], list[int]]:
-    """The records and the length in bytes of each one's line."""
-    lines = data.splitlines(keepends=True)
-    records: list[Record] = []
+def _as_array(lines: Iterable[bytes]) -> Iterator[bytes]:
+    """JSON Lines as one array, a line each."""
+    yield b"[\n"
+    before = b""
     for line in lines:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            raise _foreign(path) from None
-        wanted = ("prompt", "response", "finish_reason", "settings")
-        if not isinstance(record, dict) or any(name not in record for name in wanted):
-            raise _foreign(path)
-        records.append(record)
-    return records, [len(line) for line in lines]
+        yield before + line.removesuffix(b"\n")
+        before = b",\n"
+    yield b"\n]\n"
 
 
-def _check(
-    records: Sequence[Record],
-    jobs: Sequence[Job],
-    conditions: Mapping[str, Any],
-    path: Path,
-    *,
-    named_only: bool = False,
-) -> dict[int, Record]:
-    """The records by place but for the cancelled ones, once all proved to be this run's. Raises UsageError."""
-    done: dict[int, Record] = {}
-    for place, record in enumerate(records):
-        _same_conditions(record["settings"], conditions, path, named_only)
-        if place >= len(jobs):
-            raise _other(path, f"It holds {len(records)} results, and this run has {len(jobs)} to make.")
-        job = jobs[place]
-        if record["prompt"] != _as_json(job.given) or record.get("sample", 0) != job.sample:
-            raise _other(path, f"Its result {place + 1} is for another prompt than this run's.")
-        if record["finish_reason"] != CANCELLED:
-            done[place] = record
-    return done
-
-
-def _same_conditions(recorded: Any, conditions: Mapping[str, Any], path: Path, named_only: bool) -> None:
-    now = _as_json(dict(conditions))
-    if not isinstance(recorded, dict):
-        raise _foreign(path)
-    if now.get("seed") is None:
-        now["seed"] = recorded.get("seed")
-    names = now if named_only else {**now, **recorded}
-    differences = [
-        f"{name} was {recorded.get(name)!r} and is {now.get(name)!r} now"
-        for name in names
-        if now.get(name) != recorded.get(name)
-    ]
-    if differences:
-        raise _other(path, f"In it {'; '.join(differences)}.")
-
-
-def _as_json(value: Any) -> Any:
-    """`value` as it would be read back."""
-    return json.loads(json.dumps(value, default=str))
-
-
-def _foreign(path: Path) -> UsageError:
-    return UsageError(
-        f"{path} is there already and is not a results file.", hint="Move it away, or choose another output file."
-    )
-
-
-def _other(path: Path, why: str) -> UsageError:
-    return UsageError(f"{path} holds results of another run.", why, "Move it away, or choose another output file.")
+def _line(value: Mapping[str, Any]) -> bytes:
+    return (json.dumps(value, ensure_ascii=False, default=str) + "\n").encode()
 
 
 def _refused(path: Path, error: OSError) -> ChatError:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from chat.batch.prompts import Prompt, read_prompts
+from chat.batch.prompts import Prompts, read_prompts
 from chat.start.options import LaunchOptions, parse_options
 from chat.text.transcript import Message
 from dist.errors import UsageError
@@ -17,17 +17,17 @@ from dist.errors import UsageError
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
 
 
-def read(*argv: str, stdin: bytes = b"") -> tuple[Prompt, ...]:
+def read(*argv: str, stdin: bytes = b"") -> Prompts:
     return read_prompts(parse_options(argv), io.BytesIO(stdin))
 
 
-def from_file(folder: Path, name: str, data: bytes | str) -> tuple[Prompt, ...]:
+def from_file(folder: Path, name: str, data: bytes | str) -> Prompts:
     path = folder / name
     path.write_bytes(data.encode() if isinstance(data, str) else data)
     return read("--prompts_file", str(path))
 
 
-def given(prompts: tuple[Prompt, ...]) -> list[object]:
+def given(prompts: Prompts) -> list[object]:
     return [prompt.given for prompt in prompts]
 
 
@@ -76,7 +76,7 @@ def test_json_lines_hold_prompts_or_messages(tmp_path: Path) -> None:
     records = [{"prompt": "a"}, {"messages": CHAT, "id": 3}, {"prompt": CHAT}, {"messages": None, "prompt": "b"}]
     prompts = from_file(tmp_path, "p.jsonl", "\n".join(map(json.dumps, records)) + "\n\n")
     assert given(prompts) == ["a", CHAT, CHAT, "b"]
-    assert prompts[1].transcript.messages == (Message("system", "Be brief."), Message("user", "Hi"))
+    assert list(prompts)[1].transcript.messages == (Message("system", "Be brief."), Message("user", "Hi"))
 
 
 def test_parquet_holds_prompts_or_messages(tmp_path: Path) -> None:

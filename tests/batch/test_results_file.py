@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 
 from chat.batch import results_file
-from chat.batch.jobs import Job
+from chat.batch.jobs import Jobs
+from chat.batch.prompts import Prompt
 from chat.batch.results_file import ResultsFile
+from chat.text.transcript import Transcript
 from dist.errors import UsageError
 
-JOBS = [Job(place=place, number=place, given=f"prompt {place}", sample=0) for place in range(3)]
+JOBS = Jobs([Prompt(given=f"prompt {place}", transcript=Transcript()) for place in range(3)], 1)
 CONDITIONS = {"refine_iter": 2}
 
 
