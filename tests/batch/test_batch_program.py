@@ -63,7 +63,9 @@ def test_a_reader_that_has_enough_ends_the_run_quietly(tmp_path, tiny_checkpoint
         timeout=120,
     )
     assert json.loads(done.stdout)["prompt"] == "Question 0"
-    said = [line for line in done.stderr.splitlines() if not line.startswith(("Starting 2 processes", "tokenizer.json"))]
+    said = [
+        line for line in done.stderr.splitlines() if not line.startswith(("Starting 2 processes", "tokenizer.json"))
+    ]
     assert (done.returncode, said) == (0, [])
 
 

@@ -6,11 +6,9 @@ import io
 import json
 import os
 import random
-import resource
 import subprocess
 import sys
 import threading
-import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -265,10 +263,9 @@ def test_a_million_prompts_take_no_memory_and_the_first_result_comes_at_once(
 ) -> None:
     suffix = {json_lines: ".jsonl", parquet: ".parquet"}[make]
     path = make(tmp_path / f"p{suffix}", MILLION)
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{Path(__file__).parent}"}
     done = subprocess.run(
-        [sys.executable, __file__, str(path), str(tmp_path / "r.jsonl")],
-        env=environment,
+        [sys.executable, str(ROOT / "tests/support/long_prompts.py"), str(path), str(tmp_path / "r.jsonl")],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         check=True,
@@ -278,26 +275,3 @@ def test_a_million_prompts_take_no_memory_and_the_first_result_comes_at_once(
     assert told["results"] == MILLION
     assert told["first_result_s"] < 20
     assert told["grown_mib"] < 64
-
-
-def main() -> None:
-    """Go through all prompts of a file with results that are made up; tell when the first came and what it took."""
-    path, output = sys.argv[1:]
-    if path.endswith(".parquet"):
-        import pyarrow.parquet  # noqa: F401
-    began, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    jobs = Jobs(read(Path(path)), 1)
-    file = ResultsFile(Path(output), jobs, CONDITIONS)
-    first, count = 0.0, 0
-    for job in jobs:
-        file.add({**record(job.place), "prompt": job.given})
-        first, count = first or time.monotonic() - began, count + 1
-    file.close()
-    ResultsFile(Path(output), jobs, CONDITIONS).finish()
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10
-    whole = round(time.monotonic() - began, 1)
-    print(json.dumps({"first_result_s": round(first, 2), "whole_s": whole, "grown_mib": grown, "results": count}))
-
-
-if __name__ == "__main__":
-    main()
