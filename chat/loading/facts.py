@@ -125,6 +125,8 @@ def facts_table(facts: CheckpointFacts) -> Iterator[tuple[str, str]]:
     yield "read", f"{size(model.load_bytes)} per rank in {model.load_seconds:.1f} s, {size(speed)}/s"
     yield "chat template", facts.template
     yield "replies end at", facts.stop_tokens
+    for manner in facts.ledger.readings:
+        yield "tensors", manner
     yield "used", facts.ledger.counts()
     for number, line in enumerate(facts.ledger.short_lines()):
         yield "" if number else "not used", line

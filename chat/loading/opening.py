@@ -139,12 +139,10 @@ def start_notices(
 ) -> tuple[str, ...]:
     """What is to be said at the start: what could change replies and is not used, and what counts unexpectedly."""
     notices = [f"Not used: {line}." for line in facts.ledger.warnings()]
-    if use_template and tokenizer.template is not None:
-        notices += tokenizer.notices
-        if system and tokenizer.template.behaviour.system != "used":
-            notices.append(
-                f"The system prompt has no effect: the chat template {tokenizer.template.remarks[0][3:]}."
-            )
+    notices += tokenizer.notices
+    template = tokenizer.template if use_template else None
+    if template is not None and system and template.behaviour.system != "used":
+        notices.append(f"The system prompt has no effect: the chat template {template.remarks[0][3:]}.")
     return tuple(notices)
 
 

@@ -135,7 +135,8 @@ def load_tokenizer(
     """
     found = find_templates(folder)
     chosen = None if options.use_template is False else found.choose(options.template)
-    backend, notices, entries = _backend(folder, options)
+    backend, entries = _backend(folder, options)
+    notices: list[str] = []
     _check_ids(backend, folder, options.rows)
     template = None
     if chosen is not None and not chosen.text.strip():
@@ -165,8 +166,8 @@ def load_tokenizer(
     )
 
 
-def _backend(folder: Path, options: TokenizerOptions) -> tuple[Any, list[str], list[Entry]]:
-    """The transformers tokenizer, with what is to be said of it. Raises CheckpointError."""
+def _backend(folder: Path, options: TokenizerOptions) -> tuple[Any, list[Entry]]:
+    """The transformers tokenizer, and where tokenizer.json counts instead of its class. Raises CheckpointError."""
     from transformers import AutoTokenizer
 
     if options.config is None:
@@ -192,9 +193,9 @@ def _backend(folder: Path, options: TokenizerOptions) -> tuple[Any, list[str], l
             COPY_AGAIN,
         )
     if differs is None:
-        return backend, [], []
+        return backend, []
     entry = Entry("tokenizer_config.json", "tokenizer_class", False, f"tokenizer.json counts: {differs}")
-    return backend, [f"tokenizer.json is taken as it is: {differs}."], [entry]
+    return backend, [entry]
 
 
 def _check_ids(backend: Any, folder: Path, rows: int | None) -> None:

@@ -19,7 +19,7 @@ from dist.checkpoint.ledger import Entry, short
 from dist.errors import CheckpointError
 
 PREFIX = "base_model.model."
-PART = re.compile(r"(.*)\.lora_(embedding_)?(A|B)(?:\.(?!weight$)([^.]+))?(?:\.weight)?")
+PART = re.compile(r"(.*)\.lora_(embedding_)?(A|B)(?:\.(?!weight$|bias$)([^.]+))?(?:\.weight)?")
 SAVED_WHOLE = re.compile(r"(.*)\.modules_to_save\.(?:[^.]+)\.(.*)")
 # Parts of adapters of other kinds than LoRA; a name with `lora_` that is none of LoRA's two halves is refused too.
 UNKNOWN_PARTS = ("lora_magnitude_vector", "token_adapter", "trainable_tokens", "vera_", "ia3_", "prompt_embeddings")

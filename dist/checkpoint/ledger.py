@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 FILES, TENSORS, TEMPLATES = "files", "tensors", "chat template"
+WEIGHTS = "weights"
 SHOWN = 6
 VALUE_WIDTH = 32
 
@@ -54,6 +55,12 @@ class Ledger:
     def not_used(self) -> tuple[Entry, ...]:
         """What is passed over."""
         return tuple(one for one in self.entries if not one.used)
+
+    @property
+    def readings(self) -> tuple[str, ...]:
+        """How tensors that are used were read, where that is not simply by their names."""
+        used = (one.why for one in self.entries if one.used and one.place == TENSORS and one.why != WEIGHTS)
+        return tuple(dict.fromkeys(used))
 
     def counts(self) -> str:
         """How many files, tensors and keys are used, in words."""

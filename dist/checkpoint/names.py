@@ -13,7 +13,7 @@ from pathlib import Path
 
 from dist.checkpoint.box_views import add_dim, drop_dim, join, narrow, swap_dims
 from dist.checkpoint.boxes import Numbers, SavedTensor
-from dist.checkpoint.ledger import TENSORS, Entry
+from dist.checkpoint.ledger import TENSORS, WEIGHTS, Entry
 from dist.errors import CheckpointError
 
 SHOWN = 3
@@ -24,6 +24,7 @@ OTHER_PARTS = re.compile(
     r"(.*\.)?(visual|vision\w*|multi_modal_projector|mm_\w+|image_newline|embed_vision|audio\w*|embed_audio"
     r"|connector|aligner|\w*projector|perceiver\w*|patch_\w+)\..*|(.*\.)?image_newline"
 )
+BY_RULES = "names read by transformers' own rules"
 # What wrappers of modules put into names, anywhere.
 WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 EXPERT = re.compile(r"(.*\.experts)\.(\d+)\.(gate_proj|up_proj|down_proj|w1|w2|w3)\.weight")
@@ -85,18 +86,18 @@ def match_names(tensors: Mapping[str, SavedTensor], wanted: Wanted, convert: Con
     taken off or put on. Raises CheckpointError with the first names and shapes that differ, what that suggests, and
     the file's own names where none of them fits.
     """
-    readers: list[Callable[[Mapping[str, SavedTensor]], Mapping[str, SavedTensor] | None]] = [
-        lambda names: names,
-        lambda names: None if convert is None else convert(names, wanted.shapes),
-        lambda names: _mixtral_names(names, wanted.shapes),
-    ]
+    readers: dict[str, Callable[[Mapping[str, SavedTensor]], Mapping[str, SavedTensor] | None]] = {
+        "": lambda names: names,
+        BY_RULES: lambda names: None if convert is None else convert(names, wanted.shapes),
+        "blocks of Mixtral's renamed": lambda names: _mixtral_names(names, wanted.shapes),
+    }
     best: _Attempt | None = None
     for note, names in _prefix_readings(tensors, wanted):
-        for read in readers:
+        for manner, read in readers.items():
             saved = read(names)
             attempt = None if saved is None else _attempt(saved, wanted)
             if attempt is not None and not attempt.faults:
-                return _matched(tensors, attempt, wanted, note)
+                return _matched(tensors, attempt, wanted, "; ".join(filter(None, (note, manner))))
             if attempt is not None and (best is None or attempt.faults < best.faults):
                 best = attempt
     assert best is not None
@@ -120,7 +121,8 @@ def _prefix_readings(
         for name, tensor in bare.items():
             changed.setdefault(_replaced(name, old, new, wanted), tensor)
         if len(changed) == len(bare):
-            words = f"{old or 'no prefix'} read as {new or 'no prefix'} in names"
+            words = f"{old} read as {new} in names" if old and new else f"{old} taken off names"
+            words = words if old else f"{new} put before names"
             yield "; ".join(filter(None, (note, words))), changed
 
 
@@ -168,7 +170,7 @@ def _matched(tensors: Mapping[str, SavedTensor], attempt: _Attempt, wanted: Want
     entries = []
     for name, tensor in tensors.items():
         why = passed_over.get(id(tensor))
-        entries.append(Entry(TENSORS, name, why is None, why or note or "weights"))
+        entries.append(Entry(TENSORS, name, why is None, why or note or WEIGHTS))
     too = {
         other: attempt.saved[other]
         for other, first in wanted.tied.items()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -60,15 +60,34 @@ def build_described(described: Described, file: Path, dtype: torch.dtype, *, tru
     from transformers import AutoModelForCausalLM
 
     config = copy.deepcopy(described.config)
-    try:
+
+    def build() -> Any:
         with _parameters_on_meta():
-            model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
-    except config_errors() as problem:
+            return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+
+    try:
+        try:
+            model = build()
+        except RuntimeError:  # some models initialise parameters by way of their data, which meta has none of
+            with _no_init_weights():
+                model = build()
+    except (*config_errors(), RuntimeError) as problem:
         raise cannot_build(file, {"model_type": described.words}, problem) from problem
     if getattr(config.get_text_config(), "attn_logit_softcapping", None):
         # transformers' sdpa attention leaves the cap out without a word.
         model.set_attn_implementation("eager")
     return model.requires_grad_(False).eval()
+
+
+def _no_init_weights() -> AbstractContextManager[Any]:
+    """transformers' own way to leave weights as they are; buffers are still computed."""
+    import importlib
+
+    for name in ("transformers.initialization", "transformers.modeling_utils"):
+        with suppress(ImportError, AttributeError):
+            way: AbstractContextManager[Any] = importlib.import_module(name).no_init_weights()
+            return way
+    return nullcontext()
 
 
 @contextmanager
@@ -134,4 +153,4 @@ def position_limit(config: Any) -> int | None:
     original, factor = rope.get("original_max_position_embeddings"), rope.get("factor")
     if limit and original and factor:
         limit = max(limit, int(original * factor))
-    return int(limit) if limit else None
+    return int(limit) if limit and limit > 0 else None

@@ -151,11 +151,13 @@ def _refuse_remote_code(config_dir: Path, raw: Mapping[str, Any], trusted: bool)
 
 
 def _cleaned(raw: Any) -> Any:
-    """The config without what the program decides itself, and dtypes without their `torch.`."""
+    """The config without what the program decides itself, dtypes without their `torch.`, infinities as numbers."""
     if isinstance(raw, list):
         return [_cleaned(one) for one in raw]
     if not isinstance(raw, Mapping):
         return raw
+    if raw.keys() == {"__float__"}:  # how transformers 5 writes what JSON has no numbers for
+        return float(raw["__float__"])
     clean = {key: _cleaned(value) for key, value in raw.items() if key not in NOT_PASSED_ON}
     for key in ("dtype", "torch_dtype"):
         if isinstance(clean.get(key), str):
@@ -218,9 +220,10 @@ def _refuse_other_kinds(file: Path, raw: Mapping[str, Any], whole: Any) -> None:
     if "thinker_config" in sub_configs or "talker_config" in sub_configs:
         raise refusal("an audio model", "Its config.json has a thinker and a talker.")
     masked = modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
-    if name in masked and not getattr(whole, "is_decoder", False):
-        raise refusal("an encoder", f"transformers builds {masked[name]} of it, which fills in masked words.")
-    if text is whole and name not in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+    if whole.model_type in masked and not getattr(whole, "is_decoder", False):
+        builds = masked[whole.model_type]
+        raise refusal("an encoder", f"transformers builds {builds} of it, which fills in masked words.")
+    if text is whole and whole.model_type not in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise refusal("no causal language model", "transformers has no causal language model of this type.")
 
 
