@@ -60,6 +60,7 @@ def build_described(described: Described, file: Path, dtype: torch.dtype, *, tru
     from transformers import AutoModelForCausalLM
 
     config = copy.deepcopy(described.config)
+    build_errors: tuple[type[Exception], ...] = (*config_errors(), RuntimeError)
 
     def build() -> Any:
         with _parameters_on_meta():
@@ -71,7 +72,7 @@ def build_described(described: Described, file: Path, dtype: torch.dtype, *, tru
         except RuntimeError:  # some models initialise parameters by way of their data, which meta has none of
             with _no_init_weights():
                 model = build()
-    except (*config_errors(), RuntimeError) as problem:
+    except build_errors as problem:
         raise cannot_build(file, {"model_type": described.words}, problem) from problem
     if getattr(config.get_text_config(), "attn_logit_softcapping", None):
         # transformers' sdpa attention leaves the cap out without a word.

@@ -106,6 +106,7 @@ MORE: dict[str, dict[str, Any]] = {
     "gemma3n_text": {"layer_types": ["sliding_attention", "full_attention"], "num_kv_shared_layers": 0},
     "gemma4_text": {"vocab_size_per_layer_input": 331, "hidden_size_per_layer_input": 8, "num_kv_shared_layers": 0},
     "zamba2": {"layer_types": ["mamba", "hybrid"]},
+    "nemotron_h": {"mamba_num_heads": 4, "mamba_head_dim": 8, "ssm_state_size": 8, "chunk_size": 16, "n_groups": 1},
     "dbrx": {"attn_config": {"kv_n_heads": 2}, "ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": 4}},
 }
 
