@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from chat.commands.row import Command, Value, command, first_word
 from chat.conversation.state import BY_HAND
+from chat.text.thinking import split_thinking
 from dist.errors import UsageError
 from dist.settings import SETTINGS, Setting
 
@@ -161,6 +162,15 @@ CHOICES: dict[str, Choice] = {
             holder=lambda repl: repl.page.shown,
         ),
         Choice(
+            name="thinking",
+            help="what of a model's thinking stays on the screen",
+            values={
+                "hide": "Thinking is seen while it lasts, then folded to a line.",
+                "show": "Thinking stays on the screen, dimmed.",
+            },
+            holder=lambda repl: repl.page.shown,
+        ),
+        Choice(
             name="stats",
             help="the figures after each reply",
             values={
@@ -208,6 +218,25 @@ def listed(words: Iterable[str]) -> str:
 )
 def overflow(repl: Repl, argument: str) -> None:
     _choose(repl, CHOICES["overflow"], argument)
+
+
+@command(
+    "think",
+    "/think show|hide|last",
+    "keep a model's thinking on the screen or fold it; last: what it thought for the last reply",
+    live=True,
+    values=first_word(lambda repl, word: (*_present_values(repl, "thinking"), ("last", "what it thought last"))),
+    example="/think last",
+)
+def think(repl: Repl, argument: str) -> None:
+    if argument != "last":
+        _choose(repl, CHOICES["thinking"], argument)
+        return
+    thought = split_thinking(repl.talk.transcript.last_reply or "")[0]
+    if thought.strip():
+        repl.page.thought(thought)
+    else:
+        repl.note("The last reply has no thinking.")
 
 
 TRACE_MODES: dict[str, tuple[TraceMode, str]] = {

@@ -98,6 +98,7 @@ GROUPS: dict[str, tuple[Command, ...]] = {
     "Looking closer": (
         talk.compare,
         settings.trace,
+        settings.think,
         talk.stats,
         talk.show_context,
         talk.prompt,

@@ -19,21 +19,27 @@ SHOWN_MESSAGES = 40
 
 
 def _compared(repl: Repl, words: tuple[str, ...], word: str) -> Iterable[Value]:
-    """A setting, then values of it that are not there yet."""
+    """A setting, then values of it that are not there yet; or a reply of the last comparison."""
+    kept = repl.comparing.kept
     if not words:
-        return setting_names()
+        return (*([("keep ", "go on with a reply of the last comparison")] if kept else []), *setting_names())
+    if words[0] == "keep":
+        return ((str(number), label) for number, label in enumerate(kept, 1)) if len(words) == 1 else ()
     return (value for value in setting_values(words[0]) if value[0] not in words)
 
 
 @command(
     "compare",
-    "/compare NAME VALUE VALUE...",
-    "answer the last message once for each value of a setting, and compare",
+    "/compare NAME VALUE VALUE...|keep N",
+    "answer the last message once for each value of a setting, and compare; keep: go on with reply N",
     values=_compared,
     example="/compare refine_iter 1 2 auto",
 )
 def compare(repl: Repl, argument: str) -> None:
     name, *values = argument.split() or [""]
+    if name == "keep":
+        repl.comparing.keep(whole_number(" ".join(values), "/compare keep"))
+        return
     if name:
         known_setting(name)
     if len(set(values)) < 2:

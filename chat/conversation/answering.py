@@ -19,6 +19,7 @@ from chat.sessions.session import Asked, Session
 from chat.sessions.tree import Node
 from chat.text.prompt import FittedPrompt
 from chat.text.running_text import RunningText
+from chat.text.thinking import ThinkingText, opens_thinking
 from chat.text.trace import Trace
 from chat.text.transcript import Transcript
 from dist.errors import ChatError, UsageError
@@ -27,6 +28,7 @@ from dist.settings import MAX_SEED, GenerationSettings
 
 # Whether every pass is written into the scrollback; "top" with the candidates of what it changed.
 TraceMode = Literal["off", "on", "top"]
+TEMPLATE_END = 8  # tokens in which a template that begins the thinking itself does so
 AS_IT_WAS = "The conversation is as it was."
 
 # Writes down what is asked, and moves the conversation there.
@@ -91,7 +93,9 @@ class Answering:
         )
         begin(talk.asked(fitted, seed))
         answer = Answer(talk)
-        view = self._page.reply_view(talk.reply_text, answer.text)
+        begins = talk.tokenizer.decode(fitted.token_ids[-TEMPLATE_END:], False)
+        thinking = ThinkingText(inside=opens_thinking(begins))
+        view = self._page.reply_view(talk.reply_text, answer.text, thinking)
         trace = self._page.trace(talk.reply_text)
         try:
             reply = self._work.reply(turn, partial(answer.settings, seed), partial(self._show, answer, view, trace))

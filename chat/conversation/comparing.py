@@ -14,6 +14,7 @@ from chat.conversation.answering import left_out_note, with_seed
 from chat.conversation.page import Page
 from chat.conversation.state import Talk
 from chat.conversation.work import Work
+from chat.sessions.session import Session
 from chat.text.agreement import GREEDY, judged
 from dist.errors import UsageError
 from dist.protocol import BlockUpdate, Reply, Turn
@@ -36,6 +37,8 @@ class Comparing:
         self._talk = talk
         self._work = work
         self._page = page
+        self._question = -1  # the message that `_kept` answer
+        self._kept: dict[str, tuple[Reply, Candidate]] = {}
 
     def compare(self, name: str, values: Sequence[str]) -> None:
         """Answer the last message under each of the values. Raises ChatError before anything is made, or RankError.
@@ -60,8 +63,45 @@ class Comparing:
             self._work.rest()
         if replies:
             self._page.compared(list(judged(replies, self._talk.reply_text)))
+            self._question = self._talk.tree.questions()[0].id
+            asked = {candidate.label: candidate for candidate in candidates}
+            self._kept = {label: (reply, asked[label]) for label, reply in replies.items()}
+            self._page.note("/compare keep N goes on with one of them.")
         if len(replies) < len(candidates):
             self._page.note(f"Stopped: {len(replies)} of {len(candidates)} replies were made.")
+
+    @property
+    def kept(self) -> Sequence[str]:
+        """What the replies of the last comparison are called, in order; none if the conversation has moved on."""
+        questions = self._talk.tree.questions()
+        return tuple(self._kept) if questions and questions[0].id == self._question else ()
+
+    def keep(self, number: int) -> None:
+        """Go on with a reply of the last comparison, as another branch. Raises UsageError if there is none."""
+        names = self.kept
+        if not 1 <= number <= len(names):
+            what = f"It made {len(names)}." if names else "/compare answers your last message again."
+            raise UsageError(f"There is no reply {number} of a comparison to keep.", what)
+        reply, candidate = self._kept[names[number - 1]]
+        fitted = dataclasses.replace(
+            self._talk.fitted(self._talk.transcript.without_reply()), token_ids=candidate.prompt
+        )
+        asked = dataclasses.replace(
+            self._talk.asked(fitted, candidate.settings.seed or 0), settings=candidate.settings.as_dict()
+        )
+        text = self._talk.reply_text(reply.token_ids)
+
+        def write(session: Session) -> None:
+            session.ask_again(asked)
+            session.tokens(reply.token_ids, text)
+            session.reply(reply.finish, text, reply.stats.as_dict())
+
+        self._talk.journal(write)
+        self._talk.last_reply = reply
+        self._talk.show_used(reply.prompt_len + len(reply.token_ids), fitted.limit)
+        self._page.note(
+            f"The conversation goes on with reply {number}, {candidate.label}. /undo and /branches lead back."
+        )
 
     def _candidates(self, name: str, values: Sequence[str]) -> Iterator[Candidate]:
         """The replies to make, all checked; the greedy one has room for the longest of the others.

@@ -14,6 +14,7 @@ from chat.screen.stats_lines import stats_line, stats_rows
 from chat.screen.trace_lines import legend, new_trace, pass_lines
 from chat.text.agreement import Compared
 from chat.text.running_text import Decode, RunningText
+from chat.text.thinking import ThinkingText
 from chat.text.trace import Trace
 from chat.text.transcript import USER, Message
 from dist.errors import ChatError
@@ -54,6 +55,7 @@ class Shown:
     """How replies are shown, as the user wants it."""
 
     markdown: Literal["rendered", "source"] = "rendered"
+    thinking: Literal["hide", "show"] = "hide"
     stats: Literal["line", "full", "off"] = "line"
     bell: Literal["bell", "notify", "off"] = "bell"
 
@@ -111,11 +113,24 @@ class Page:
         if mark:
             self.note(mark)
 
-    def reply_view(self, decode: Decode, text: RunningText | None = None) -> draw.ReplyView:
+    def reply_view(
+        self, decode: Decode, text: RunningText | None = None, thinking: ThinkingText | None = None
+    ) -> draw.ReplyView:
         """The drawing of a reply that is about to be made; `text` is its text where someone else keeps that."""
         return draw.ReplyView(
-            decode, self.console.width, self.console.height, self.palette, text, as_source=self._as_source
+            decode,
+            self.console.width,
+            self.console.height,
+            self.palette,
+            text,
+            as_source=self._as_source,
+            thinking=thinking,
+            show_thinking=lambda: self.shown.thinking == "show",
         )
+
+    def thought(self, text: str) -> None:
+        """What the model thought before a reply."""
+        self.console.note(draw.thought(text, self.palette, self.console.width))
 
     def _as_source(self) -> bool:
         return self.shown.markdown == "source"

@@ -14,7 +14,9 @@ from chat.screen.markdown.source import SourceStream
 from chat.screen.markdown.stream import MarkdownStream
 from chat.screen.palette import Palette
 from chat.screen.reply_view import LIVE_LINES, Frame, ReplyView
+from chat.screen.thought_lines import dimmed
 from chat.text.cells import cells, source_spans, visible
+from chat.text.thinking import split_thinking
 from dist.errors import ChatError
 
 __all__ = [
@@ -36,8 +38,14 @@ def render_markdown(text: str, width: int, palette: Palette, *, as_source: bool 
     if palette.ink == "none":
         return palette.ansi(Text(line) for line in visible(text, tabs=True).split("\n"))
     room = max(2, width - 1)
-    stream = SourceStream(room, palette) if as_source else MarkdownStream(room, LIVE_LINES, palette)
-    return palette.ansi([*stream.feed(visible(text, tabs=as_source)), *stream.finish()])
+    if as_source:
+        source = SourceStream(room, palette)
+        return palette.ansi([*source.feed(visible(text, tabs=True)), *source.finish()])
+    thought, answer = split_thinking(text)
+    fold = [palette.text(f"[{len(thought):,} characters of thinking: /think last]", "quiet"), Text()]
+    stream = MarkdownStream(room, LIVE_LINES, palette)
+    shown = [*stream.feed(visible(answer)), *stream.finish()]
+    return palette.ansi([*(fold if thought.strip() else []), *shown])
 
 
 def user_echo(text: str, palette: Palette, width: int = 80) -> str:
@@ -76,6 +84,11 @@ def raw(text: str, palette: Palette, width: int = 80) -> str:
         for start, end in source_spans(line, max(2, width - 1))
     ]
     return palette.ansi(lines)
+
+
+def thought(text: str, palette: Palette, width: int = 80) -> str:
+    """What a model thought before it answered."""
+    return palette.ansi(dimmed(visible(text), palette, max(2, width - 1)))
 
 
 def title(text: str, palette: Palette) -> str:

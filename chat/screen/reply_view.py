@@ -5,6 +5,7 @@ Of the tokenizer it knows a function from ids to text; of the terminal, its size
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -13,8 +14,10 @@ from rich.text import Text
 from chat.screen.markdown.source import SourceStream
 from chat.screen.markdown.stream import LineStream, MarkdownStream
 from chat.screen.palette import Palette
+from chat.screen.thought_lines import dimmed, folded, thinking_tokens
 from chat.text.cells import visible, wrap_spans
 from chat.text.running_text import Decode, RunningText, TokenTexts
+from chat.text.thinking import ThinkingText
 from dist.protocol import BlockUpdate, Reply
 
 Fragments = Sequence[tuple[str, str]]
@@ -50,6 +53,9 @@ class ReplyView:
     Where the palette allows no escape codes, committed text is the reply's own lines; so it is, lightly coloured,
     while `as_source` says so, which is asked for every update. `text` is the reply's text where someone else keeps
     it and adds an update's tokens before the view gets them; the view only reads it.
+
+    What the model thinks is seen in the live zone; once it is over a line of figures stands for it, below the text
+    itself if `show_thinking` says so. `thinking` tells whether the reply begins inside it.
     """
 
     def __init__(
@@ -61,6 +67,9 @@ class ReplyView:
         text: RunningText | None = None,
         *,
         as_source: Callable[[], bool] = lambda: False,
+        thinking: ThinkingText | None = None,
+        show_thinking: Callable[[], bool] = lambda: False,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._palette = palette
         self._width = max(2, width - 1)  # the last column stays unused
@@ -76,6 +85,12 @@ class ReplyView:
         self._follows = text is not None
         self._text = text or RunningText(decode)
         self._given = 0  # characters of it that were given to the stream
+        self._thinking = thinking or ThinkingText()
+        self._show_thinking = show_thinking
+        self._thought_ids: tuple[int, ...] = ()
+        self._thought_given = 0  # characters of what was thought that were committed
+        self._clock, self._began = clock, clock()
+        self._decode = decode
         self._texts = TokenTexts(decode)
         self._ages: tuple[int, ...] = ()  # for each token of the draft, iterations since it changed
 
@@ -86,6 +101,8 @@ class ReplyView:
         self._ages = ages[update.settled :]
         if update.settled and not self._follows:
             self._text.extend(update.settled_ids)
+        if not self._thinking.over:
+            self._thought_ids += update.settled_ids
         commit = self._give() if update.settled else ""
         return self._frame(commit, None if update.finish else update, self._ages)
 
@@ -93,7 +110,7 @@ class ReplyView:
         """What of the reply is not committed yet."""
         if not self._follows:
             self._text.finish(reply.token_ids)
-        commit = self._give()
+        commit = self._give(final=True)
         commit += self._palette.ansi(self._stream.finish())
         if reply.finish == "cancelled":
             commit += self._palette.ansi([self._palette.text("[stopped]", "quiet")])
@@ -112,11 +129,34 @@ class ReplyView:
         """Lines of finished text that may wait in the live zone for the end of their block."""
         return max(3, self._rows * 2 // 3)
 
-    def _give(self) -> str:
+    def _give(self, *, final: bool = False) -> str:
         text = self._text.text[self._given :]
         self._given += len(text)
         lines = self._follow()
-        return self._palette.ansi([*lines, *self._stream.feed(visible(text, tabs=self._stream.exact))])
+        inside, answer = self._thinking.inside, self._thinking.feed(text, final=final)
+        if isinstance(self._stream, SourceStream):
+            answer = text
+        elif inside or self._thinking.inside or self._thinking.thought:
+            lines += self._thought(final=final)
+        return self._palette.ansi([*lines, *self._stream.feed(visible(answer, tabs=self._stream.exact))])
+
+    def _thought(self, *, final: bool) -> list[Text]:
+        """What is to be committed of the thinking: whole lines if they are wanted, figures once it is over."""
+        thinking, lines = self._thinking, []
+        over = thinking.over and bool(self._thought_ids)
+        if self._show_thinking() or (final and thinking.inside):
+            new = thinking.thought[self._thought_given :]
+            whole = new if over or final else new[: new.rfind("\n") + 1]
+            self._thought_given += len(whole)
+            lines += dimmed(visible(whole), self._palette, self._width)
+        if over:
+            count = thinking_tokens(self._thought_ids, self._decode)
+            self._thought_ids = ()
+            if thinking.thought.strip():
+                lines += folded(count, self._clock() - self._began, self._palette)
+        elif final and thinking.inside:
+            lines.append(self._palette.text("[still thinking]", "quiet"))
+        return lines
 
     def _follow(self) -> list[Text]:
         """Turn to the other view if that is wanted; the blank line that this gives out, if any."""
@@ -133,12 +173,16 @@ class ReplyView:
     def _frame(self, commit: str, update: BlockUpdate | None, ages: tuple[int, ...]) -> Frame:
         """A frame that can be drawn later: what it needs is fixed now."""
         stream, before = self._stream, self._text.last_id
+        inside = self._thinking.inside and not isinstance(stream, SourceStream)
+        thought = visible(self._thinking.thought[self._thought_given :][-rows_of(self._rows, self._width) :])
         held, margin, apart, begun = stream.held, stream.margin, stream.apart, stream.begun
         width, rows, exact = self._width, self._rows, stream.exact
 
         def draw() -> tuple[Line, ...]:
             fragments, settled = self._tokens(update, ages, before) if update else ([], 0)
-            everything = [("", held), *fragments]
+            if inside:
+                fragments = [(style or "thought", text) for style, text in fragments]
+            everything = [("thought", thought.lstrip("\n")) if inside else ("", held), *fragments]
             lines = wrap_fragments(everything, width - margin)
             front = len(wrap_fragments(everything[: settled + 1], width - margin)) - 1
             if not margin and not exact:
@@ -167,6 +211,11 @@ class ReplyView:
             fragments.append((style, visible(text)) if text else ("placeholder", cell * size))
             front = len(fragments) if at + size <= exact else front
         return fragments, front
+
+
+def rows_of(rows: int, width: int) -> int:
+    """Characters that are enough to fill so many rows."""
+    return (rows + 1) * width
 
 
 def live_rows(height: int) -> int:

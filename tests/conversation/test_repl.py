@@ -442,9 +442,8 @@ def test_a_trace_can_begin_and_end_in_mid_reply(talk):
 
 def figures(shown):
     """The rows of a comparison by label: tokens, forwards, tokens a forward, seconds, agreement."""
-    return {
-        cells[0]: cells[1:] for line in shown.splitlines() if len(cells := re.split(" {2,}", line.strip())) == 6
-    }
+    rows = (re.split(" {2,}", line.strip()) for line in shown.splitlines())
+    return {row[1]: row[2:] for row in rows if len(row) == 8}
 
 
 def test_a_comparison_answers_the_same_prompt_under_every_value_and_changes_nothing(tiny, talk, tmp_path):
@@ -471,13 +470,28 @@ def test_a_comparison_answers_the_same_prompt_under_every_value_and_changes_noth
         assert rows[label][0] == str(len(ids))
         equal = sum(a == b for a, b in zip(ids, greedy))
         assert rows[label][4].endswith(f"%, {equal} of {max(len(ids), len(greedy))}")
+        differs = next((at for at, (a, b) in enumerate(zip(ids, greedy), 1) if a != b), None)
+        assert rows[label][5] == (f"token {differs}" if differs else "-")
     assert rows["refine_iter 4"][4] == rows["refine_iter auto"][4] == "100.0 %, 24 of 24"
     assert not rows["refine_iter 1"][4].startswith("100")
-    assert "refine_iter 4 / refine_iter auto / greedy, N = 0\n" in console.shown
+    assert "3 refine_iter 4 / 4 refine_iter auto / 5 greedy, N = 0\n" in console.shown
     assert any(re.match(r"refine_iter 4 \(3 of 5\): pass 1 · \d+ tokens", status) for status in console.status)
     # A plain terminal shows no status.
     assert "refine_iter 4 (3 of 5) ...\n" in console.shown
     assert console.status[-1] == ""
+
+
+def test_a_reply_of_a_comparison_is_kept_as_a_branch(talk, tmp_path):
+    repl, console = talk("Hello", "/compare refine_iter 1 4", "/compare keep 2", "/compare keep 9")
+    alone, _ = talk("/refine_iter 4", "Hello")
+    kept = repl.talk.transcript.messages[-1]
+    assert kept.token_ids == alone.talk.transcript.messages[-1].token_ids
+    assert "The conversation goes on with reply 2, refine_iter 4." in console.shown
+    assert "There is no reply 9 of a comparison to keep." in console.shown
+    assert len(repl.talk.tree.leaves()) == 2
+    assert repl.talk.tree.path()[-1].made.settings["refine_iter"] == 4
+    repl, console = talk("/compare keep 1")
+    assert "There is no reply 1 of a comparison to keep." in console.shown
 
 
 def test_ctrl_c_stops_a_comparison_and_shows_what_is_finished(talk):
@@ -495,7 +509,7 @@ def test_a_comparison_of_limits_judges_what_is_there_and_one_of_sampling_draws_o
     rows = figures(console.shown)
     assert [rows[f"max_new_tokens {n}"][4] for n in (5, 30)] == ["100.0 %, 5 of 5", "100.0 %, 30 of 30"]
     _, console = talk("Hello", "/refine_iter auto", "/temperature 1", "/compare add_eos_length 0 3 7")
-    assert "add_eos_length 0 / add_eos_length 3 / add_eos_length 7 " in console.shown
+    assert "1 add_eos_length 0 / 2 add_eos_length 3 / 3 add_eos_length 7 " in console.shown
 
 
 def test_what_a_comparison_cannot_use_is_refused_before_anything_is_made(talk):
@@ -742,7 +756,7 @@ def test_saving_that_works_again_is_said(talk, tmp_path):
     blocked.unlink()
     repl.talk.set_system("Be kind.")
     assert "The conversation is saved again, with everything that was missing." in console.shown
-    assert not console.toolbar.startswith("not saved")
+    assert "not saved" not in console.toolbar
     assert conversation(tmp_path, repl)[0] == "Be kind."
 
 
