@@ -5,8 +5,8 @@ Orders go from rank 0 to its followers; events come out of the engine on rank 0.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from dist.settings import GenerationSettings
@@ -27,7 +27,8 @@ class Turn:
     `row_settings` are the prompts' own, one each, which later settings don't change; None: all are answered under
     `settings`, and from a block's end on under what the person has changed. Where there is sampling, a seed is set:
     ranks must not draw their own. The decoder is that of `settings`.
-    `changes`, one entry a prompt or none, are recorded ones: (reply length, settings in force from there on).
+    `changes` and `earlier` have one entry a prompt or none: recorded changes as (reply length, settings in force from
+    there on), and an earlier reply to draw drafts from, which changes no token.
     """
 
     prompts: tuple[tuple[int, ...], ...]
@@ -37,6 +38,7 @@ class Turn:
     trace: bool = False
     row_settings: tuple[GenerationSettings, ...] | None = None
     changes: tuple[tuple[tuple[int, GenerationSettings], ...], ...] = ()
+    earlier: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
         if self.row_settings is not None and len(self.row_settings) != len(self.prompts):
@@ -124,7 +126,7 @@ class ReplyStats:
 
     `forwards` counts passes of the model except the `prefill_forwards` (all of the prefill's chunks but its
     last, which is the first pass). `iterations` and `converged` have one entry per block; `accepted` has one per
-    pass of a window: how many tokens it gave the reply.
+    pass of a window: how many tokens it gave the reply. `drafts` says how many tokens each source of drafts guessed.
     """
 
     forwards: int
@@ -132,6 +134,7 @@ class ReplyStats:
     iterations: tuple[int, ...] = ()
     converged: tuple[bool, ...] = ()
     accepted: tuple[int, ...] = ()
+    drafts: Mapping[str, int] = field(default_factory=dict)
     ttft_s: float
     decode_s: float
     tokens: int
@@ -150,7 +153,7 @@ class ReplyStats:
         return {
             "forwards": self.forwards,
             "prefill_forwards": self.prefill_forwards,
-            **({"accepted": list(self.accepted)} if self.accepted else {}),
+            **({"accepted": list(self.accepted), "drafts": dict(self.drafts)} if self.accepted else {}),
             **(blocks if self.iterations or not self.accepted else {}),
             "ttft_s": round(self.ttft_s, 4),
             "decode_s": round(self.decode_s, 4),

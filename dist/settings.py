@@ -105,6 +105,14 @@ SETTINGS: dict[str, Setting] = {
             help="cached keeps keys and values; plain recomputes everything (the reference)",
             examples=("cached", "plain"),
         ),
+        Setting(
+            name="drafts",
+            default="all",
+            kind=OneOf(("all", "own")),
+            help="what auto tries as the next tokens: all also looks them up in the conversation and in an earlier "
+            "reply, own takes what the last pass chose; the text is the same",
+            examples=("all", "own"),
+        ),
     )
 }
 
@@ -141,6 +149,7 @@ class GenerationSettings:
     top_p: float = _DEFAULTS["top_p"]
     seed: int | None = _DEFAULTS["seed"]
     decoder: str = _DEFAULTS["decoder"]
+    drafts: str = _DEFAULTS["drafts"]
 
     def __post_init__(self) -> None:
         for name in SETTINGS:

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
-from dist.decode.drafts import Drafts, OwnTail
+from dist.decode.drafts import OWN, Drafts
 from dist.protocol import BlockUpdate, FinishReason
 from dist.settings import GenerationSettings
 
@@ -83,7 +83,7 @@ class Refinement:
         self.iterations: list[int] = []
         self.converged: list[bool] = []
         self.accepted: list[int] = []
-        self.drafts = drafts or OwnTail()
+        self.drafts = drafts or Drafts({})
         self._text = list(prompt)
         self._placeholder = placeholder
         self._stop_ids = frozenset(stop_ids)
@@ -202,7 +202,8 @@ class Refinement:
         goes_on, self._window = self._window, self._causal and self.settings.refine_iter == "auto"
         drafted: Sequence[int] = ()
         if self._window and size > 1:
-            drafted = self.drafts.draft(self._text, tail if goes_on else [], size - 1)[: size - 1]
+            own = self.settings.drafts == OWN
+            drafted = self.drafts.draft(self._text, tail if goes_on else [], size - 1, own=own)[: size - 1]
         self._draft = [*takewhile(lambda token: 0 <= token < self._vocabulary, drafted)]
         self._draft += [self._placeholder] * (size - 1 - len(self._draft)) + [NOTHING]
         if not (goes_on and self._window):

@@ -37,6 +37,7 @@ class Clock:
             iterations=tuple(refinement.iterations),
             converged=tuple(refinement.converged),
             accepted=tuple(refinement.accepted),
+            drafts=refinement.drafts.accepted,
             ttft_s=(self._first_tokens or self._last) - self._ordered,
             decode_s=self._last - (self._started or self._last),
             tokens=len(refinement.token_ids),

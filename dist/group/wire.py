@@ -41,6 +41,7 @@ def order_from_bytes(data: bytes) -> Order:
         fields["changes"] = tuple(
             tuple((at, GenerationSettings(**later)) for at, later in changes) for changes in fields["changes"]
         )
+        fields["earlier"] = tuple(tuple(reply) for reply in fields["earlier"])
     return kind(**fields)
 
 

@@ -15,7 +15,7 @@ from plain_rule import plain_rule
 from tiny_models import FAMILIES, VOCABULARY, tiny_model
 
 from dist.decode.cuda_graphs import CapturedForward
-from dist.decode.drafts import OwnTail
+from dist.decode.drafts import Drafts, drafts_for
 from dist.decode.engine import Engine
 from dist.decode.planner import SequenceForward
 from dist.decode.rule import Refinement
@@ -36,8 +36,9 @@ class Drafter:
 
     def __init__(self, kind: str, prompt_len: int, truth: tuple[int, ...], stop_ids: tuple[int, ...] = ()) -> None:
         self.kind, self.prompt_len, self.truth, self.stop_ids = kind, prompt_len, truth, stop_ids or (2,)
+        self.accepted: dict[str, int] = {}
 
-    def draft(self, text, tail, size):
+    def draft(self, text, tail, size, *, own=False):
         draw = random.Random(f"{self.kind} {len(text)} {text[-1]}")
         coming = self.truth[len(text) - self.prompt_len :]
         kind = draw.choice(KINDS[:-1]) if self.kind == "another one every time" else self.kind
@@ -88,7 +89,7 @@ def engine_of(family="qwen2", fixed_widths=False, drafts=None) -> Engine:
         tiny_model(family),
         SoloGroup(torch.device("cpu")),
         max_positions=LIMIT,
-        drafts=drafts or (lambda turn, row: OwnTail()),
+        drafts=drafts or (drafts_for),
     )
     if fixed_widths:
         engine._sequence = FixedWidths(tiny_model(family))
