@@ -27,8 +27,8 @@ class Turn:
     `row_settings` are the prompts' own, one each, which later settings don't change; None: all are answered under
     `settings`, and from a block's end on under what the person has changed. Where there is sampling, a seed is set:
     ranks must not draw their own. The decoder is that of `settings`.
-    `changes` and `earlier` have one entry a prompt or none: recorded changes as (reply length, settings in force from
-    there on), and an earlier reply to draw drafts from, which changes no token.
+    `changes` and `earlier` have one entry a prompt or none: recorded changes as (reply length, settings in force
+    from there on), and an earlier reply to draw drafts from, which changes no token.
     """
 
     prompts: tuple[tuple[int, ...], ...]
@@ -126,7 +126,7 @@ class ReplyStats:
 
     `forwards` counts passes of the model except the `prefill_forwards` (all of the prefill's chunks but its
     last, which is the first pass). `iterations` and `converged` have one entry per block; `accepted` has one per
-    pass of a window: how many tokens it gave the reply. `drafts` says how many tokens each source of drafts guessed.
+    pass of a window: how many tokens it gave the reply. `drafts` counts the right ones by source of the draft.
     """
 
     forwards: int

@@ -11,12 +11,13 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal
 
+from chat.conversation.divergence import Margins, divergence
 from chat.conversation.page import Page
 from chat.conversation.state import Talk
 from chat.conversation.work import Work
 from chat.screen.draw import ReplyView
 from chat.sessions.session import Asked, Session
-from chat.sessions.tree import Node
+from chat.sessions.tree import Made, Node
 from chat.text.prompt import FittedPrompt
 from chat.text.running_text import RunningText
 from chat.text.thinking import ThinkingText, opens_thinking
@@ -67,6 +68,7 @@ class Answering:
         self._answer(
             before.with_user(text),
             lambda asked: self._talk.journal(lambda session: session.say(text, asked, instead_of=question.id)),
+            self._talk.reply_to(question),
         )
 
     def say_again(self) -> None:
@@ -76,20 +78,32 @@ class Answering:
         self._answer(
             self._talk.transcript.without_reply(),
             lambda asked: self._talk.journal(lambda session: session.ask_again(asked)),
+            self._talk.reply_to(self._talk.tree.questions()[0]),
+            again=True,
         )
 
-    def _answer(self, transcript: Transcript, begin: Begin) -> None:
-        """Answer the last message of `transcript`; `begin` makes it the conversation."""
+    def _answer(
+        self, transcript: Transcript, begin: Begin, earlier: Made | None = None, *, again: bool = False
+    ) -> None:
+        """Answer the last message of `transcript`; `begin` makes it the conversation.
+
+        `earlier` is the reply that this one takes the place of: a draft, and `again` what it is compared with if
+        another checkpoint made it.
+        """
         talk = self._talk
         fitted = talk.fitted(transcript)
         self._say_left_out(fitted, transcript)
         seed = secrets.randbelow(MAX_SEED) if talk.settings.seed is None else talk.settings.seed
+        compared = earlier if again and earlier is not None and talk.other_weights(earlier) else None
+        # Rounding can decide in 16 bits.
+        margins = Margins() if compared is not None and talk.rounds else None
         turn = Turn(
             prompts=(fitted.token_ids,),
             settings=with_seed(talk.settings, seed),
             placeholder=talk.tokenizer.eos_id,
             stop_ids=talk.tokenizer.stop_ids,
-            trace=self.trace == "top",
+            trace=self.trace == "top" or margins is not None,
+            earlier=(earlier.token_ids,) if earlier is not None and talk.same_tokenizer(earlier) else (),
         )
         begin(talk.asked(fitted, seed))
         answer = Answer(talk)
@@ -98,8 +112,12 @@ class Answering:
         view = self._page.reply_view(talk.reply_text, answer.text, thinking)
         trace = self._page.trace(talk.reply_text)
         try:
-            reply = self._work.reply(turn, partial(answer.settings, seed), partial(self._show, answer, view, trace))
+            show = partial(self._show, answer, view, trace, margins)
+            reply = self._work.reply(turn, partial(answer.settings, seed), show)
             self._finish(reply, answer, view, fitted)
+            made = talk.tree.node(talk.tree.head).made
+            if compared is not None and made is not None and reply.token_ids:
+                self._page.note(divergence(compared, made, talk.reply_text, margins))
         except ChatError:
             answer.fail()
             if answer.withdrawn:
@@ -114,9 +132,13 @@ class Answering:
             self._page.note(f"{left_out_note(fitted, transcript)} /context shows what each next turn leaves out.")
         self._overflow_said = bool(fitted.left_out)
 
-    def _show(self, answer: Answer, view: ReplyView, trace: Trace, update: BlockUpdate) -> None:
+    def _show(
+        self, answer: Answer, view: ReplyView, trace: Trace, margins: Margins | None, update: BlockUpdate
+    ) -> None:
         """One pass: what it finished goes to the journal first, then to the screen."""
         answer.take(update)
+        if margins is not None:
+            margins.take(update)
         if self.trace != "off":
             trace.take(update)
             self._page.traced(trace, top=self.trace == "top")

@@ -20,7 +20,7 @@ from chat.sessions.folder import Sessions
 from chat.sessions.records import CheckpointRecord
 from chat.sessions.reimport import import_session, is_file_to_import
 from chat.sessions.session import Asked, Session
-from chat.sessions.tree import ROOT, Node, Tree
+from chat.sessions.tree import ROOT, Made, Node, Tree
 from chat.text.context import Context, context
 from chat.text.prompt import ROOM_FOR_REPLY, FittedPrompt, fit
 from chat.text.tokenizer import ChatTokenizer
@@ -170,6 +170,24 @@ class Talk:
     def reply_text(self, token_ids: Sequence[int]) -> str:
         """The text of a reply or of a part of one, without the stop token at its end."""
         return self.tokenizer.decode(self.tokenizer.without_stop(token_ids))
+
+    def reply_to(self, question: Node) -> Made | None:
+        """How the reply to a message of the present conversation was made, if there is one."""
+        return next((node.made for node in self.tree.path() if node.parent == question.id and node.made), None)
+
+    def same_tokenizer(self, made: Made) -> bool:
+        """Whether an earlier reply's token ids mean what they mean now."""
+        return made.checkpoint is not None and made.checkpoint.tokenizer == self.tree.checkpoints[-1].tokenizer
+
+    def other_weights(self, made: Made) -> bool:
+        """Whether a reply was made by another checkpoint than the present one."""
+        was, now = made.checkpoint, self.tree.checkpoints[-1]
+        return was is not None and (was.path, was.digest) != (now.path, now.digest)
+
+    @property
+    def rounds(self) -> bool:
+        """Whether the model computes in 16 bits, where rounding can decide between two tokens."""
+        return self.tree.checkpoints[-1].dtype in ("bfloat16", "float16")
 
     # Settings and messages.
 

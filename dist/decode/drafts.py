@@ -79,7 +79,7 @@ class LookUp:
 
 
 class EarlierReply:
-    """An earlier reply, followed by index; after a difference, from the nearest place of the text's last two tokens.
+    """An earlier reply, followed by index; after a difference, from the nearest place behind the same two tokens.
 
     It goes before all others as long as it is followed.
     """

@@ -15,7 +15,7 @@ from plain_rule import plain_rule
 from tiny_models import FAMILIES, VOCABULARY, tiny_model
 
 from dist.decode.cuda_graphs import CapturedForward
-from dist.decode.drafts import Drafts, drafts_for
+from dist.decode.drafts import Drafts, EarlierReply, LookUp, drafts_for
 from dist.decode.engine import Engine
 from dist.decode.planner import SequenceForward
 from dist.decode.rule import Refinement
@@ -60,6 +60,7 @@ class Drafter:
         assert accepted >= 0
 
 
+LOOKED_UP, EARLIER = "looked up", "an earlier reply with tokens dropped and doubled"
 KINDS = (
     "own tail",
     "the true reply",
@@ -71,6 +72,14 @@ KINDS = (
     "nothing",
     "another one every time",
 )
+
+
+def drafter_of(kind, prompt, truth, stop_ids, draw):
+    if kind not in (LOOKED_UP, EARLIER):
+        return Drafter(kind, len(prompt), truth, stop_ids)
+    earlier = [token for token in truth if draw.random() < 0.9 for token in [token] * draw.choice([1, 1, 1, 1, 2])]
+    more = {"earlier": EarlierReply(earlier, len(prompt))} if kind == EARLIER else {}
+    return Drafts({"lookup": LookUp(), **more})
 
 
 class FixedWidths(SequenceForward):
@@ -128,7 +137,7 @@ def hash_reply(prompt, count, stop_ids, salt, spread):
 @settings(quick, max_examples=400)
 @given(
     draw=st.randoms(use_true_random=False),
-    kind=st.sampled_from(KINDS),
+    kind=st.sampled_from((*KINDS, LOOKED_UP, EARLIER)),
     n=LENGTHS,
     new=st.integers(1, 80),
     room=st.integers(1, 90),
@@ -148,7 +157,7 @@ def test_whatever_is_drafted_the_reply_is_that_token_by_token_in_no_more_passes(
         stop_ids=stop_ids,
         limit=10**6,
         vocabulary=VOCABULARY,
-        drafts=Drafter(kind, len(prompt), truth, stop_ids),
+        drafts=drafter_of(kind, prompt, truth, stop_ids, draw),
     )
     passes = 0
     while rule.finish is None:
@@ -294,3 +303,19 @@ def test_a_causal_model_whose_cache_cannot_be_rewound_is_decoded_through_a_windo
     _, (reply,) = answers(engine, [(5, 9, 11)], wish)
     assert reply.token_ids == plain_rule(model, (5, 9, 11), by_token(wish), 2, ())
     assert reply.stats.forwards == len(reply.stats.accepted) <= 30
+
+
+def test_an_earlier_reply_costs_few_passes_and_is_counted_as_what_gave_the_tokens():
+    wish = GenerationSettings(add_eos_length=7, refine_iter="auto", max_new_tokens=40)
+    prompt = tuple(3 + i * 7 % 50 for i in range(30))
+    _, (first,) = answers(engine_of(), [prompt], wish)
+    _, (again,) = answers(engine_of(), [prompt], wish, earlier=(first.token_ids,))
+    assert again.token_ids == first.token_ids and again.stats.forwards == 5
+    assert again.stats.drafts == {"own": 0, "lookup": 0, "earlier": 35}
+    # A reply of other weights helps as far as it goes, and changes nothing.
+    other = (*first.token_ids[:20], 5, *first.token_ids[22:])
+    _, (near,) = answers(engine_of(), [prompt], wish, earlier=(other,))
+    assert near.token_ids == first.token_ids and near.stats.forwards <= 12
+    _, (own,) = answers(engine_of(), [prompt], dataclasses.replace(wish, drafts="own"), earlier=(other,))
+    assert own.token_ids == first.token_ids and set(own.stats.drafts) == {"own", "lookup", "earlier"}
+    assert own.stats.drafts["lookup"] == own.stats.drafts["earlier"] == 0

@@ -1,0 +1,84 @@
+"""Where two checkpoints' replies to one prompt diverge, and whether that can be said. Pure; knows no model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from chat.sessions.tree import Made
+from chat.text.cells import visible
+from chat.text.running_text import Decode
+from dist.protocol import BlockUpdate
+
+WORDS = 4  # tokens shown of each reply where they diverge
+SAMPLING = ("temperature", "top_k", "top_p")
+
+
+class Margins:
+    """For each token of a reply by how much its logit led the second best, where the passes' candidates say."""
+
+    def __init__(self) -> None:
+        self._margins: list[float] = []
+
+    def take(self, update: BlockUpdate) -> None:
+        for places in (update.candidates or ())[: update.settled]:
+            probabilities = [probability for _, probability in places[:2]]
+            apart = len(probabilities) > 1 and probabilities[1] > 0
+            self._margins.append(math.log(probabilities[0] / probabilities[1]) if apart else math.inf)
+
+    def at(self, place: int) -> float | None:
+        """In logits, at a token of the reply."""
+        return self._margins[place] if place < len(self._margins) else None
+
+
+def not_comparable(before: Made, now: Made) -> str | None:
+    """Why these two replies can't be compared, or None: only exact replies to one prompt can."""
+    if before.turn.prompt != now.turn.prompt:
+        return "their prompts differ"
+    for name in SAMPLING:
+        if before.settings.get(name) != now.settings.get(name):
+            return f"{name} was {before.settings.get(name)} and is {now.settings.get(name)}"
+    if now.settings.get("temperature") and before.turn.seed != now.turn.seed:
+        return f"the seed was {before.turn.seed} and is {now.turn.seed} (/seed {before.turn.seed} uses it again)"
+    if any(made.turn.settings.get("refine_iter") != "auto" for made in (before, now)):
+        return "both must be made at refine_iter auto"
+    if any(_changed(made) for made in (before, now)):
+        return "settings changed while one of them was made"
+    return None
+
+
+def divergence(before: Made, now: Made, decode: Decode, margin: Margins | None = None) -> str:
+    """In a sentence how far a reply is that of the checkpoint before. `margin`: of the newer one, in 16 bits."""
+    who = _name(before)
+    problem = not_comparable(before, now)
+    if problem:
+        return f"Not comparable with the reply of {who}: {problem}."
+    ours, theirs = now.token_ids, before.token_ids
+    both = min(len(ours), len(theirs))
+    place = next((at for at in range(both) if ours[at] != theirs[at]), both)
+    if place == both:
+        whole = len(ours) == len(theirs)
+        far = f"all {both:,} tokens" if whole else f"the {both:,} tokens that both have"
+        return f"The same as the reply of {who}, in {far}."
+    at = margin.at(place) if margin is not None else None
+    doubt = "" if at is None else f" The top-2 margin there is {at:.2f} logits, and 16 bits round."
+    return (
+        f"The same as the reply of {who} for {place:,} tokens, "
+        f"then {_words(ours, place, decode)} in the place of {_words(theirs, place, decode)}.{doubt}"
+    )
+
+
+def _changed(made: Made) -> bool:
+    return any(change.name in (*SAMPLING, "seed", "refine_iter", "decoder") for change in made.changes)
+
+
+def _name(made: Made) -> str:
+    checkpoint = made.checkpoint
+    if checkpoint is None:
+        return "an unknown checkpoint"
+    return checkpoint.path if checkpoint.step is None else f"step {checkpoint.step}"
+
+
+def _words(token_ids: Sequence[int], place: int, decode: Decode) -> str:
+    text = decode(token_ids[place : place + WORDS]).strip()
+    return f'"{visible(text)}"' if text else "its end"
