@@ -63,7 +63,7 @@ def divergence(before: Made, now: Made, decode: Decode, margin: Margins | None =
     at = margin.at(place) if margin is not None else None
     doubt = "" if at is None else f" The top-2 margin there is {at:.2f} logits, and 16 bits round."
     return (
-        f"The same as the reply of {who} for {place:,} tokens, "
+        f"The same as the reply of {who} for {place:,} token{'s' * (place != 1)}, "
         f"then {_words(ours, place, decode)} in the place of {_words(theirs, place, decode)}.{doubt}"
     )
 

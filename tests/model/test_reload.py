@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -208,6 +209,19 @@ def test_load_keeps_the_conversation_and_answers_as_a_fresh_start_would(run, tal
     records = [json.loads(line) for line in journal.read_text().splitlines()]
     assert [record["step"] for record in records if record["kind"] == "checkpoint"] == [3, 7]
     assert [node.made.checkpoint.step for node in repl.talk.tree.path() if node.made] == [3, 7]
+
+
+def test_a_retry_after_load_drafts_from_the_other_steps_reply_and_says_where_they_diverge(run, talk):
+    repl, console = talk(run / "global_step_3", "/refine_iter auto", "Hello", "/retry", "/load 7", "/retry")
+    first, same, other = (node.made for node in repl.talk.tree.nodes() if node.made)
+    assert same.token_ids == first.token_ids and same.stats["drafts"]["earlier"] > 0
+    assert len(same.stats["accepted"]) == -(-len(first.token_ids) // 4)
+    right = dataclasses.replace(repl.talk.settings, add_eos_length=0, refine_iter=1)
+    assert other.token_ids == reply_by_plain_rule(run / "global_step_7", repl.talk.transcript, right)
+    (said,) = re.findall(r"The same as the reply of step 3 for (\d+) tokens?, then \"", console.shown)
+    place = int(said)
+    assert other.token_ids[:place] == first.token_ids[:place]
+    assert other.token_ids[place] != first.token_ids[place]
 
 
 def test_defaults_of_the_new_step_are_adopted_but_for_what_was_set_by_hand(run, talk):
