@@ -11,6 +11,7 @@ from chat.text.cells import cells
 from dist.protocol import Reply
 
 ENDS = {"stop": "a stop token", "length": "the limit", "cancelled": "Ctrl-C"}
+SOURCES = {"own": "own guesses", "lookup": "look-up", "earlier": "the earlier reply"}
 LISTED = 40  # blocks or passes whose figures are listed one by one
 
 
@@ -53,6 +54,8 @@ def stats_rows(reply: Reply) -> list[tuple[str, str]]:
     if stats.accepted:
         mean = sum(stats.accepted) / len(stats.accepted)
         rows.append(("tokens accepted a pass", f"{mean:.2f} on average: {_listed(stats.accepted)}"))
+        right = ", ".join(f"{SOURCES.get(name, name)} {count:,}" for name, count in stats.drafts.items())
+        rows.append(("of these guessed right", right))
     if reply.settings.samples:
         rows.append(("seed", f"{reply.settings.seed}"))
     return rows
