@@ -14,6 +14,9 @@ from dist.settings import GenerationSettings
 if TYPE_CHECKING:
     import torch
 
+# How ranks sum (`Group.open_sums`) where the GPUs cannot do it through memory that they share.
+SUMS_BY_NCCL = "sums by NCCL"
+
 FinishReason = Literal["stop", "length", "cancelled"]
 
 

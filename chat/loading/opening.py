@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 # Options that all ranks have to agree on. The others are rank 0's alone, or the checkpoint's digest shows them.
-SHARED_OPTIONS = ("parallel", "dtype", "lora_alpha", "trust_remote_code")
+SHARED_OPTIONS = ("parallel", "dtype", "lora_alpha", "trust_remote_code", "exact")
 
 
 def import_libraries(options: LaunchOptions) -> None:
@@ -69,6 +69,7 @@ def load(
         dtype=options.dtype,
         progress=progress,
         trust_remote_code=options.trust_remote_code,
+        exact=options.exact,
     )
     reloader = Reloader(
         loaded,

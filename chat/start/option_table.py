@@ -148,6 +148,13 @@ OPTIONS: dict[str, Option] = {
             read=_above_zero,
             help="alpha of the adapters, where the checkpoint does not record it",
         ),
+        Option(
+            name="exact",
+            group=MODEL,
+            in_config=True,
+            help="in 16 bits on GPUs, the same tokens whatever N, other prompts and earlier turns are; long "
+            "prompts are read more slowly",
+        ),
         Option(name="trust_remote_code", group=MODEL, help="run the model code that the checkpoint brings along"),
         Option(name="verify", group=MODEL, help="compare the weight files with their checksums before loading"),
         Option(

@@ -48,6 +48,7 @@ class LaunchOptions:
     dtype: str = "auto"
     base_model: str | None = None
     lora_alpha: float | None = None
+    exact: bool = False
     trust_remote_code: bool = False
     verify: bool = False
     prompt: str | None = None

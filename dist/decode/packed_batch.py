@@ -21,6 +21,7 @@ from dist.decode.forward import knows_logits_to_keep
 from dist.decode.static_cache import FixedCache
 from dist.kernels.attention import Pieces, fixed_storage_attention
 from dist.kernels.rotary import FusedRotary
+from dist.model.fused_modules import is_exact
 
 Order = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -62,6 +63,7 @@ class FlatForward:
         self._cache = cache
         self._rotary = FusedRotary(module)
         self._known = knows_logits_to_keep(module)
+        self._most_keys = cache.capacity if is_exact(module) else None
 
     def __call__(self, order: torch.Tensor, *, tokens: int, pieces: int, kept: int, longest: int) -> torch.Tensor:
         """The forward that `order`, on the device, tells of; logits [K, V]. `longest`: of the longest piece."""
@@ -75,7 +77,7 @@ class FlatForward:
                 position_ids=positions_T.unsqueeze(0),
                 past_key_values=self._cache.layers,
                 use_cache=True,
-                pieces=Pieces(table.view(pieces, 4), longest),
+                pieces=Pieces(table.view(pieces, 4), longest, self._most_keys),
                 **({"logits_to_keep": places_K} if self._known else {}),
             )
         logits: torch.Tensor = output.logits[0]

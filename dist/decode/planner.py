@@ -13,6 +13,8 @@ from dist.decode.batch_size import row_bytes, row_slots, storage_bytes
 from dist.decode.cuda_graphs import CapturedForward, capture_problem
 from dist.decode.forward import FORWARD_ERRORS, CachedForward, Forward
 from dist.decode.varlen import VarlenForward, other_attention
+from dist.errors import PromptError
+from dist.model.fused_modules import is_exact
 from dist.model.head import Head
 from dist.model.memory import free_bytes, gib, shortage_told
 from dist.protocol import Group, Turn
@@ -79,8 +81,9 @@ class SequenceForward:
         """All ranks: the forward for the turn's prompts, all together where the model allows it.
 
         Where a GPU has no room for fixed storage, or the model cannot be captured, passes run as they come and
-        `notice` says why. Raises CheckpointError if a single process's memory runs out meanwhile; of several ranks,
-        the one whose memory runs out ends, and with it the run.
+        `notice` says why. Raises CheckpointError if a single process's memory runs out meanwhile; of several
+        ranks, the one whose memory runs out ends, and with it the run. Raises PromptError, on all ranks, if a
+        model that is to be exact would have to run as it comes.
         """
         return (self._for_batch(turn) if len(turn.prompts) > 1 else None) or self._for_one(turn)
 
@@ -105,6 +108,8 @@ class SequenceForward:
                     f"{NOT_CAPTURED}: keys and values of {capacity} tokens take {gib(need)}, "
                     f"and {gib(free)} are free for them. A lower max_length needs less."
                 )
+        if is_exact(self._module) and not isinstance(self._alone, CapturedForward):
+            raise PromptError("--exact cannot be kept.", self.notice or NOT_CAPTURED, "Or leave --exact out.")
         return self._alone
 
     def _for_batch(self, turn: Turn) -> VarlenForward | None:

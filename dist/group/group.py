@@ -25,7 +25,7 @@ from dist.group.peer_sums import NoPeerSums, PeerSums, open_peer_sums
 from dist.group.ranks import Ranks, local_device, lost, open_ranks
 from dist.group.shared_control import Ended, Memory, SharedControl, attach
 from dist.group.wire import order_from_bytes, order_to_bytes
-from dist.protocol import Order
+from dist.protocol import SUMS_BY_NCCL, Order
 
 FRAME_BYTES = 4096
 LENGTH_BYTES = 8
@@ -176,7 +176,7 @@ class TorchGroup:
 
     def open_sums(self) -> str | None:
         if self.device.type == "cuda" and self._sums_told is None:
-            self._sums_told = "sums by NCCL"
+            self._sums_told = SUMS_BY_NCCL
             if len(self._ranks.process_ids()) == self.size:
                 with contextlib.suppress(NoPeerSums):
                     self._sums = open_peer_sums(

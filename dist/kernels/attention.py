@@ -26,11 +26,13 @@ class Pieces:
 
     `table_S4`, int64 on the device: for each piece its first token's place in the forward, how many tokens it has,
     how many of its sequence come before it, and the slot of its sequence's first token. `longest` is the number of
-    tokens in the longest one.
+    tokens in the longest one. With `most_keys`, which no sequence exceeds, a GPU gives a token the same bits
+    whatever else the forward holds.
     """
 
     table_S4: torch.Tensor
     longest: int
+    most_keys: int | None = None
 
 
 @contextmanager
@@ -72,10 +74,14 @@ def attend(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     window, cap = sliding_window or _window_of(module), softcap or 0.0
     q, k, v = query[0], key[0], value[0]
-    if query.is_cuda:
+    table_S4, longest, most = pieces.table_S4, pieces.longest, pieces.most_keys
+    if query.is_cuda and most is not None:
+        from dist.kernels.exact_attention import exact_attention
+
+        result_THD = exact_attention(q, k, v, table_S4, longest, most, scale=scale, window=window, softcap=cap)
+    elif query.is_cuda:
         from dist.kernels.split_kv import split_kv_attention
 
-        table_S4, longest = pieces.table_S4, pieces.longest
         result_THD = split_kv_attention(q, k, v, table_S4, longest, scale=scale, window=window, softcap=cap)
     else:
         result_THD = reference_attention(q, k, v, pieces, scale=scale, window=window, softcap=cap)

@@ -9,31 +9,74 @@ Shape suffixes: L rows (tokens), I inputs, O outputs.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import triton  # comes with torch where there are GPUs
 import triton.language as tl
 
 from dist.kernels.limits import stages_that_fit
+from dist.kernels.ops import FEW_ROWS
+from dist.kernels.overlap import ask_for, begin, launch_options
 
-# (outputs, inputs) that a program holds at once. From so many inputs on it is better to have more programs.
-AT_ONCE, LONG_AT_ONCE, LONG_INPUT = (64, 128), (32, 256), 8192
-STAGES = 6
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """What a program holds at once of the weights, and how many steps ahead it loads; for up to 16 rows."""
+
+    outputs: int
+    inputs: int
+    stages: int
+    warps: int = 4
+
+
+# From so many inputs on it is better to have more programs.
+LONG_INPUT = 8192
+USUAL, LONG = Tile(64, 128, 6), Tile(32, 256, 6)
+# Rows that a program takes at most; with more, their values leave no room to load weights ahead.
+MOST_ROWS = 128
+# Bytes of each output's weights that are asked for while the kernel before still runs.
+ASKED_BYTES = 512
+
+
+def tile_for(outputs: int, inputs: int) -> Tile:
+    """The fastest of those tried, by the product's shape alone, so that any number of rows is summed alike."""
+    return LONG if inputs >= LONG_INPUT else USUAL
+
+
+def many_rows_tile(rows: int, outputs: int) -> tuple[Tile, int]:
+    """For more rows than a few: the fastest of those tried on an H200, and how many rows a program takes."""
+    if rows <= 64 or (rows <= 256 and outputs < 16384):
+        return Tile(64, 128, 8), 64
+    return Tile(128, 64, 8, 8), 128
 
 
 def few_rows_product(
-    x_LI: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor | None, added_LO: torch.Tensor | None
+    x_LI: torch.Tensor,
+    weight_OI: torch.Tensor,
+    bias_O: torch.Tensor | None,
+    added_LO: torch.Tensor | None,
+    tile: Tile | None = None,
+    most_rows: int = MOST_ROWS,
 ) -> torch.Tensor:
-    """x @ weight.T + bias + added, [L, O], for a few rows of 16-bit numbers; sums are float32.
+    """x @ weight.T + bias + added, [L, O], of 16-bit numbers, fast for a few rows; sums are float32.
 
-    The last dimension of x and added is contiguous, the weight is contiguous.
+    Every output is summed over the inputs in one and the same order: its bits do not depend on the other rows, on
+    how many there are, or on the tile (checked on a GPU by tests/bench/gpu_check.py). The last dimension of x and
+    added is contiguous, the weight is contiguous.
     """
     rows, inputs = x_LI.shape
     outputs = weight_OI.shape[0]
-    outputs_at_once, inputs_at_once = LONG_AT_ONCE if inputs >= LONG_INPUT else AT_ONCE
+    if tile is None and rows > FEW_ROWS:
+        tile, most_rows = many_rows_tile(rows, outputs)
+    tile = tile or tile_for(outputs, inputs)
     result_LO = torch.empty((rows, outputs), dtype=x_LI.dtype, device=x_LI.device)
-    padded = max(16, triton.next_power_of_2(rows))
-    most = STAGES if padded == 16 else STAGES // 2
-    _few_rows_product[(triton.cdiv(outputs, outputs_at_once),)](
+    padded = min(most_rows, max(16, triton.next_power_of_2(rows)))
+    most = tile.stages if padded <= 32 else max(2, tile.stages // 2)
+    options = launch_options(x_LI)
+    row_bytes = inputs * x_LI.itemsize
+    asked = min(ASKED_BYTES, row_bytes) if options["EARLY"] and row_bytes % 16 == 0 else 0
+    _few_rows_product[(triton.cdiv(outputs, tile.outputs), triton.cdiv(rows, padded))](
         x_LI,
         weight_OI,
         bias_O,
@@ -45,13 +88,15 @@ def few_rows_product(
         x_LI.stride(0),
         0 if added_LO is None else added_LO.stride(0),
         ROWS=padded,
-        OUTPUTS=outputs_at_once,
-        INPUTS=inputs_at_once,
-        EVEN=inputs % inputs_at_once == 0,
+        OUTPUTS=tile.outputs,
+        INPUTS=tile.inputs,
+        EVEN=inputs % tile.inputs == 0,
         BIASED=bias_O is not None,
         ADDED=added_LO is not None,
-        STAGES=stages_that_fit(x_LI.device, most, (outputs_at_once + padded) * inputs_at_once * x_LI.itemsize),
-        num_warps=4,
+        STAGES=stages_that_fit(x_LI.device, most, (tile.outputs + padded) * tile.inputs * x_LI.itemsize),
+        ASKED=asked,
+        num_warps=tile.warps,
+        **options,
     )
     return result_LO
 
@@ -75,14 +120,19 @@ def _few_rows_product(
     BIASED: tl.constexpr,
     ADDED: tl.constexpr,
     STAGES: tl.constexpr,
+    ASKED: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """A few outputs of all rows."""
     output = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
-    row, column = tl.arange(0, ROWS), tl.arange(0, INPUTS)
+    row, column = tl.program_id(1) * ROWS + tl.arange(0, ROWS), tl.arange(0, INPUTS)
     is_row, is_output = row < rows, output < outputs
     # Behind the last output the first ones are computed once more, and not stored: loads need no mask.
     weights = weight + (output % outputs).to(tl.int64)[:, None] * inputs + column[None, :]
-    values = x + row[:, None] * x_stride + column[None, :]
+    if ASKED > 0:
+        ask_for(weight + (output % outputs).to(tl.int64) * inputs, ASKED)
+    begin(EARLY)
+    values = x + row.to(tl.int64)[:, None] * x_stride + column[None, :]
     total = tl.zeros((OUTPUTS, ROWS), tl.float32)
     for first in tl.range(0, inputs, INPUTS, num_stages=STAGES):
         if EVEN:
@@ -98,10 +148,10 @@ def _few_rows_product(
     if BIASED:
         total += tl.load(bias + output, mask=is_output, other=0.0)[:, None].to(tl.float32)
     if ADDED:
-        more = tl.load(added + row[None, :] * added_stride + output[:, None], mask=stored, other=0.0)
+        more = tl.load(added + row.to(tl.int64)[None, :] * added_stride + output[:, None], mask=stored, other=0.0)
         # Rounded where two steps would round.
         total = total.to(kind).to(tl.float32) + more.to(tl.float32)
-    tl.store(result + row[None, :] * outputs + output[:, None], total.to(kind), mask=stored)
+    tl.store(result + row.to(tl.int64)[None, :] * outputs + output[:, None], total.to(kind), mask=stored)
 
 
 def rms_norm(
@@ -128,6 +178,7 @@ def rms_norm(
         PADDED=padded,
         ADDED=added_LHI is not None,
         num_warps=min(16, max(1, padded // 512)),
+        **launch_options(x_LHI),
     )
     return total_LHI, normed_LHI
 
@@ -145,8 +196,10 @@ def _rms_norm(
     epsilon,
     PADDED: tl.constexpr,
     ADDED: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """One row of one head."""
+    begin(EARLY)
     row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     column = tl.arange(0, PADDED)
     inside = column < inputs
@@ -172,13 +225,15 @@ def silu_product(both_LI: torch.Tensor) -> torch.Tensor:
     result_LO = torch.empty((rows, width), dtype=both_LI.dtype, device=both_LI.device)
     # Only the first dimension of a grid takes as many programs as a long prompt has tokens.
     grid = (rows, triton.cdiv(width, SILU_AT_ONCE))
-    _silu_product[grid](both_LI, result_LO, width, AT_ONCE=SILU_AT_ONCE, num_warps=8)
+    options = launch_options(both_LI)
+    _silu_product[grid](both_LI, result_LO, width, AT_ONCE=SILU_AT_ONCE, num_warps=8, **options)
     return result_LO
 
 
 @triton.jit
-def _silu_product(both, result, width, AT_ONCE: tl.constexpr):
+def _silu_product(both, result, width, AT_ONCE: tl.constexpr, EARLY: tl.constexpr):
     """A stretch of one row."""
+    begin(EARLY)
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * AT_ONCE + tl.arange(0, AT_ONCE)
     inside = column < width

@@ -10,28 +10,39 @@ import torch.nn.functional as F
 
 from dist.kernels.limits import kernel_errors
 
-# With more rows cuBLAS is at least as fast, and so it is with few outputs of many inputs, which it sums in parts
-# (measured on an H100).
+# With more rows cuBLAS is at least as fast.
 FEW_ROWS = 32
-FEW_OUTPUTS, MANY_INPUTS = 2048, 2048
 
 
 def kernels_run(like: torch.Tensor) -> bool:
     """Whether the kernels can be compiled and started for this dtype and device."""
     try:
         x = like.new_ones((1, 64))
-        rms_norm(silu_product(product(x, like.new_ones((128, 64)), None)), x[0], 1e-6)
+        _, normed = rms_norm(silu_product(product(x, like.new_ones((128, 64)), None)), x[0], 1e-6)
+        if like.is_cuda:
+            from dist.kernels.best_token import best_tokens
+
+            best_tokens(normed, not_a_number=-1)
     except kernel_errors():
         return False
     return True
 
 
 def product(
-    x: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor | None, added: torch.Tensor | None = None
+    x: torch.Tensor,
+    weight_OI: torch.Tensor,
+    bias_O: torch.Tensor | None,
+    added: torch.Tensor | None = None,
+    *,
+    exact: bool = False,
 ) -> torch.Tensor:
-    """x [..., I] @ weight.T + bias + added [..., O]. `added` may be overwritten."""
+    """x [..., I] @ weight.T + bias + added [..., O]. `added` may be overwritten.
+
+    `exact`: in 16 bits on a GPU a row's result has the same bits whatever other rows there are.
+    """
     outputs, inputs = weight_OI.shape
-    if x.is_cuda and x.dtype.itemsize == 2 and _streams(x, weight_OI):
+    count = x.numel() // inputs
+    if x.is_cuda and x.dtype.itemsize == 2 and weight_OI.is_contiguous() and (exact or count <= FEW_ROWS):
         from dist.kernels.few_rows import few_rows_product
 
         rows = _side_by_side(x.reshape(-1, inputs))
@@ -43,13 +54,6 @@ def product(
         # In place: the product adds to what is there, without a launch of its own.
         return added.view(-1, outputs).addmm_(x.reshape(-1, inputs), weight_OI.t()).view_as(added)
     return added + F.linear(x, weight_OI, bias_O)
-
-
-def _streams(x: torch.Tensor, weight_OI: torch.Tensor) -> bool:
-    """Whether the kernel for few rows is the faster one."""
-    outputs, inputs = weight_OI.shape
-    enough = outputs >= FEW_OUTPUTS or inputs <= MANY_INPUTS
-    return enough and x.numel() <= FEW_ROWS * inputs and weight_OI.is_contiguous()
 
 
 def rms_norm(

@@ -14,6 +14,8 @@ import torch
 import triton  # comes with torch where there are GPUs
 import triton.language as tl
 
+from dist.kernels.overlap import begin, launch_options
+
 PROGRAM_WORDS = 1024  # of 4 bytes, for one program
 PROGRAM_BYTES = 4 * PROGRAM_WORDS
 WARPS = 8
@@ -63,6 +65,7 @@ def sum_among_peers(
         "CAPACITY": capacity,
         "WORDS": PROGRAM_WORDS,
         "num_warps": WARPS,
+        **launch_options(tensor),
     }
     if compile_only:
         _sum_among_peers.warmup(*arguments, **constants, grid=grid)
@@ -84,8 +87,10 @@ def _sum_among_peers(
     RANKS: tl.constexpr,
     CAPACITY: tl.constexpr,
     WORDS: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """One program's words; in all tensors and inboxes it has the same place."""
+    begin(EARLY)
     program = tl.program_id(0)
     call = tl.load(calls + program) + 1
     place = program * WORDS + tl.arange(0, WORDS)

@@ -9,6 +9,8 @@ import torch
 import triton  # comes with torch where there are GPUs
 import triton.language as tl
 
+from dist.kernels.overlap import begin, launch_options
+
 
 def rotate_halves(
     query_HLD: torch.Tensor, key_KLD: torch.Tensor, cos_LD: torch.Tensor, sin_LD: torch.Tensor
@@ -36,6 +38,7 @@ def rotate_halves(
         HALF=size // 2,
         PADDED=triton.next_power_of_2(size // 2),
         num_warps=1,
+        **launch_options(query_HLD),
     )
     return query_out.transpose(0, 1), key_out.transpose(0, 1)
 
@@ -57,8 +60,10 @@ def _rotate(
     cos_row_stride,
     HALF: tl.constexpr,
     PADDED: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """One row of one head, of the queries first, then of the keys."""
+    begin(EARLY)
     row, head = tl.program_id(0), tl.program_id(1)
     column = tl.arange(0, PADDED)
     inside = column < HALF

@@ -16,6 +16,7 @@ import triton  # comes with torch where there are GPUs
 import triton.language as tl
 
 from dist.kernels.limits import stages_that_fit
+from dist.kernels.overlap import begin, launch_options
 
 PROGRAMS = 256  # about two for each multiprocessor of a large GPU
 FEW_PARTS, MOST_PARTS = 4, 64
@@ -55,6 +56,7 @@ def split_kv_attention(
     is_float32 = query_HTD.dtype == torch.float32
     keys_at_once = KEYS_AT_ONCE // 2 if is_float32 or padded > 128 else KEYS_AT_ONCE
     row_bytes = padded * query_HTD.itemsize
+    options = launch_options(query_HTD)
     # Only the first dimension of a grid takes as many programs as long prompts have tiles.
     _attend_to_part[(tiles * count, key_heads, parts)](
         query_HTD,
@@ -80,6 +82,7 @@ def split_kv_attention(
         KEYS=keys_at_once,
         PRECISION="ieee" if is_float32 else "tf32",
         num_stages=stages_that_fit(device, STAGES, 2 * keys_at_once * row_bytes, block_rows * row_bytes),
+        **options,
     )
     _merge_parts[(tokens, heads)](
         sums_PHTD,
@@ -92,8 +95,60 @@ def split_kv_attention(
         # Two kinds of it, and not one for each number of parts, so that no prompt waits for a compiler.
         PARTS=FEW_PARTS if parts <= FEW_PARTS else MOST_PARTS,
         num_warps=2,
+        **options,
     )
     return result_THD
+
+
+@triton.jit
+def over_keys(
+    q,
+    keys,
+    values,
+    low,
+    high,
+    used,
+    own,
+    column,
+    is_column,
+    scale,
+    key_slot_stride,
+    WINDOW: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    PADDED: tl.constexpr,
+    ROWS: tl.constexpr,
+    KEYS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Rows of queries over the keys from `low` to `high`: peak scores, weights and unnormalised sums.
+
+    Keys that a row does not see change none of its bits.
+    """
+    peak = tl.full((ROWS,), float("-inf"), tl.float32)
+    weight = tl.zeros((ROWS,), tl.float32)
+    total = tl.zeros((ROWS, PADDED), tl.float32)
+    for first in range(low, high, KEYS):
+        slot = first + tl.arange(0, KEYS)
+        place = slot.to(tl.int64)[:, None] * key_slot_stride + column[None, :]
+        in_use = (slot < used)[:, None] & is_column[None, :]
+        k = tl.load(keys + place, mask=in_use, other=0.0)
+        v = tl.load(values + place, mask=in_use, other=0.0)
+        score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
+        if SOFTCAP > 0:
+            score = SOFTCAP * (2 * tl.sigmoid(2 * score / SOFTCAP) - 1)
+        seen = slot[None, :] <= own[:, None]
+        if WINDOW > 0:
+            seen = seen & (slot[None, :] > own[:, None] - WINDOW)
+        score = tl.where(seen, score, float("-inf"))
+        higher = tl.maximum(peak, tl.max(score, 1))
+        # A row that has seen no key yet: keep -inf out of the differences.
+        base = tl.where(higher == float("-inf"), 0.0, higher)
+        share = tl.exp(score - base[:, None])
+        fade = tl.exp(peak - base)
+        weight = weight * fade + tl.sum(share, 1)
+        total = total * fade[:, None] + tl.dot(share.to(v.dtype), v, input_precision=PRECISION)
+        peak = higher
+    return peak, weight, total
 
 
 @triton.jit(do_not_specialize=["tokens", "tiles"])
@@ -120,8 +175,10 @@ def _attend_to_part(
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
     PRECISION: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """One tile of folded rows against one part of the keys: unnormalised sums, their peak score and weight."""
+    begin(EARLY)
     key_head, part = tl.program_id(1), tl.program_id(2)
     piece, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
     first_row = tl.load(table + 4 * piece).to(tl.int32)
@@ -154,31 +211,10 @@ def _attend_to_part(
     )
     keys = key + key_head.to(tl.int64) * key_head_stride + first_slot * key_slot_stride
     values = value + key_head.to(tl.int64) * key_head_stride + first_slot * key_slot_stride
-    peak = tl.full((ROWS,), float("-inf"), tl.float32)
-    weight = tl.zeros((ROWS,), tl.float32)
-    total = tl.zeros((ROWS, PADDED), tl.float32)
-    for first in range(low, high, KEYS):
-        slot = first + tl.arange(0, KEYS)
-        place = slot.to(tl.int64)[:, None] * key_slot_stride + column[None, :]
-        in_use = (slot < used)[:, None] & is_column[None, :]
-        k = tl.load(keys + place, mask=in_use, other=0.0)
-        v = tl.load(values + place, mask=in_use, other=0.0)
-        score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
-        if SOFTCAP > 0:
-            score = SOFTCAP * (2 * tl.sigmoid(2 * score / SOFTCAP) - 1)
-        seen = slot[None, :] <= own[:, None]
-        if WINDOW > 0:
-            seen = seen & (slot[None, :] > own[:, None] - WINDOW)
-        score = tl.where(seen, score, float("-inf"))
-        higher = tl.maximum(peak, tl.max(score, 1))
-        # A row that has seen no key yet: keep -inf out of the differences.
-        base = tl.where(higher == float("-inf"), 0.0, higher)
-        share = tl.exp(score - base[:, None])
-        fade = tl.exp(peak - base)
-        weight = weight * fade + tl.sum(share, 1)
-        total = total * fade[:, None] + tl.dot(share.to(v.dtype), v, input_precision=PRECISION)
-        peak = higher
-
+    peak, weight, total = over_keys(
+        *(q, keys, values, low, high, used, own, column, is_column, scale, key_slot_stride),
+        *(WINDOW, SOFTCAP, PADDED, ROWS, KEYS, PRECISION),
+    )
     place = (part * (tl.num_programs(1) * group) + head) * tokens + row
     tl.store(peaks + place, peak, mask=is_row)
     tl.store(weights + place, weight, mask=is_row)
@@ -197,8 +233,10 @@ def _merge_parts(
     SIZE: tl.constexpr,
     PADDED: tl.constexpr,
     PARTS: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """One row of one head: the softmax over all parts from those of each."""
+    begin(EARLY)
     row, head = tl.program_id(0), tl.program_id(1)
     rows, heads = tl.num_programs(0), tl.num_programs(1)
     part, column = tl.arange(0, PARTS), tl.arange(0, PADDED)
@@ -241,6 +279,7 @@ def store_rows(
         SIZE=size,
         PADDED=triton.next_power_of_2(size),
         num_warps=1,
+        **launch_options(key_KCD),
     )
 
 
@@ -259,8 +298,10 @@ def _store_row(
     new_value_row_stride,
     SIZE: tl.constexpr,
     PADDED: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """One token's key and value of one head."""
+    begin(EARLY)
     row, head = tl.program_id(0), tl.program_id(1)
     column = tl.arange(0, PADDED)
     inside = column < SIZE

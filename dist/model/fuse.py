@@ -10,6 +10,7 @@ weights are held twice.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import nn
 
 from dist.kernels.closeness import alike
 from dist.kernels.ops import kernels_run, product
-from dist.model.fused_modules import FusedNorm, GatedMLP, JointLinear, JointProduct, QuickLinear, UsualLayer
+from dist.model.fused_modules import EXACT, FusedNorm, GatedMLP, JointLinear, JointProduct, QuickLinear, UsualLayer
 from dist.model.tensor_parallel import SummedLinear
 from dist.protocol import Group
 
@@ -28,25 +29,28 @@ GATE, UP, DOWN = "gate_proj", "up_proj", "down_proj"
 JOINED = (("q_proj", "k_proj", "v_proj"), (GATE, UP))
 PROBE_TOKENS = ((0, 1), (2, 3))
 PROBE_SCALES = (1.0, 1 / 4, 1 / 16, 1 / 64)
+# What GPUs that write into each other's memory sum at once, up to eight of them (dist/group/peer_sums.py).
+EXACT_SUM_BYTES = 256 << 10
 # So small that what a layer adds to it is far larger.
 FAINT = 1e-3
 
 
 @torch.no_grad()
-def fuse(module: Any, group: Group) -> None:
+def fuse(module: Any, group: Group, *, exact: bool = False) -> bool:
     """All ranks: replace what can be replaced, in place. Names and values of all parameters stay.
 
-    If our kernels cannot be started on some rank, the model stays as it is on all, since its parts may wait for
-    each other.
+    Returns whether our kernels run on all ranks. If they do not, the model stays as it is, since its parts may wait
+    for each other. With `exact` a model of 16 bits on GPUs, of which all that could add in another order has been
+    replaced, gives a token the same bits whatever else a forward pass holds; `is_exact` then says so.
     """
     if not group.smallest(kernels_run(next(module.parameters()))):
-        return
+        return False
     for parent in list(module.modules()):
         children = dict(parent.named_children())
         for names in JOINED:
             linears = [children[name] for name in names if name in children]
             if len(linears) == len(names) and _can_join(linears):
-                joint = JointProduct(linears)
+                joint = JointProduct(linears, exact=exact)
                 for index, name in enumerate(names):
                     setattr(parent, name, JointLinear(linears[index], joint, index))
         for name, child in parent.named_children():
@@ -54,9 +58,10 @@ def fuse(module: Any, group: Group) -> None:
             if norm is not None:
                 setattr(parent, name, norm)
             elif isinstance(child, SummedLinear):
-                child.product = product
+                child.product = functools.partial(product, exact=True) if exact else product
+                child.sum_bytes = EXACT_SUM_BYTES if exact else None
             elif _can_join([child]):
-                setattr(parent, name, QuickLinear(child))
+                setattr(parent, name, QuickLinear(child, exact=exact))
     for parent in list(module.modules()):
         for name, child in parent.named_children():
             mlp = _gated_mlp(child)
@@ -65,6 +70,23 @@ def fuse(module: Any, group: Group) -> None:
     _replace_layers(module)
     # Single weights leave gaps that joined ones do not fit into, and a capture cannot reclaim them.
     torch.cuda.empty_cache()
+    parameter = next(module.parameters())
+    if exact and parameter.is_cuda and parameter.dtype.itemsize == 2 and not _left_over(module):
+        setattr(module, EXACT, True)
+    return True
+
+
+def _left_over(module: Any) -> list[str]:
+    """The names of modules that may sum in an order of their own."""
+    return [
+        name
+        for name, child in module.named_modules()
+        if type(child) is nn.Linear
+        # What shared memory does not take would be summed by NCCL.
+        or (isinstance(child, SummedLinear) and child.out_features % 8)
+        or (type(child).__name__.endswith("Norm") and not isinstance(child, FusedNorm))
+        or (type(child).__name__.endswith("DecoderLayer") and not isinstance(child, UsualLayer))
+    ]
 
 
 def _can_join(linears: Sequence[nn.Module]) -> bool:

@@ -13,24 +13,33 @@ from torch import nn
 
 from dist.kernels.ops import product, rms_norm, silu_product
 
+EXACT = "dllm_exact"
+
+
+def is_exact(module: nn.Module) -> bool:
+    """Whether the model gives a token the same bits whatever else a forward pass holds (`fuse.fuse`)."""
+    return bool(getattr(module, EXACT, False))
+
 
 class QuickLinear(nn.Module):
     """A linear by the faster of the kernels there are; its parameters are those of the linear given."""
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, linear: nn.Linear, *, exact: bool) -> None:
         super().__init__()
+        self.exact = exact
         self.weight, self.bias = linear.weight, linear.bias
         self.in_features, self.out_features = linear.in_features, linear.out_features
 
     def forward(self, x: torch.Tensor, added: torch.Tensor | None = None) -> torch.Tensor:
         """The product, plus `added`, which may be overwritten."""
-        return product(x, self.weight, self.bias, added)
+        return product(x, self.weight, self.bias, added, exact=self.exact)
 
 
 class JointProduct:
     """Linears that read the same input: computed together at the first call, handed out part by part."""
 
-    def __init__(self, linears: Sequence[nn.Linear]) -> None:
+    def __init__(self, linears: Sequence[nn.Linear], *, exact: bool) -> None:
+        self._exact = exact
         self._sizes = [linear.weight.shape[0] for linear in linears]
         self._weight = torch.cat([linear.weight for linear in linears])
         self._bias = torch.cat([linear.bias for linear in linears]) if linears[0].bias is not None else None
@@ -45,7 +54,7 @@ class JointProduct:
 
     def whole(self, x: torch.Tensor) -> torch.Tensor:
         """What all linears give for `x`, one behind the other."""
-        return product(x, self._weight, self._bias)
+        return product(x, self._weight, self._bias, exact=self._exact)
 
     def part(self, index: int, x: torch.Tensor) -> torch.Tensor:
         """What linear `index` gives for `x`."""

@@ -16,6 +16,8 @@ from dist.checkpoint.boxes import even_bounds
 from dist.protocol import Group
 
 NOT_A_NUMBER = -1
+# Whole numbers up to here are exact in float32, in which ids travel.
+MOST_EXACT = 1 << 24
 
 
 def highest(scores_NV: torch.Tensor) -> torch.Tensor:
@@ -27,7 +29,12 @@ def highest(scores_NV: torch.Tensor) -> torch.Tensor:
 
 
 class Head(Protocol):
-    """What stands in the last dimension of this rank's logits: the tokens from `first_token` on."""
+    """What stands in the last dimension of this rank's logits: the tokens from `first_token` on.
+
+    `kernels`, the same on all ranks: our kernels run on their GPUs (`fuse.fuse`).
+    """
+
+    kernels: bool
 
     @property
     def first_token(self) -> int: ...
@@ -48,8 +55,13 @@ class WholeHead:
     """Every rank computes the logits of all tokens."""
 
     first_token = 0
+    kernels = False
 
     def greedy(self, logits_NV: torch.Tensor) -> torch.Tensor:
+        if self.kernels:
+            from dist.kernels.best_token import best_tokens
+
+            return best_tokens(logits_NV, not_a_number=NOT_A_NUMBER)
         return highest(logits_NV)
 
     def whole(self, logits: torch.Tensor) -> torch.Tensor:
@@ -58,6 +70,8 @@ class WholeHead:
 
 class VocabularyHead:
     """Every rank computes the logits of its share of the tokens (`even_bounds`); both methods are collective."""
+
+    kernels = False
 
     def __init__(self, group: Group, vocabulary: int) -> None:
         bounds = even_bounds(vocabulary, group.size)
@@ -68,7 +82,9 @@ class VocabularyHead:
         self._group = group
 
     def greedy(self, logits_NV: torch.Tensor) -> torch.Tensor:
-        """One small all-gather: the logit and the id of each rank's best token."""
+        """One small message a rank: the logit and the id of its best tokens."""
+        if self.kernels and self.vocabulary <= MOST_EXACT:
+            return self._by_kernels(logits_NV)
         scores_NV = self._padded(logits_NV) if self.tokens == 0 else logits_NV
         id_N = scores_NV.argmax(dim=-1)
         score_N = scores_NV.gather(-1, id_N.unsqueeze(-1)).squeeze(-1).float()
@@ -80,6 +96,20 @@ class VocabularyHead:
         rank_1N = score_RN.argmax(dim=0, keepdim=True)
         chosen_N = all_RN2[..., 1].gather(0, rank_1N).squeeze(0).long()
         return torch.where(score_RN.gather(0, rank_1N).squeeze(0).isnan(), NOT_A_NUMBER, chosen_N)
+
+    def _by_kernels(self, logits_NV: torch.Tensor) -> torch.Tensor:
+        """By a sum, which needs no library call that a CUDA graph would have to hold."""
+        from dist.kernels.best_token import best_tokens
+
+        return best_tokens(
+            logits_NV,
+            not_a_number=NOT_A_NUMBER,
+            first_token=self.first_token,
+            rank=self._group.rank,
+            ranks=self._group.size,
+            most_tokens=self._most_tokens,
+            add=self._group.sum_in_place,
+        )
 
     def whole(self, logits: torch.Tensor) -> torch.Tensor:
         """One all-gather of the padded shares; only the last ones are ever padded."""

@@ -29,11 +29,12 @@ from dist.model.config import Described, describe
 from dist.model.conversions import convert_names
 from dist.model.fill import Filler, FillPlan, OnProgress, Placement, together
 from dist.model.fuse import fuse
+from dist.model.fused_modules import is_exact
 from dist.model.gather import layer_parameters
 from dist.model.head import Head, WholeHead
 from dist.model.memory import free_bytes, gib, shortage_told
 from dist.model.tensor_parallel import Cut, finish_cut, plan_cut
-from dist.protocol import Group
+from dist.protocol import SUMS_BY_NCCL, Group
 
 HEADROOM_BYTES = 1 << 30
 
@@ -106,17 +107,21 @@ def load_model(
     keep: Keep = "auto",
     progress: OnProgress | None = None,
     trust_remote_code: bool = False,
+    exact: bool = False,
 ) -> LoadedModel:
     """The model, on all ranks together. `progress(done, total)` tells of all ranks' bytes.
 
     `keep` decides what becomes of fsdp shares: gathered once (resident), gathered in every forward (sharded), or
     resident where every rank has room for it. Raises CheckpointError, the same on every rank, if any rank cannot
     build or read the model or has no room for it, or it cannot be cut for tp; UsageError for a mode or dtype that
-    does not exist.
+    does not exist. `exact`: a token gets the same bits whatever else a forward pass holds; CheckpointError where
+    that cannot be promised.
     """
     if parallel not in MODES:
         raise UsageError(f"--parallel cannot be {parallel}.", f"It takes {', '.join(MODES[:-1])} or {MODES[-1]}.")
     torch_dtype = choose_dtype(dtype, checkpoint.dtype, checkpoint.config, group.device)
+    if parallel == "verl" and exact:
+        raise UsageError("--exact cannot be promised.", "verl's loader leaves the model as transformers made it.")
     if parallel == "verl":
         return _load_by_verl(checkpoint, group, torch_dtype, trust_remote_code)
     planned = together(group, lambda: plan_fill(checkpoint, torch_dtype, trust_remote_code))
@@ -128,13 +133,16 @@ def load_model(
     filler.fill(layout.placement)
     seconds = time.monotonic() - started
     head: Head = WholeHead()
-    words = layout.words
+    words, sums = layout.words, None
     if layout.cut is not None:
         head, sums = finish_cut(plan.module, layout.cut, group), group.open_sums()
         words += f"; {sums}" if sums else ""
     if group.device.type == "cuda" and layout.placement != "shares":
         with shortage_told(group, "linear layers were joined", "Use more GPUs, or free memory."):
-            fuse(plan.module, group)
+            head.kernels = fuse(plan.module, group, exact=exact)
+    if exact:
+        _check_exact(plan.module, layout, group, sums)
+        words += "; exact"
     return LoadedModel(
         module=plan.module,
         facts=model_facts(
@@ -152,6 +160,19 @@ def load_model(
         boxes=layout.boxes,
         head=head,
     )
+
+
+def _check_exact(module: Any, layout: Layout, group: Group, sums: str | None) -> None:
+    """Raise CheckpointError, on all ranks, if what was asked for cannot be promised."""
+    why = None
+    if group.device.type != "cuda" or next(module.parameters()).dtype.itemsize != 2:
+        why = "It is for weights of 16 bits on GPUs."
+    elif not is_exact(module):
+        why = "The model has parts that add in an order of their own, or its layers are gathered when used."
+    elif layout.cut is not None and sums == SUMS_BY_NCCL:
+        why = "The GPUs cannot sum through memory that they share, and NCCL adds in orders that change."
+    if why is not None:
+        raise CheckpointError("--exact cannot be promised.", why, "Leave --exact out.")
 
 
 def _load_by_verl(checkpoint: Checkpoint, group: Group, dtype: torch.dtype, trust_remote_code: bool) -> LoadedModel:

@@ -70,10 +70,12 @@ class Cut:
 class SummedLinear(nn.Linear):
     """A linear that holds some inputs only: what the ranks get is summed, then the bias is added once.
 
-    `product` gives x @ weight.T; one by a faster kernel may take its place.
+    `product` gives x @ weight.T; one by a faster kernel may take its place. `sum_bytes`: so many are summed at
+    once, if not all of them, so that a row is always summed in the same way.
     """
 
     product: Callable[[torch.Tensor, torch.Tensor, None], torch.Tensor]
+    sum_bytes: int | None = None
 
     def __init__(self, linear: nn.Linear, group: Group) -> None:
         nn.Module.__init__(self)
@@ -88,10 +90,21 @@ class SummedLinear(nn.Linear):
         """The sum over the ranks, plus the bias, plus `added`."""
         output = self.product(input, self.weight, None)
         if self.bias is None:
-            self._group.sum_in_place(output, added)
+            self._sum(output, added)
             return output
-        self._group.sum_in_place(output, self.bias.expand_as(output))
+        self._sum(output, self.bias.expand_as(output))
         return output if added is None else output.add_(added)
+
+    def _sum(self, output: torch.Tensor, added: torch.Tensor | None) -> None:
+        if self.sum_bytes is None:
+            self._group.sum_in_place(output, added)
+            return
+        rows = max(1, self.sum_bytes // (self.out_features * output.element_size()))
+        flat = output.view(-1, self.out_features)
+        more = None if added is None else added.reshape(flat.shape)
+        for first in range(0, len(flat), rows):
+            part = slice(first, first + rows)
+            self._group.sum_in_place(flat[part], None if more is None else more[part])
 
 
 def plan_cut(module: Any, rank: int, size: int) -> Cut:

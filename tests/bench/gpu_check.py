@@ -84,6 +84,45 @@ def steps() -> bool:
     return all(worst[dtype] < limit for dtype, limit in TOLERANCE.items())
 
 
+def exactness() -> bool:
+    """A row's bits, in products and in attention, whatever stands beside it."""
+    from dist.kernels.exact_attention import exact_attention
+    from dist.kernels.few_rows import Tile, few_rows_product, many_rows_tile
+
+    others, count = [], 0
+    for dtype, (inputs, outputs) in itertools.product((torch.bfloat16, torch.float16), SHAPES):
+        x, weight = (torch.randn(size, inputs, device="cuda", dtype=dtype) for size in (400, outputs))
+        right = few_rows_product(x[:16], weight, None, None)
+        for rows, tile in itertools.product((1, 7, 16, 33, 64, 200, 400), ((), (Tile(32, 128, 4), 32), None)):
+            ours = product(x[:rows], weight, None, exact=True)
+            if tile is not None:
+                ours = few_rows_product(x[:rows], weight, None, None, *(tile or many_rows_tile(rows, outputs)))
+            count += 1
+            if not torch.equal(ours[:16], right[:rows]):
+                others.append(f"product {dtype} {inputs} x {outputs}, {rows} rows, {tile}")
+    capacity = 9000
+    for (heads, key_heads, size), start, (window, cap) in itertools.product(
+        HEADS, (0, 250, 1000, 8000), ((0, 0.0), (300, 5.0))
+    ):
+        q = torch.randn(300, heads, size, device="cuda", dtype=torch.bfloat16)
+        k, v = (torch.randn(key_heads, 2 * capacity, size, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+        right = None
+        # From a later token on, fewer or more of them, and a second sequence beside them.
+        for first, rows, beside in ((0, 16, 0), (0, 1, 0), (5, 3, 0), (0, 8, 40), (0, 100, 0), (5, 200, 60)):
+            table = [[0, rows, start + first, 0]] + ([[rows, beside, 77, capacity]] if beside else [])
+            query = torch.cat([q[first : first + rows], q[-beside:] if beside else q[:0]]).transpose(0, 1)
+            places = torch.tensor(table, device="cuda")
+            more = {"scale": size**-0.5, "window": window, "softcap": cap}
+            ours = exact_attention(query, k, v, places, max(rows, beside), capacity, **more)
+            right = ours if right is None else right
+            part = right[first : first + rows]
+            count += 1
+            if not torch.equal(ours[: len(part)], part):
+                others.append(f"attention {heads}/{key_heads} {size}, window {window}, {rows} from {start + first}")
+    print(f"exactness: {count} comparisons, others: {others or 'none'}", flush=True)
+    return not others
+
+
 @torch.no_grad()
 def replacements() -> bool:
     """Every layer of a Llama in 16 bits is replaced, and the logits stay."""
@@ -154,5 +193,8 @@ def family(name: str) -> bool:
 if __name__ == "__main__":
     torch.backends.cuda.matmul.allow_tf32 = False
     asked = sys.argv[1:]
-    fine = [*([] if asked else [kernels(), steps(), replacements()]), *(family(name) for name in asked or FAMILIES)]
+    fine = [
+        *([] if asked else [kernels(), steps(), exactness(), replacements()]),
+        *(family(name) for name in asked or FAMILIES),
+    ]
     sys.exit(0 if all(fine) else 1)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import builtins
 import functools
-import importlib
 import json
 import os
 import resource
@@ -26,6 +25,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = "DLLM_START_FOLDER"
 BEGAN = "DLLM_START_BEGAN"
+RANKS = "DLLM_START_RANKS"
 # Where a function is looked up, its name there, and the phase that it is.
 PHASES = (
     ("chat.text.tokenizer", "load_tokenizer", "tokenizer"),
@@ -104,30 +104,27 @@ class Watch:
         Path(os.environ[FOLDER], f"rank{rank}.json").write_text(json.dumps(told))
 
 
-def one_rank() -> None:
-    """The program, watched."""
-    watch = Watch()
-    # A launcher may have imported much already.
-    watch.seconds["before the program runs"] = time.time() - float(os.environ[BEGAN])
-    builtins.__import__ = watch.imported
-    watch.watch_what_is_there()
-    try:
-        importlib.import_module("chat.__main__").main()
-    finally:
-        builtins.__import__ = watch._import
+def watch_this_process() -> None:
+    """If it is a rank, and not what starts ranks."""
+    if ("RANK" in os.environ) == (int(os.environ[RANKS]) > 1):
+        watch = Watch()
+        watch.seconds["before a rank's process"] = time.time() - float(os.environ[BEGAN])
+        builtins.__import__ = watch.imported
 
 
 def start(checkpoint: str, ranks: int) -> dict[str, float]:
     """Seconds by phase of one start, of the rank that took longest."""
     folder = Path(tempfile.mkdtemp())
+    here = Path(__file__).parent
     given = os.environ.get("PYTHONPATH", "")
-    paths = os.pathsep.join(filter(None, [str(ROOT), str(Path(__file__).parent), given]))
+    paths = os.pathsep.join(filter(None, [str(here / "start_watch"), str(here), str(ROOT), given]))
     threads = os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))
     environment = os.environ | {
         "PYTHONPATH": paths,
         "PYTHONSAFEPATH": "1",
         FOLDER: str(folder),
         BEGAN: str(time.time()),
+        RANKS: str(ranks),
         "XDG_STATE_HOME": str(folder / "state"),
         "DLLM_RUN_DIR": str(folder),
         "OMP_NUM_THREADS": threads,
@@ -135,10 +132,9 @@ def start(checkpoint: str, ranks: int) -> dict[str, float]:
         "TORCH_CPP_LOG_LEVEL": "ERROR",
         "HF_HUB_OFFLINE": "1",
     }
-    command = [sys.executable, "-m", "measure_start"]
+    command = [sys.executable, "-m", "chat"]
     if ranks > 1:
-        command = [sys.executable, "-m", "chat.start.launch", str(folder / "torchrun.log"), "--standalone"]
-        command += ["--nnodes=1", f"--nproc_per_node={ranks}", "-m", "measure_start"]
+        command = [sys.executable, "-m", "chat.start.launch", str(folder / "torchrun.log"), str(ranks)]
     asked = ["--checkpoint_dir", checkpoint, "--prompt", "Hello", "--max_new_tokens", "8"]
     busy = sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
     done = subprocess.run([*command, *asked], env=environment, capture_output=True, text=True, timeout=600)
@@ -155,9 +151,6 @@ def start(checkpoint: str, ranks: int) -> dict[str, float]:
 
 
 def main() -> None:
-    if FOLDER in os.environ:
-        one_rank()
-        return
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("checkpoint")
     parser.add_argument("--ranks", type=int, nargs="*", default=[1, 2, 4])

@@ -16,8 +16,10 @@ from dist.decode.cuda_graphs import CapturedForward, capture_problem
 from dist.decode.engine import Engine
 from dist.decode.forward import CachedForward
 from dist.decode.planner import SequenceForward
+from dist.errors import PromptError
 from dist.group.group import SoloGroup
 from dist.kernels.attention import Pieces, reference_attention
+from dist.model.fused_modules import EXACT
 from dist.model.head import WholeHead
 from dist.protocol import BlockUpdate, Control, Reply, Turn
 from dist.settings import GenerationSettings
@@ -195,6 +197,15 @@ def test_on_a_cpu_a_sequence_is_decoded_as_it_comes():
     turn = Turn(prompts=((3,),), settings=GenerationSettings(), placeholder=PLACEHOLDER, stop_ids=())
     assert isinstance(sequence.for_turn(turn), CachedForward)
     assert sequence.notice is None
+
+
+def test_an_exact_model_is_not_decoded_in_another_way():
+    model = copy.deepcopy(tiny_model())
+    setattr(model, EXACT, True)
+    sequence = SequenceForward(model, WholeHead(), SoloGroup(torch.device("cpu")), LIMIT)
+    turn = Turn(prompts=((3, 4),), settings=GenerationSettings(), placeholder=2, stop_ids=())
+    with pytest.raises(PromptError, match="exact cannot be kept"):
+        sequence.for_turn(turn)
 
 
 def test_a_window_hides_all_but_the_last_slots():

@@ -12,13 +12,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from dist.checkpoint.boxes import even_bounds
 from dist.kernels.attention import Pieces, reference_attention
+from dist.model.head import NOT_A_NUMBER, highest
 
 if "TRITON_INTERPRET" not in os.environ:  # set by conftest.py
     pytest.skip("there is a GPU", allow_module_level=True)
 pytest.importorskip("triton")
 
-from dist.kernels import few_rows, rotary_triton, split_kv
+from dist.kernels import best_token, exact_attention, few_rows, rotary_triton, split_kv
 
 # The interpreter runs one program after the other: few of them are enough.
 PROGRAMS = 16
@@ -65,6 +67,26 @@ def test_attention_sees_its_own_tokens_and_nothing_behind_them(dtype, case):
     pieces = Pieces(torch.tensor(table), rows)
     more = {"scale": size**-0.5, "window": window, "softcap": softcap}
     ours = split_kv.split_kv_attention(query, key, value, pieces.table_S4, pieces.longest, **more)
+    assert agree(ours, reference_attention(query.double(), key.double(), value.double(), pieces, **more))
+
+
+@DTYPES
+@pytest.mark.parametrize("few", [True, False], ids=["side by side", "one by one"])
+@pytest.mark.parametrize("case", ATTENTION.values(), ids=ATTENTION)
+def test_exact_attention_sees_the_same(dtype, case, few):
+    (query_heads, key_heads, size), (rows, start, window, softcap) = case
+    capacity = start + rows + 30
+    table = [[0, rows, start, 0], [rows, max(1, rows // 3), start // 2, capacity]]
+    tokens = rows + table[1][1]
+    query = torch.randn(tokens, query_heads, size, dtype=dtype).transpose(0, 1)
+    key, value = (torch.randn(key_heads, 2 * capacity, size, dtype=dtype) for _ in range(2))
+    for _, length, before, slot in table:
+        for storage in (key, value):
+            storage[:, slot + before + length : slot + capacity] = torch.nan
+    pieces = Pieces(torch.tensor(table), rows)
+    more = {"scale": size**-0.5, "window": window, "softcap": softcap}
+    with mock.patch.multiple(exact_attention, FEW_TOKENS=tokens if few else 0, SPAN=64):
+        ours = exact_attention.exact_attention(query, key, value, pieces.table_S4, rows, capacity, **more)
     assert agree(ours, reference_attention(query.double(), key.double(), value.double(), pieces, **more))
 
 
@@ -135,3 +157,34 @@ def test_rotary_embedding_turns_queries_and_keys(dtype, heads, key_heads, size):
     for ours, one in zip(rotary_triton.rotate_halves(query, key, cos, sin), (query, key)):
         first, second = one.double().chunk(2, dim=-1)
         assert agree(ours, one.double() * cos.double() + torch.cat([-second, first], dim=-1) * sin.double())
+
+
+@DTYPES
+@pytest.mark.parametrize("vocabulary", [1, 7, 4096, 9001])
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_the_best_token_is_the_lowest_of_the_highest_on_any_number_of_ranks(dtype, vocabulary, ranks):
+    logits = torch.randint(-3, 4, (5, vocabulary)).to(dtype)
+    logits[1] = -torch.inf
+    logits[2, -1] = torch.nan
+    logits[3, vocabulary // 2 :] = 9.0  # many equals
+    expected = highest(logits)
+    assert expected[2] == NOT_A_NUMBER
+    bounds = even_bounds(vocabulary, ranks)
+    found: list[torch.Tensor] = []
+
+    def choose(rank: int, add) -> torch.Tensor:
+        first, end = bounds[rank : rank + 2]
+        return best_token.best_tokens(
+            logits[:, first:end],
+            not_a_number=NOT_A_NUMBER,
+            first_token=first,
+            rank=rank,
+            ranks=ranks,
+            most_tokens=bounds[1],
+            add=add,
+        )
+
+    for rank in range(ranks):
+        choose(rank, lambda mine: found.append(mine.clone()))
+    for rank in range(ranks):
+        assert torch.equal(choose(rank, lambda mine: mine.copy_(sum(found))), expected)

@@ -13,10 +13,10 @@ from tiny_models import COMMON, FAMILIES, tiny_model
 from torch import nn
 
 from dist.group.group import SoloGroup
-from dist.kernels.ops import kernels_run, product, rms_norm, silu_product
+from dist.kernels.ops import FEW_ROWS, kernels_run, product, rms_norm, silu_product
 from dist.kernels.rotary import FusedRotary
-from dist.model.fuse import fuse
-from dist.model.fused_modules import FusedNorm, GatedMLP, JointLinear, QuickLinear, UsualLayer
+from dist.model.fuse import _left_over, fuse
+from dist.model.fused_modules import FusedNorm, GatedMLP, JointLinear, QuickLinear, UsualLayer, is_exact
 from dist.model.tensor_parallel import SummedLinear
 
 SOLO = SoloGroup(torch.device("cpu"))
@@ -245,6 +245,40 @@ def test_a_summed_linear_takes_our_kernels_only_where_they_run(monkeypatch):
     assert parent.o_proj.product is product
 
 
+class Listening(SoloGroup):
+    """Two ranks that bring the same; notes how many rows each sum has."""
+
+    def __init__(self) -> None:
+        super().__init__(torch.device("cpu"))
+        self.rows: list[int] = []
+
+    def sum_in_place(self, tensor, added=None):
+        self.rows.append(len(tensor.reshape(-1, tensor.shape[-1])))
+        tensor *= 2
+        super().sum_in_place(tensor, added)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_an_exact_linear_sums_a_few_rows_at_a_time_and_gives_the_same(bias):
+    group, x, added = Listening(), torch.randn(1, 7, 6), torch.randn(1, 7, 4)
+    linear = SummedLinear(nn.Linear(6, 4, bias=bias), group)
+    expected = linear(x, added.clone())
+    linear.sum_bytes = 3 * 4 * x.element_size()
+    assert torch.equal(linear(x, added.clone()), expected)
+    assert group.rows == [7, 3, 3, 1]
+
+
+@torch.no_grad()
+def test_a_model_is_exact_only_on_a_gpu_and_without_parts_of_its_own(monkeypatch):
+    model = copy.deepcopy(tiny_model()).bfloat16()
+    fuse(model, SOLO, exact=True)
+    assert not is_exact(model)
+    assert _left_over(model) == []
+    assert _left_over(copy.deepcopy(tiny_model()))
+    gemma = fused_twin("gemma2")
+    assert [name for name in _left_over(gemma) if name.startswith("model.layers.0.")]
+
+
 class OnGPU(torch.Tensor):
     """A tensor for which the steps call kernels."""
 
@@ -282,6 +316,17 @@ def test_kernels_are_given_rows_as_they_read_them(kernels):
     for more in (None, added):
         ours, theirs = rms_norm(x.as_subclass(OnGPU), gain, 1e-6, more), rms_norm(x, gain, 1e-6, more)
         assert all(torch.equal(a, b) for a, b in zip(ours, theirs))
+
+
+def test_only_an_exact_product_takes_many_rows_to_our_kernel(kernels, monkeypatch):
+    def refused(*_):
+        raise AssertionError("our kernel was called")
+
+    monkeypatch.setattr(sys.modules["dist.kernels.few_rows"], "few_rows_product", refused, raising=False)
+    x, weight = torch.randn(FEW_ROWS + 1, 8).bfloat16().as_subclass(OnGPU), torch.randn(3, 8).bfloat16()
+    assert torch.equal(product(x, weight, None), x @ weight.T)
+    with pytest.raises(AssertionError, match="our kernel was called"):
+        product(x, weight, None, exact=True)
 
 
 def test_a_pass_without_rows_gives_none(kernels):

@@ -63,6 +63,13 @@ def test_a_model_without_room_is_refused_before_the_first_byte_is_read(tiny_chec
     assert "--dtype bfloat16" in refusal.value.hint
 
 
+@pytest.mark.parametrize(("more", "error"), [({}, CheckpointError), ({"parallel": "verl"}, UsageError)])
+def test_exactness_that_cannot_be_promised_is_refused(tiny_checkpoint, more, error):
+    checkpoint = open_checkpoint(tiny_checkpoint("fsdp1", 1))
+    with pytest.raises(error, match="--exact cannot be promised"):
+        load_model(checkpoint, SoloGroup(torch.device("cpu")), exact=True, **more)
+
+
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_every_checkpoint_loads_bit_equal_on_any_number_of_ranks(loaded_by_ranks, size):
     results = {root: ways for root, ways in loaded_by_ranks[str(size)].items() if "broken" not in root}
