@@ -4,7 +4,8 @@
 #   bash run_chat.sh [COUNT] [CHECKPOINT] [PROMPT] [options]        bash run_chat.sh --help
 set -u -o pipefail
 
-here=$(dirname -- "${BASH_SOURCE[0]}")
+# The script may be called by a symbolic link from anywhere.
+here=$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")
 root=$(cd -- "$here" && pwd -P) || exit 1
 # shellcheck source=chat/start/environment.sh
 source "$root/chat/start/environment.sh"

@@ -72,6 +72,7 @@ def conditions_of(
         **settings.as_dict(),
         **{name: facts[name] for name in CONDITION_FACTS if name in facts},
         "use_chat_template": use_template,
+        **({} if options.chat_template is None else {"chat_template": options.chat_template}),
         "system": options.system,
         "n": options.n,
     }

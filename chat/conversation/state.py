@@ -165,6 +165,7 @@ class Talk:
             settings or self.settings,
             self._positions,
             use_template=self._use_template,
+            max_length_from=self.origins.get("max_length", ""),
         )
 
     def reply_text(self, token_ids: Sequence[int]) -> str:
@@ -269,8 +270,8 @@ class Talk:
         self._page.note(
             f"{who} answers from here on, ready in {self.facts.ready_seconds} s: {self.facts.checkpoint}"
         )
-        if adopted.remark:
-            self._page.note(adopted.remark)
+        for line in (*adopted.notices, *filter(None, (adopted.remark,))):
+            self._page.note(line)
 
     def _checkpoint_record(self) -> CheckpointRecord:
         return checkpoint_record(self.facts, self.tokenizer, use_template=self._use_template)

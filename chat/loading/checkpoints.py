@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 
 from chat.files import expand
 from chat.loading.facts import CheckpointFacts, checkpoint_facts
-from chat.loading.opening import open_tokenizer, warm_up
+from chat.loading.opening import open_tokenizer, start_notices, warm_up
 from chat.start.config_file import ConfigFile
 from chat.start.options import LaunchOptions, resolve_settings
 from dist.checkpoint.digest import digests
-from dist.checkpoint.folder import Step, latest_step, run_steps
+from dist.checkpoint.folder import Step, latest_step, newest_complete, run_steps
 from dist.checkpoint.verify import verify
 from dist.errors import CheckpointError, UsageError
 from dist.settings import GenerationSettings
@@ -53,7 +53,7 @@ class Adopted:
     """What a conversation goes on with after other weights were loaded.
 
     `settings` and `origins` are those of a start with this checkpoint; `remark` says why answers take longer than
-    they might, or is None.
+    they might, or is None; `notices` say what is not used and what counts unexpectedly.
     """
 
     tokenizer: ChatTokenizer
@@ -61,6 +61,7 @@ class Adopted:
     settings: GenerationSettings
     origins: Mapping[str, str]
     facts: CheckpointFacts
+    notices: tuple[str, ...]
     remark: str | None
 
 
@@ -128,6 +129,7 @@ class Checkpoints:
             settings=settings,
             origins=origins,
             facts=facts,
+            notices=start_notices(facts, tokenizer, use_template, ""),
             remark=warm_up(self._engine, settings),
         )
 
@@ -149,8 +151,16 @@ class Checkpoints:
         raise CheckpointError(
             f"There is no step {wanted} in {self._run}.",
             f"{of} {', '.join(numbers)}.",
-            "" if word else "latest_checkpointed_iteration.txt names it; /load NUMBER takes another.",
+            "" if word else f"latest_checkpointed_iteration.txt names it; {self._instead(found.steps)}",
         )
+
+    @staticmethod
+    def _instead(steps: tuple[Step, ...]) -> str:
+        """What to load in the place of a step that is gone."""
+        complete = newest_complete(steps)
+        if complete is None:
+            return "/load NUMBER takes another."
+        return f"the newest complete step is {complete.number}: /load {complete.number}"
 
     def _check_vocabulary(self, tokenizer: ChatTokenizer, folder: Path) -> None:
         new, old = tokenizer.backend.get_vocab(), self._vocabulary

@@ -105,7 +105,7 @@ def open_tokenizer(options: LaunchOptions, checkpoint: Checkpoint) -> ChatTokeni
     What the config describes is refused first: transformers reads it for tokenizers too, and would blame those.
     """
     from chat.text.tokenizer import TokenizerOptions, load_tokenizer
-    from dist.model.config import describe
+    from dist.checkpoint.model_config import describe
 
     described = describe(checkpoint.config_dir, checkpoint.config, trust_remote_code=options.trust_remote_code)
     text = checkpoint.config.get("text_config")

@@ -34,12 +34,13 @@ def fit(
     *,
     use_template: bool,
     refuse: bool = False,
+    max_length_from: str = "",
 ) -> FittedPrompt:
     """The prompt of `transcript`, without its oldest exchanges where they don't fit.
 
     Prompt and min(max_new_tokens, 64) tokens of reply must fit into max_length and into `limit`, the positions
     that the model has (None: no such limit). Raises PromptError if even the system prompt and the last message
-    don't fit, or with `refuse` if anything would have to be left out.
+    don't fit, or with `refuse` if anything would have to be left out; `max_length_from` says where that comes from.
     """
     whole = transcript.for_model()
     top = settings.max_length if limit is None else min(settings.max_length, limit)
@@ -54,7 +55,7 @@ def fit(
     most = 0 if refuse else max(0, len(whole.exchanges) - 1)
     out = _fewest_left_out(whole, tokenizer, top - room, most, lambda n: len(without(n)))
     if len(without(out)) + room > top:
-        raise _does_not_fit(len(without(out)), room, top, settings)
+        raise _does_not_fit(len(without(out)), room, top, settings, max_length_from)
     return FittedPrompt(token_ids=without(out), left_out=whole.exchanges[:out], limit=top)
 
 
@@ -105,12 +106,13 @@ def _sizes(transcript: Transcript, tokenizer: ChatTokenizer, room: int) -> list[
     return sizes
 
 
-def _does_not_fit(length: int, room: int, top: int, settings: GenerationSettings) -> PromptError:
+def _does_not_fit(length: int, room: int, top: int, settings: GenerationSettings, source: str) -> PromptError:
     by_model = top < settings.max_length
+    by_setting = f"max_length, from the {source}" if source.startswith("checkpoint") else "max_length"
     return PromptError(
         "The prompt is too long.",
         f"It has {length:,} tokens; with room for {room} tokens of reply the limit is {top:,} "
-        f"({'the positions that the model has' if by_model else 'max_length'}).",
+        f"({'the positions that the model has' if by_model else by_setting}).",
         "Shorten it." if by_model else "Shorten it, or raise max_length.",
     )
 

@@ -5,13 +5,12 @@ What a template does with system prompts, with contents and at the end of a turn
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from dist.checkpoint.ledger import TEMPLATES, Entry
-from dist.checkpoint.templates import Behaviour, Messages, Template, holds, message, observe
+from dist.checkpoint.templates import GENERATION_TAG, Behaviour, Messages, Template, holds, message, observe
 from dist.errors import CheckpointError, PromptError
 
 WAYS_OUT = "--no-use_chat_template sends prompts as they are; --chat_template FILE takes another template."
@@ -24,7 +23,6 @@ GIVEN = frozenset(
         "additional_special_tokens",
     )
 )
-GENERATION_TAG = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

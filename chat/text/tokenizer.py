@@ -16,7 +16,7 @@ from chat.text.template import ChatTemplate, take_template
 from chat.text.tokenizer_file import as_the_file_says, known_tokens
 from dist.checkpoint.config_keys import tokenizer_entries
 from dist.checkpoint.folder import read_json
-from dist.checkpoint.ledger import TEMPLATES, Entry
+from dist.checkpoint.ledger import TEMPLATES, Entry, short
 from dist.checkpoint.templates import Template, find_templates
 from dist.errors import CheckpointError, UsageError
 
@@ -160,6 +160,7 @@ def load_tokenizer(
             *found.entries,
             *entries,
             *unchosen,
+            *_model_eos(generation_config or {}, options),
             *(() if template is None else template.entries),
         ),
         notices=tuple(notices),
@@ -221,6 +222,15 @@ def _check_ids(backend: Any, folder: Path, rows: int | None) -> None:
             f"Its ids go up to {worst:,} ({beyond[worst]}); vocab_size is {rows:,}, the last row {rows - 1:,}.",
             "Copy tokenizer and config.json from the same model.",
         )
+
+
+def _model_eos(generation_config: Mapping[str, Any], options: TokenizerOptions) -> tuple[Entry, ...]:
+    """What becomes of eos_token_id in config.json."""
+    if options.model_eos is None:
+        return ()
+    used = generation_config.get("eos_token_id") is None
+    why = "ends replies" if used else "generation_config.json names what ends replies"
+    return (Entry("config.json", "eos_token_id", used, why, short(options.model_eos)),)
 
 
 def _ends(

@@ -1,4 +1,6 @@
-"""Describes a checkpoint folder in a few lines without loading it; `--verify` checks its bytes too. Knows no torch.
+"""Describes a checkpoint folder without reading its weights: what it is, what counts, what is not used and why.
+
+`--verify` checks its bytes too. Which tensors a model takes is known only when it loads: `/model` tells.
 
 python -m dist.checkpoint FOLDER [--verify] [--base_model FOLDER] [--lora_alpha NUMBER]
 """
@@ -6,18 +8,32 @@ python -m dist.checkpoint FOLDER [--verify] [--base_model FOLDER] [--lora_alpha 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
+from dist.checkpoint.config_keys import CONFIG, GENERATION, TOKENIZER, config_entries, tokenizer_entries
+from dist.checkpoint.folder import read_json
+from dist.checkpoint.ledger import Entry
 from dist.checkpoint.open import Checkpoint, open_checkpoint
+from dist.checkpoint.templates import (
+    DEFAULT,
+    Behaviour,
+    Template,
+    Templates,
+    find_templates,
+    observe,
+    plain_render,
+    special_tokens,
+)
 from dist.checkpoint.verify import verify
 from dist.errors import ChatError
 
 BAR = 24
 FRAMES_PER_S = 10
-TEMPLATE_PLACES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
 
 
 def describe(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
@@ -45,8 +61,71 @@ def describe(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
     yield "files", f"{len(sizes)}, {sum(sizes) / 1e9:.2f} GB"
     yield "config", str(checkpoint.config_dir)
     yield "tokenizer", str(checkpoint.tokenizer_dir)
-    missing = list(_missing(checkpoint))
+    templates = find_templates(checkpoint.tokenizer_dir)
+    tokenizer = read_json(checkpoint.tokenizer_dir / TOKENIZER)
+    template = templates.choose(None) if not templates.named or DEFAULT in templates.named else None
+    behaviour = None if template is None else _behaviour(template, tokenizer)
+    yield "chat template", _template_words(template, behaviour, templates)
+    yield "replies end at", ", ".join(_ends(checkpoint, tokenizer, behaviour))
+    ledger = checkpoint.ledger.plus(
+        [*_config_entries(checkpoint), *tokenizer_entries(tokenizer), *templates.entries]
+    )
+    for number, line in enumerate(ledger.lines(all_names=True)):
+        yield "" if number else "not used", line
+    missing = list(_missing(checkpoint, template))
     yield "not there", ", ".join(missing) if missing else "nothing that is needed"
+
+
+def _config_entries(checkpoint: Checkpoint) -> tuple[Entry, ...]:
+    """What config.json's keys are good for, and its refusals. Without transformers: what names alone tell."""
+    if importlib.util.find_spec("transformers") is None or checkpoint.config.get("auto_map"):
+        return tuple(config_entries(checkpoint.config, None, "transformers"))
+    from dist.checkpoint.model_config import describe as describe_config
+
+    return describe_config(checkpoint.config_dir, checkpoint.config).entries
+
+
+def _behaviour(template: Template, tokenizer: Mapping[str, Any]) -> Behaviour | str:
+    """What the template does with messages, or why it cannot be used."""
+    if importlib.util.find_spec("jinja2") is None:
+        return "not tried: jinja2 is not installed"
+    if not template.text.strip():
+        return "empty: prompts are sent as they are"
+    from jinja2 import TemplateError
+
+    refusals = (TemplateError, ValueError, TypeError, KeyError, AttributeError)
+    try:
+        return observe(plain_render(template, special_tokens(tokenizer)), refusals)
+    except refusals as error:
+        line = getattr(error, "lineno", None)
+        return f"cannot be used{f', line {line}' if line else ''}: {error}"
+
+
+def _template_words(template: Template | None, behaviour: Behaviour | str | None, templates: Templates) -> str:
+    others = [name for name in templates.named if template is None or name != template.name]
+    more = f"; others are {', '.join(others)}" if others and template is not None else ""
+    if template is None:
+        return f"to be chosen with --chat_template: {', '.join(others)}" if others else "none"
+    if not isinstance(behaviour, Behaviour):
+        return f"{template.words}, {behaviour}{more}"
+    said = [] if behaviour.system == "used" else [f"it {behaviour.system} system prompts".replace("ed ", "s ")]
+    said += ["contents are given as lists of parts"] if behaviour.parts else []
+    return "; ".join((template.words, *said)) + more
+
+
+def _ends(checkpoint: Checkpoint, tokenizer: Mapping[str, Any], behaviour: Behaviour | str | None) -> Iterator[str]:
+    """What ends a reply, and why."""
+    eos = special_tokens(tokenizer).get("eos_token")
+    yield f"{eos} (EOS)" if eos else "EOS of the tokenizer's own"
+    for config, file in ((checkpoint.generation_config, GENERATION), (checkpoint.config, CONFIG)):
+        ids = config.get("eos_token_id")
+        if ids is not None:
+            yield f"{ids if isinstance(ids, list) else [ids]} ({file})"
+            break
+    if isinstance(behaviour, Behaviour) and behaviour.turn_end.strip():
+        first = behaviour.turn_end.split()[0]
+        if first != eos:
+            yield f"{first} (the chat template ends turns with it, if it is one token)"
 
 
 def _model(checkpoint: Checkpoint) -> str:
@@ -57,12 +136,11 @@ def _model(checkpoint: Checkpoint) -> str:
     return f"{config.get('model_type', 'unknown')}{shape}{own_code}"
 
 
-def _missing(checkpoint: Checkpoint) -> Iterator[str]:
+def _missing(checkpoint: Checkpoint, template: Template | None) -> Iterator[str]:
     """What a checkpoint may lack, and what that means."""
     if not checkpoint.generation_config:
         yield "generation_config.json (defaults are used)"
-    places = [checkpoint.tokenizer_dir / name for name in TEMPLATE_PLACES]
-    if not any(place.is_file() and "chat_template" in f"{place.name} {place.read_text()}" for place in places):
+    if template is None:
         yield "a chat template (prompts are sent as they are)"
 
 

@@ -6,6 +6,8 @@ Templates are found as transformers finds them; `chat_template.json`, which only
 from __future__ import annotations
 
 import json
+import re
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,9 @@ MORE = "additional_chat_templates"
 DEFAULT = "default"
 # What no one writes: found in a rendered prompt, it is the content that was put in.
 USER_MARK, SYSTEM_MARK, REPLY_MARK = "dllm user 7301", "dllm system 7302", "dllm reply 7303"
+
+# What transformers' jinja extension marks replies with for training.
+GENERATION_TAG = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
 
 Messages = Sequence[Mapping[str, Any]]
 Render = Callable[[Messages, bool], str]  # messages, whether the beginning of a reply is added
@@ -137,6 +142,36 @@ class Behaviour:
     parts: bool
     system: System
     turn_end: str
+
+
+def special_tokens(tokenizer_config: Mapping[str, Any]) -> dict[str, str]:
+    """The special tokens by name that tokenizer_config.json holds, as templates are given them."""
+    found = {}
+    for name, value in tokenizer_config.items():
+        token = value.get("content") if isinstance(value, dict) else value
+        if name.endswith("_token") and isinstance(token, str):
+            found[name] = token
+    return found
+
+
+def plain_render(template: Template, tokens: Mapping[str, str]) -> Render:
+    """The template behind a bare jinja2 environment, for where no tokenizer is loaded."""
+    from jinja2.exceptions import TemplateError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    def refuse(message: str) -> None:
+        raise TemplateError(message)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.globals.update(raise_exception=refuse, strftime_now=time.strftime)
+    compiled = environment.from_string(GENERATION_TAG.sub("", template.text))
+
+    def render(messages: Messages, begin_reply: bool) -> str:
+        return compiled.render(messages=messages, add_generation_prompt=begin_reply, tools=None, **tokens)
+
+    return render
 
 
 def observe(render: Render, refusals: tuple[type[Exception], ...]) -> Behaviour:

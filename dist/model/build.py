@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
+from dist.checkpoint.model_config import Described, cannot_build, config_errors, describe
 from dist.errors import UsageError
-from dist.model.config import Described, cannot_build, config_errors, describe
 
 DTYPES = ("float32", "bfloat16", "float16")
 

@@ -20,12 +20,12 @@ import torch
 
 from dist.checkpoint.boxes import Box
 from dist.checkpoint.ledger import Entry, Ledger
+from dist.checkpoint.model_config import Described, describe
 from dist.checkpoint.names import Matched, Wanted, match_names
 from dist.checkpoint.open import Checkpoint
 from dist.checkpoint.read import same_values
 from dist.errors import CheckpointError, UsageError
 from dist.model.build import build_described, choose_dtype, position_limit, tied_names, untie, wanted_tensors
-from dist.model.config import Described, describe
 from dist.model.conversions import convert_names
 from dist.model.fill import Filler, FillPlan, OnProgress, Placement, together
 from dist.model.fuse import fuse

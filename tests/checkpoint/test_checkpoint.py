@@ -52,6 +52,55 @@ def test_a_run_without_a_usable_name_stands_for_its_newest_step(run, named):
     assert open_checkpoint(run).step == 20
 
 
+def missing_shard(step: Path) -> None:
+    (step / "model_world_size_2_rank_1.pt").unlink()
+
+
+def torn_shard(step: Path) -> None:
+    path = step / "model_world_size_2_rank_0.pt"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "why"),
+    [
+        (missing_shard, "It is half written: 1 of 2 shards are missing."),
+        (torn_shard, "It is half written: model_world_size_2_rank_0.pt is cut short."),
+        (shutil.rmtree, "It is not there."),
+    ],
+)
+def test_a_run_whose_named_step_is_not_whole_names_the_newest_complete_one(run, spoil, why):
+    shutil.copytree(step(run), run / "global_step_20")
+    (run / "latest_checkpointed_iteration.txt").write_text("20")
+    spoil(run / "global_step_20")
+    with pytest.raises(CheckpointError) as caught:
+        open_checkpoint(run)
+    assert str(caught.value) == (
+        f"latest_checkpointed_iteration.txt names global_step_20, which cannot be opened: {run}. {why} "
+        f"The newest complete step is global_step_3. Give {step(run)} to open that one."
+    )
+    assert open_checkpoint(step(run)).step == 3
+
+
+def test_a_newest_step_that_is_half_written_is_not_opened_in_place_of_a_named_one(run):
+    (run / "global_step_20").mkdir()
+    named = open_checkpoint(run)
+    assert named.step == 3
+    assert list(named.ledger.warnings()) == ["global_step_20 (it has no weights)"]
+    (run / "latest_checkpointed_iteration.txt").unlink()
+    with pytest.raises(CheckpointError, match="The newest step is global_step_20, which cannot be opened"):
+        open_checkpoint(run)
+
+
+def test_a_broken_link_is_named_as_that(tmp_path):
+    (tmp_path / "latest").symlink_to(tmp_path / "gone")
+    with pytest.raises(CheckpointError) as caught:
+        open_checkpoint(tmp_path / "latest" / "global_step_3")
+    assert str(caught.value).startswith(
+        f"{tmp_path / 'latest'} is a broken link. It leads to {tmp_path / 'gone'}, which does not exist."
+    )
+
+
 def test_a_step_stands_for_its_actor(tiny_checkpoint):
     root = tiny_checkpoint("fsdp2", 2)
     actor = root / "global_step_3" / "actor"

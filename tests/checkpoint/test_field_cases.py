@@ -38,12 +38,39 @@ def opened(case: Case, folder: Path) -> tuple[LoadedModel, CheckpointFacts, str]
     return loaded, facts, "\n".join(said)
 
 
+FAMILIES = [case for case in ROWS if case.kind == "families"]
+ADAPTERS = [case for case in ROWS if case.kind == "adapters"]
+REST = [case for case in ROWS if case.kind not in ("families", "adapters")]
+
+
+def name_of(case: Case) -> str:
+    return case.name
+
+
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("case", ROWS, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", REST, ids=name_of)
 def test_a_row_of_the_table(case: Case, tmp_path: Path) -> None:
+    check(case, tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.drawn
+@pytest.mark.parametrize("case", ADAPTERS, ids=name_of)
+def test_an_adapter_counts_as_peft_counts_it(case: Case, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    check(case, tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.drawn
+@pytest.mark.parametrize("case", FAMILIES, ids=name_of)
+def test_a_family_answers_text_as_transformers_does(case: Case, tmp_path: Path) -> None:
+    check(case, tmp_path)
+
+
+def check(case: Case, tmp_path: Path) -> None:
+    """What the row says of its folder holds."""
     folder = tmp_path / "checkpoint"
-    if "adapter" in case.name or "DoRA" in case.name or "alpha" in case.name:
-        pytest.importorskip("peft")
     with torch.random.fork_rng():
         reference = case.make(folder)
     if case.refused:

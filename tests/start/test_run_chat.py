@@ -157,6 +157,16 @@ def test_arguments_become_one_process_or_torchrun(
         assert call["arguments"] == ["-m", "chat.start.launch", str(folder / "torchrun.log"), *started]
 
 
+def test_the_script_may_be_called_through_links(machine: Machine) -> None:
+    bin_folder = machine.folder / "bin"
+    bin_folder.mkdir()
+    (bin_folder / "first").symlink_to(machine.project / "run_chat.sh")
+    (bin_folder / "chat").symlink_to("first")
+    command = ["bash", str(bin_folder / "chat"), "1", "ckpt"]
+    run = subprocess.run(command, env=machine.variables(), capture_output=True, text=True, cwd=machine.folder)
+    assert (run.returncode, run.stdout) == (0, "a reply\n")
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [

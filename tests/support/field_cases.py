@@ -24,11 +24,13 @@ Make = Callable[[Path], Any]
 class Case:
     """One row. `make` fills a folder that does not exist yet and may give back the reference model.
 
+    kind     rows of a kind stand together
     options  what is asked for on the command line
     """
 
     name: str
     make: Make
+    kind: str
     refused: str = ""
     says: tuple[str, ...] = ()
     silent: tuple[str, ...] = ()
@@ -36,13 +38,16 @@ class Case:
 
 
 ROWS: list[Case] = []
+KIND: list[str] = []
 
 
 def row(name: str, *, refused: str = "", says: tuple[str, ...] = (), silent: tuple[str, ...] = (), **options: Any):
     """Adds the decorated maker to the table."""
 
     def add(make: Make) -> Make:
-        ROWS.append(Case(name=name, make=make, refused=refused, says=says, silent=silent, options=options))
+        ROWS.append(
+            Case(name=name, make=make, kind=KIND[-1], refused=refused, says=says, silent=silent, options=options)
+        )
         return make
 
     return add
@@ -67,6 +72,8 @@ def renamed(change: Callable[[str], str]) -> Make:
 
 
 # --- Names.
+
+KIND.append("names")
 
 for prefix, said in {
     "_orig_mod.": "_orig_mod. taken out of names",
@@ -125,6 +132,8 @@ def _resized(folder: Path) -> None:
 
 # --- Tied heads.
 
+KIND.append("heads")
+
 
 def tied(folder: Path, head: Callable[[torch.Tensor], torch.Tensor]) -> Any:
     model = made.text_model(tie_word_embeddings=True)
@@ -147,6 +156,8 @@ row("tied by the config, the saved head is the same", silent=("values of its own
 )
 
 # --- Adapters.
+
+KIND.append("adapters")
 
 
 def adapted(folder: Path, beside: bool = True, **config: Any) -> Any:
@@ -220,6 +231,8 @@ def _lora_c(folder: Path) -> None:
 
 # --- Tokenizers.
 
+KIND.append("tokenizers")
+
 
 @row("a byte-level tokenizer under a class of another kind", says=("tokenizer.json",))
 def _other_class(folder: Path) -> Any:
@@ -243,6 +256,8 @@ def _more_tokens(folder: Path) -> None:
 
 
 # --- Templates.
+
+KIND.append("templates")
 
 PARTS = CHATML.replace("{{ message.content }}", "{% for part in message.content %}{{ part.text }}{% endfor %}")
 NO_SYSTEM = CHATML.replace(
@@ -327,6 +342,8 @@ def _turn_end(folder: Path) -> Any:
 
 # --- Configs.
 
+KIND.append("configs")
+
 
 def config(**values: Any) -> Make:
     def make(folder: Path) -> Any:
@@ -393,6 +410,8 @@ def _dllm(folder: Path) -> Any:
 
 
 # --- Vision-language models, by their text part.
+
+KIND.append("families")
 
 
 def vision(family: str, how: str) -> Make:
