@@ -15,7 +15,7 @@ from dist.errors import ChatError
 
 
 def main(arguments: list[str]) -> int:
-    """The exit code. Raises nothing that a person should read."""
+    """The exit code. Raises nothing that a user should read."""
     if arguments == ["--check"]:
         print(demo_folder())
         return 0 if is_ready() else 1

@@ -155,7 +155,7 @@ class _Board:
 
     def _hidden(self, fed: Tensor, slots: Tensor) -> Tensor:
         keys = torch.arange(self.tokens.shape[1], device=self.device)
-        # A padding query sees itself, lest its row of scores be empty.
+        # A padding query sees itself: its row of scores must not be empty.
         allowed = (keys <= slots[:, :, None]) & (keys >= self.pads[:, None, None])
         allowed = allowed | (keys == slots[:, :, None])
         positions = (slots - self.pads[:, None]).clamp(min=0)

@@ -1,6 +1,6 @@
 """Training conversations made by rule, and the test questions, held out by item and by wording. Knows no tokens.
 
-Everything is drawn from `wordlists` and `facts_told` by seeded generators: the same seed, the same conversations.
+Everything is drawn from `wordlists` and `user_facts` by seeded generators: the same seed, the same conversations.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from chat.demo import DEFAULT_SYSTEM
 from chat.demo.recipe import wordlists
-from chat.demo.recipe.facts_told import ASIDES, FACTS, HELD_OUT_ASIDES, QUESTION_OPENERS, STATEMENT_OPENERS, Fact
+from chat.demo.recipe.user_facts import ASIDES, FACTS, HELD_OUT_ASIDES, QUESTION_OPENERS, STATEMENT_OPENERS, Fact
 
 # (role, text) pairs.
 Conversation = list[tuple[str, str]]

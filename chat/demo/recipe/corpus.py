@@ -2,9 +2,9 @@
 
 Sources: `conversations` (rules and word lists of this project); prompts that the base model writes itself when it
 is shown the opening of a user's turn; the messages of PyPI `chitchat-dataset` 0.9.0 (MIT), as prompts only. The
-base answers all open prompts, greedily for refinement and now and then sampled, so that its way of talking is the
-target. It begins well, then runs on and repeats itself, so an answer is ended after a few sentences; what even so
-says a thing twice is no target. Everything follows from one seed.
+teacher, which is the base or an adapted model, answers all open prompts, greedily for refinement and now and then
+sampled, so that its way of talking is the target. The base begins well, then runs on and repeats itself, so an
+answer is ended after a few sentences; what even so says a thing twice is no target. All follows from one seed.
 """
 
 from __future__ import annotations
@@ -59,14 +59,14 @@ class Sample:
 class Plan:
     """How much of everything; `rows`: how many replies are generated at once."""
 
-    skills: int = 40_000
+    skills: int = 30_000
     own_prompts: int = 22_000
     templated: int = 9_000
-    chitchat: int = 6_000
+    chitchat: int = 8_000
     follow_ups: int = 6_000
     free_share: float = 0.15
     rows: int = 3072
-    seed: int = 1
+    seed: int = 2
 
 
 def is_garbage(text: str) -> bool:
@@ -262,23 +262,23 @@ def skill_samples(tokenizer: Any, plan: Plan) -> list[Sample]:
     return [encode_talk(tokenizer, talk, SKILL) for talk in skill_conversations(plan.skills, plan.seed)]
 
 
-def open_samples(weights: Weights, shape: Shape, tokenizer: Any, plan: Plan) -> list[Sample]:
-    """The base's answers to open prompts of three kinds, and to what it thinks is said next."""
+def open_samples(base: Weights, teacher: Weights, shape: Shape, tokenizer: Any, plan: Plan) -> list[Sample]:
+    """The teacher's answers to open prompts of three kinds, and to what the base thinks is said next."""
     rng = random.Random(plan.seed)
     torch.manual_seed(plan.seed)
     # 1. Open prompts: the base's own, templates, people chatting.
     blank: list[Conversation] = [[("system", DEFAULT_SYSTEM)]] * plan.own_prompts
-    prompts = list(dict.fromkeys(filter(None, write_prompts(weights, shape, tokenizer, blank, plan.rows))))
+    prompts = list(dict.fromkeys(filter(None, write_prompts(base, shape, tokenizer, blank, plan.rows))))
     prompts += templated_prompts(plan.templated, plan.seed)
     prompts += chitchat_prompts(plan.chitchat, plan.seed) if plan.chitchat else []
     rng.shuffle(prompts)
-    # 2. The base answers them, and goes on with some of the conversations, both sides.
+    # 2. The teacher answers them, and some of the conversations go on.
     talks: list[Conversation] = [[*system_prompt(rng), ("user", prompt)] for prompt in prompts]
-    first = answer_openly(weights, shape, tokenizer, talks, plan)
+    first = answer_openly(teacher, shape, tokenizer, talks, plan)
     going_on = [talk for talk, sample in rng.sample(first, min(plan.follow_ups, len(first))) if sample.kind == OPEN]
-    nexts = write_prompts(weights, shape, tokenizer, going_on, plan.rows)
+    nexts = write_prompts(base, shape, tokenizer, going_on, plan.rows)
     longer = [[*talk, ("user", text)] for talk, text in zip(going_on, nexts) if text]
-    second = answer_openly(weights, shape, tokenizer, longer, plan)
+    second = answer_openly(teacher, shape, tokenizer, longer, plan)
     return [sample for _, sample in (*first, *second)]
 
 
@@ -289,9 +289,10 @@ def mixed(parts: Iterable[Sample], plan: Plan) -> list[Sample]:
     return samples
 
 
-def build(weights: Weights, shape: Shape, tokenizer: Any, plan: Plan) -> list[Sample]:
-    """The whole corpus, shuffled."""
-    return mixed((*open_samples(weights, shape, tokenizer, plan), *skill_samples(tokenizer, plan)), plan)
+def build(base: Weights, teacher: Weights, shape: Shape, tokenizer: Any, plan: Plan) -> list[Sample]:
+    """The whole corpus, shuffled. The base writes the users' turns, `teacher` the answers."""
+    opened = open_samples(base, teacher, shape, tokenizer, plan)
+    return mixed((*opened, *skill_samples(tokenizer, plan)), plan)
 
 
 def save(samples: Iterable[Sample], file: Path) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,11 @@ from chat.demo.recipe.corpus import STOP_ID, is_degenerate, is_garbage, opened_f
 from chat.demo.recipe.llama import Shape, Weights, shape_of, stack_weights
 
 # (N, R)
-SETTINGS = ((0, 1), (7, 2), (7, 4), (7, AUTO), (15, 2), (15, 4), (15, AUTO))
+SETTINGS = ((0, 1), (7, AUTO), (7, 4), (7, 2), (3, 2), (15, AUTO))
 MAX_NEW_TOKENS = 192
+# A draft shows through: a word or a comma twice.
+_DOUBLED = re.compile(r"\b(\w+) \1\b|, ?,")
+_END_MARKS = tuple(".!?:)\"'*`")
 
 
 def load_merged(folder: Path, adapter: Path | None, device: str, scale: float) -> tuple[Weights, Shape]:
@@ -61,6 +65,8 @@ def measure(
         "right": sum(is_right(question, text) for question, text in zip(questions, texts)),
         "degenerate": sum(loops),
         "garbage": sum(map(is_garbage, texts)),
+        "doubled": sum(_DOUBLED.search(text) is not None for text in texts),
+        "broken off": sum(not text.rstrip().endswith(_END_MARKS) for text in texts),
         "unended": sum(not reply.ended for reply in replies),
         "same": sum(reply.token_ids == plain.token_ids for reply, plain in zip(replies, greedy)),
         "agreement": sum(map(agreement, replies, greedy)) / len(replies),
@@ -112,17 +118,18 @@ def evaluate(
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """The figures as Markdown."""
-    names = ("N", "R", "topic", "right", "degenerate", "garbage", "unended", "same as greedy", "agreement")
+    names = ("N", "R", "topic", "right", "degenerate", "garbage", "doubled", "broken off", "unended")
     lines = [
-        "| " + " | ".join((*names, "tokens a pass", "mean of replies")) + " |",
-        "|" + "---|" * (len(names) + 2),
+        "| " + " | ".join((*names, "same as greedy", "agreement", "tokens", "tokens a pass", "mean")) + " |",
+        "|" + "---|" * (len(names) + 5),
     ]
     for row in rows:
         count = row["questions"]
         right = f"{row['right']}/{count}" if row["topic"] not in ("open", "all") else ""
         cells = [row["N"], row["R"], row["topic"], right, f"{row['degenerate']}/{count}", row["garbage"]]
-        cells += [row["unended"], f"{row['same']}/{count}"]
-        cells += [f"{row[name]:.2f}" for name in ("agreement", "tokens_per_pass", "mean_tokens_per_pass")]
+        cells += [row["doubled"], row["broken off"], row["unended"], f"{row['same']}/{count}"]
+        shown = ("agreement", "tokens", "tokens_per_pass", "mean_tokens_per_pass")
+        cells += [f"{row[name]:.2f}" for name in shown]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)
 

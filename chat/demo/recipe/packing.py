@@ -14,14 +14,18 @@ from torch import Tensor
 
 from chat.demo.recipe.corpus import FREE, LOOP, PICKED, SKILL, STOP_ID, Sample
 
-BLOCK_LENGTHS = (3, 7, 15)  # N of a conversation's second set of blocks; the first is that of decoding
-DECODED = 7
+SIZES = (4, 16)  # least and greatest block, N + 1 tokens
+DECODED = 8  # that of decoding
 SLIPS = 1 / 20  # share of tokens that half of the FREE answers say twice
 
 # A token's columns. `block`: 0 for plain text, else its block's number; `limit`: it sees plain text before this
 # position; `offset`: its place in the block; `truth`: the true token here; `target`: the true next one, or -1;
-# `role`: what the plain text's loss is here.
-COLUMNS = ("token", "position", "sample", "block", "limit", "offset", "truth", "target", "role")
+# `role`: what the plain text's loss is here; `plain`: where in the row the plain token of this position stands;
+# `grid`: which set of blocks this one is of, from 1 on; `led`: 1 if a wrong output may be gone on from.
+COLUMNS = (
+    *("token", "position", "sample", "block", "limit", "offset", "truth", "target", "role"),
+    *("plain", "grid", "led"),
+)
 NO_LOSS, SAY, HOLD, SHUN = 0, 1, 2, 3
 PHRASE = 8  # tokens that, said again, make a loop
 
@@ -30,10 +34,10 @@ def lay_out(sample: Sample, rng: random.Random) -> Tensor:
     """One conversation with its blocks behind it: [tokens, columns] in the order of COLUMNS (`sample` is 0)."""
     tokens, length = torch.tensor(sample.tokens), len(sample.tokens)
     at, zero = torch.arange(length), torch.zeros(length, dtype=torch.long)
-    told = sample.kind in (SKILL, PICKED)
+    taught = sample.kind in (SKILL, PICKED)
     role = torch.full((length,), NO_LOSS)
-    for start, end in sample.replies if told else sample.replies[-1:]:
-        role[start - 1 : end - 1] = SAY if told else HOLD
+    for start, end in sample.replies if taught else sample.replies[-1:]:
+        role[start - 1 : end - 1] = SAY if taught else HOLD
         if sample.tokens[end - 1] == STOP_ID:
             # The base would have gone on.
             role[end - 2] = SAY
@@ -48,25 +52,33 @@ def lay_out(sample: Sample, rng: random.Random) -> Tensor:
             role[shunned[0] :] = NO_LOSS
             role[shunned] = SHUN
     target = torch.cat((tokens[1:], torch.tensor([-1])))
-    laid = [torch.stack((tokens, at, zero, zero, at + 1, zero, tokens, target, role), dim=1)]
+    laid = [torch.stack((tokens, at, zero, zero, at + 1, zero, tokens, target, role, at, zero, zero), dim=1)]
     if sample.kind in (FREE, LOOP):
         return laid[0]
-    # Twice the blocks cost less than twice the text: those of decoding, and others, half of them on another grid.
-    other = rng.choice(BLOCK_LENGTHS) + 1
-    shift, number = rng.choice((0, rng.randrange(other))), 1
-    for size, skipped, (start, end) in [
-        (size, skipped, reply) for size, skipped in ((DECODED + 1, 0), (other, shift)) for reply in sample.replies
-    ]:
-        first = start + skipped
-        at = torch.arange(first, max(first, end - 1))
-        offset = (at - first) % size
-        at, offset = at[offset < size - 1], offset[offset < size - 1]
-        block = number + (at - first) // size
-        number = number + (end - first) // size + 1
-        holder, zero = torch.full_like(at, STOP_ID), torch.zeros_like(at)
-        columns = (holder, at, zero, block, at - offset, offset, tokens[at], tokens[at + 1], zero)
-        laid.append(torch.stack(columns, dim=1))
+    # More blocks cost less than more text: those of decoding, the same on another grid, and others.
+    other = SIZES[0] if rng.random() < 0.3 else rng.randint(*SIZES)
+    sets = ((DECODED, 0), (DECODED, rng.randrange(DECODED)), (other, rng.randrange(other)))
+    number = 1
+    for grid, (size, skipped) in enumerate(sets, start=1):
+        for start, end in sample.replies:
+            starts = range(start + skipped, end - 1, size)
+            blocks = [
+                _block(at, min(at + size, end), tokens, (number + index, grid, int(sample.kind != SKILL)))
+                for index, at in enumerate(starts)
+            ]
+            number += len(blocks)
+            laid += blocks
     return torch.cat(laid)
+
+
+def _block(start: int, end: int, truth: Tensor, marks: tuple[int, int, int]) -> Tensor:
+    """The placeholders of a block that is to be filled with `truth` from `start` to `end`; its last token has none.
+    `marks`: its number, its set's number, `led`."""
+    at = torch.arange(start, end - 1)
+    zero = torch.zeros_like(at)
+    number, grid, led = (zero + mark for mark in marks)
+    columns = (zero + STOP_ID, at, zero, number, zero + start, at - start, truth[at], truth[at + 1], zero)
+    return torch.stack((*columns, at, grid, led), dim=1)
 
 
 def repeated(tokens: Sequence[int], start: int) -> list[int]:
@@ -84,7 +96,7 @@ def repeated(tokens: Sequence[int], start: int) -> list[int]:
 def pack(samples: Sequence[Sample], rows: int, length: int, rng: random.Random) -> Iterator[Tensor]:
     """Batches [rows, length, columns] over the samples, in their order, less a last one not full. Empty places are
     token STOP_ID, sample -1."""
-    empty = torch.tensor([STOP_ID, 0, -1, 0, 1, 0, STOP_ID, -1, NO_LOSS])
+    empty = torch.tensor([STOP_ID, 0, -1, 0, 1, 0, STOP_ID, -1, NO_LOSS, 0, 0, 0])
     batch, used = empty.repeat(rows, length, 1), [0] * rows
     for index, sample in enumerate(samples):
         laid = lay_out(sample, rng)[:length]
@@ -93,6 +105,7 @@ def pack(samples: Sequence[Sample], rows: int, length: int, rng: random.Random) 
             yield batch
             batch, used, row = empty.repeat(rows, length, 1), [0] * rows, 0
         laid[:, 2] = index
+        laid[:, COLUMNS.index("plain")] += used[row]
         batch[row, used[row] : used[row] + len(laid)] = laid
         used[row] += len(laid)
 

@@ -1,16 +1,16 @@
 """How the embedded model is made: a low-rank adapter that teaches a causal model to fill blocks in a few passes.
 
-    python -m chat.demo.recipe.train BASE_FOLDER --out adapter.safetensors --seconds 376
+    python -m chat.demo.recipe.train BASE_FOLDER --start FORMER.safetensors --out adapter.safetensors
 
-BASE_FOLDER is a Hugging Face folder (`python -m chat.demo.expand` makes it). On one H100 the whole takes under ten
+BASE_FOLDER is a Hugging Face folder (`python -m chat.demo.expand` makes it). On one GPU the whole takes under ten
 minutes; the tests run a few steps of it on the CPU. The idea: behind a finished text a block of N placeholders
-(EOS) is put, and the model learns to say at each of them what the true text has one token later; what it said
-becomes the next round's draft, and it learns to mend that too. All blocks of a conversation are packed behind it in
-one row, each seeing the text before it and itself only. What it answers must stay what the base would answer, so on
-plain text its distribution is held to the base's, on answers of its own above all: else a single odd token makes it
-think that it is inside a draft. The divergence is taken both ways, for a token that the base would never say costs
-much only where it is measured by what the model says. What remains of that goes when the trained adapter is scaled
-down a little. What its own answers say again and again is unlearnt (the base loops on two open questions in five).
+(EOS) is put, and the model learns to say at each of them what the text has one token later; what it said becomes
+the next round's draft, and it learns to put that right too (`trainer`). All blocks of a conversation are packed
+behind it in one row, each seeing the text before it and itself only (`packing`). Then the outputs take the place of
+the text, with their faults, and the blocks are filled once more and again (`faults`): so it learns to go on after a
+fault, and to end a text that is lost. On clean plain text its distribution is held to a teacher's, the model it
+starts from. What its own answers say again and again is unlearnt. The model card says how the adapter in the
+repository was made, and what this gave.
 """
 
 from __future__ import annotations
@@ -26,175 +26,41 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from chat.demo.adapter import write_adapter
 from chat.demo.recipe import corpus
-from chat.demo.recipe.corpus import FREE, LOOP, OPEN, Sample
-from chat.demo.recipe.llama import (
-    LINEARS,
-    NORMS,
-    LayerFunction,
-    LayerWeights,
-    Shape,
-    Weights,
-    hidden_states,
-    load_base,
-    run_layer,
-    unstack_layers,
-)
-from chat.demo.recipe.packing import COLUMNS, HOLD, SAY, SHUN, next_draft, pack, sight
-
-MAX_TOLD = 8192  # positions a round whose distribution is compared with the base's
+from chat.demo.recipe.corpus import FREE, LOOP, OPEN, SKILL, Sample
+from chat.demo.recipe.faults import with_faults
+from chat.demo.recipe.llama import Shape, Weights, load_base, run_layer
+from chat.demo.recipe.lora import Adapter
+from chat.demo.recipe.packing import COLUMNS, pack
+from chat.demo.recipe.trainer import Trainer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
     """The numbers of a training run. `seconds` or `steps`, whichever is reached first, ends it."""
 
-    rank: int = 27
-    learning_rate: float = 3e-3
+    rank: int = 54
+    learning_rate: float = 2e-3
+    final: float = 0.02  # share of the learning rate that is left at the end
     rounds: int = 3
-    decay: float = 0.85  # weight of a block's position over that of the one before
-    say: float = 2.0  # weight of the loss on skills' plain text
-    hold: float = 4.0  # weight of the divergence from the base
-    shun: float = 0.5  # weight of the loss on what its own answers repeat
-    phases: int = 6  # after each but the last, the model answers open prompts itself
-    own_answers: int = 3072  # how many
+    phases: int = 4  # after each but the last, the model answers open prompts itself
+    own_answers: int = 2048  # how many
+    skills: int = 4000  # conversations of the corpus that a phase draws from
+    opened: int = 7000
     rows: int = 64
     length: int = 512
-    seconds: float = 376.0  # 1,005 steps on an H100
+    seconds: float = 315.0  # 729 steps on an H200
     steps: int = 100_000
     warmup: int = 30
-    workers: int = 4
-    keep: float = 0.9  # share of the trained change that goes into the file
+    workers: int = 12
     seed: int = 1
 
-
-# ---- 1. The adapter ---------------------------------------------------------------------------------------------
-
-
-class Adapter(torch.nn.Module):
-    """B [layers, out, rank] and A [layers, rank, in] for each kind of linear layer; B starts at zero."""
-
-    def __init__(self, base: Weights, rank: int) -> None:
-        super().__init__()
-        self.left = torch.nn.ParameterDict()
-        self.right = torch.nn.ParameterDict()
-        for name in LINEARS:
-            layers, outs, ins = base[name].shape
-            device = base[name].device
-            right = (torch.rand(layers, rank, ins, device=device) * 2 - 1) / math.sqrt(ins)
-            self.left[name] = torch.nn.Parameter(torch.zeros(layers, outs, rank, device=device))
-            self.right[name] = torch.nn.Parameter(right)
-
-    def merged(self, base: Weights) -> Weights:
-        """The base's weights with B A added, rounded as the merged checkpoint will be."""
-        changed = {
-            name: (base[name].float() + self.left[name] @ self.right[name]).to(base[name].dtype) for name in LINEARS
-        }
-        return base | changed
-
-    def save(self, file: Path, keep: float = 1.0) -> None:
-        """Write the adapter file; lora_alpha is the rank times `keep`, the share of the change that is kept."""
-        pairs = {}
-        for name, part in LINEARS.items():
-            for index, (left, right) in enumerate(zip(self.left[name], self.right[name])):
-                pairs[f"model.layers.{index}.{part}.{name}.weight"] = (left, right)
-        write_adapter(file, pairs, keep * self.right["q_proj"].shape[1])
-
-
-# ---- 2. The losses ----------------------------------------------------------------------------------------------
-
-
-def weighted_loss(hidden: Tensor, embed: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Weighted mean cross-entropy at P positions, [P, D] hidden states; and the tokens the model would say, [P]."""
-    logits = hidden @ embed.T
-    losses = functional.cross_entropy(logits.float(), targets, reduction="none")
-    return (losses * weights).sum() / weights.sum().clamp(min=1e-6), logits.detach().argmax(-1)
-
-
-def divergence(hidden: Tensor, base_hidden: Tensor, embed: Tensor) -> Tensor:
-    """Mean of KL(base || model) and KL(model || base) over P positions."""
-    told = functional.log_softmax((base_hidden @ embed.T).float(), dim=-1)
-    said = functional.log_softmax((hidden @ embed.T).float(), dim=-1)
-    return ((told.exp() - said.exp()) * (told - said)).sum(-1).mean() / 2
-
-
-def unlikelihood(hidden: Tensor, embed: Tensor, shunned: Tensor) -> Tensor:
-    """Mean of -log(1 - p) over P positions, p the probability of the token to shun there. Its gradient stays
-    bounded where p is near 1."""
-    logits = (hidden @ embed.T).float()
-    others = logits.scatter(1, shunned[:, None], -math.inf)
-    return (logits.logsumexp(-1) - others.logsumexp(-1)).mean()
-
-
-class Trainer:
-    """The base, the adapter's leaves of one step, and the passes over a batch."""
-
-    def __init__(self, base: Weights, shape: Shape, recipe: Recipe, layer_function: LayerFunction) -> None:
-        self.base, self.shape, self.recipe, self.layer_function = base, shape, recipe, layer_function
-        self.base_layers = unstack_layers(base)
-        self.adapter = Adapter(base, recipe.rank)
-
-    def _pass(
-        self, layers: list[LayerWeights], batch: dict[str, Tensor], tokens: Tensor, allowed: Tensor
-    ) -> Tensor:
-        return hidden_states(
-            self.base, layers, self.shape, tokens, batch["position"], allowed, layer_function=self.layer_function
-        )
-
-    def accumulate(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Gradients of one batch into the adapter; the losses by name."""
-        # Merged weights are leaves for all rounds; their gradients go on to the adapter once.
-        merged = self.adapter.merged(self.base)
-        leaves = {name: [part.detach().requires_grad_() for part in merged[name].unbind(0)] for name in LINEARS}
-        norms = [merged[name].unbind(0) for name in NORMS]
-        layers = [list(parts) for parts in zip(*norms, *(leaves[name] for name in LINEARS))]
-        allowed, losses, tokens = sight(batch), {}, batch["token"]
-        in_block = (batch["block"] > 0) & (batch["target"] >= 0)
-        for index in range(self.recipe.rounds):
-            hidden = self._pass(layers, batch, tokens, allowed)
-            weights = self.recipe.decay ** batch["offset"][in_block].float()
-            loss, said = weighted_loss(hidden[in_block], self.base["embed"], batch["target"][in_block], weights)
-            losses[f"round{index + 1}"] = loss.detach()
-            losses[f"right{index + 1}"] = (said == batch["target"][in_block]).float().mean()
-            if index == 0:
-                loss = loss + self._plain_losses(hidden, batch, allowed, losses)
-            loss.backward()  # type: ignore[no-untyped-call]
-            tokens = next_draft(batch, torch.zeros_like(tokens).masked_scatter(in_block, said), index)
-        grads = [torch.stack([part.grad for part in leaves[name] if part.grad is not None]) for name in LINEARS]
-        torch.autograd.backward([merged[name] for name in LINEARS], grads)
-        return losses
-
-    def _plain_losses(
-        self, hidden: Tensor, batch: dict[str, Tensor], allowed: Tensor, losses: dict[str, Tensor]
-    ) -> Tensor:
-        total = hidden.new_zeros((), dtype=torch.float32)
-        say = batch["role"] == SAY
-        if bool(say.any()):
-            targets = batch["target"][say]
-            loss, _ = weighted_loss(hidden[say], self.base["embed"], targets, torch.ones_like(targets).float())
-            losses["say"] = loss.detach()
-            total = total + self.recipe.say * loss
-        hold = (batch["role"] == HOLD).flatten().nonzero().flatten()
-        if len(hold):
-            hold = hold[torch.randperm(len(hold), device=hold.device)[:MAX_TOLD]]
-            with torch.no_grad():
-                told = self._pass(self.base_layers, batch, batch["token"], allowed).flatten(0, 1)[hold]
-            loss = divergence(hidden.flatten(0, 1)[hold], told, self.base["embed"])
-            losses["hold"] = loss.detach()
-            total = total + self.recipe.hold * loss
-        shun = batch["role"] == SHUN
-        if bool(shun.any()):
-            loss = unlikelihood(hidden[shun], self.base["embed"], batch["target"][shun])
-            losses["shun"] = loss.detach()
-            total = total + self.recipe.shun * loss
-        return total
-
-
-# ---- 3. The loop ------------------------------------------------------------------------------------------------
+    def rate(self, step: int, progress: float) -> float:
+        """The learning rate: a short rise, then half a cosine down to its final share."""
+        fallen = self.final + (1 - self.final) * (0.5 + 0.5 * math.cos(math.pi * progress))
+        return self.learning_rate * min(1.0, (step + 1) / self.warmup) * fallen
 
 
 class Batches(IterableDataset[Tensor]):
@@ -210,45 +76,102 @@ class Batches(IterableDataset[Tensor]):
             yield from pack(rng.sample(self.samples, len(self.samples)), self.recipe.rows, self.recipe.length, rng)
 
 
-def train(base: Weights, shape: Shape, tokenizer: Any, samples: list[Sample], recipe: Recipe) -> Adapter:
-    """Train an adapter on the samples, and on the model's own answers as they come to be. Prints its figures."""
-    device = base["embed"].device
-    torch.manual_seed(recipe.seed)
-    rng = random.Random(recipe.seed)
-    trainer = Trainer(
-        base, shape, recipe, torch.compile(run_layer, dynamic=False) if device.type == "cuda" else run_layer
-    )
-    optimizer = torch.optim.AdamW(trainer.adapter.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98))
-    step, started, progress, own = 0, 0.0, 0.0, list[Sample]()
-    for phase in range(recipe.phases):
-        # Its own answers are every fourth conversation, each there twice with other blocks.
-        mixed = rng.sample(samples, min(len(samples), 6 * len(own))) + 2 * own if own else samples
-        loader = DataLoader(Batches(mixed, recipe, phase), batch_size=None, num_workers=recipe.workers)
-        for packed in loader:
-            batch = {name: packed[:, :, index].to(device) for index, name in enumerate(COLUMNS)}
-            losses = trainer.accumulate(batch)
-            rate = min(1.0, (step + 1) / recipe.warmup) * (0.5 + 0.5 * math.cos(math.pi * progress))
-            for group in optimizer.param_groups:
-                group["lr"] = recipe.learning_rate * rate
-            torch.nn.utils.clip_grad_norm_(trainer.adapter.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
-            step += 1
-            if step == 2 or step % 50 == 0:
-                figures = "  ".join(f"{name} {value.item():.3f}" for name, value in losses.items())
-                print(f"step {step}  progress {progress:.2f}  {figures}", flush=True)
-            started = started or time.monotonic()  # the first step compiles
-            progress = min(1.0, max(step / recipe.steps, (time.monotonic() - started) / recipe.seconds))
-            if progress >= (phase + 1) / recipe.phases:
-                break
-        if phase + 1 < recipe.phases:
+def word_tokens(tokenizer: Any, count: int) -> Tensor:
+    """Which of the first `count` tokens have no digit and are not blank, [count]: a text that says such a token
+    twice in a row has slipped."""
+    texts = [tokenizer.decode([token]) for token in range(count)]
+    return torch.tensor([bool(text.strip()) and not any(mark.isdigit() for mark in text) for text in texts])
+
+
+class Run:
+    """A training run: the optimizer, the clock, and what each phase trains on. Prints its figures."""
+
+    def __init__(self, trainer: Trainer, tokenizer: Any, samples: list[Sample], recipe: Recipe) -> None:
+        self.trainer, self.tokenizer, self.samples, self.recipe = trainer, tokenizer, samples, recipe
+        self.device = trainer.base["embed"].device
+        self.rng = random.Random(recipe.seed)
+        self.generator = torch.Generator(device=self.device).manual_seed(recipe.seed)
+        self.words = word_tokens(tokenizer, len(trainer.base["embed"])).to(self.device)
+        self.optimizer = torch.optim.AdamW(trainer.adapter.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98))
+        self.step, self.started, self.progress = 0, 0.0, 0.0
+
+    def train(self) -> None:
+        """All phases."""
+        for phase in range(self.recipe.phases):
+            batches = Batches(self._drawn(phase), self.recipe, phase)
+            for packed in DataLoader(batches, batch_size=None, num_workers=self.recipe.workers):
+                self._learn({name: packed[:, :, index].to(self.device) for index, name in enumerate(COLUMNS)})
+                if self.progress >= (phase + 1) / self.recipe.phases:
+                    break
+        print(f"{self.step} steps, {time.monotonic() - self.started:.0f} s", flush=True)
+
+    def _drawn(self, phase: int) -> list[Sample]:
+        """A phase's conversations: some of the corpus, and from the second phase on the model's own answers."""
+        skills = [sample for sample in self.samples if sample.kind == SKILL]
+        opened = [sample for sample in self.samples if sample.kind != SKILL]
+        own: list[Sample] = []
+        if phase:
             with torch.no_grad():
-                merged = trainer.adapter.merged(base)
-            own = corpus.answers_of_its_own(merged, shape, tokenizer, samples, recipe.own_answers, rng)
+                merged = self.trainer.adapter.merged(self.trainer.base)
+            count = min(self.recipe.own_answers, len(opened))
+            own = corpus.answers_of_its_own(
+                merged, self.trainer.shape, self.tokenizer, self.samples, count, self.rng
+            )
             good, held, loops = (sum(sample.kind == kind for sample in own) for kind in (OPEN, FREE, LOOP))
             print(f"own answers: {good} good, {held} garbage or run on, {loops} loop", flush=True)
-    print(f"{step} steps, {time.monotonic() - started:.0f} s", flush=True)
-    return trainer.adapter
+        return [
+            *self.rng.sample(skills, min(len(skills), self.recipe.skills)),
+            *self.rng.sample(opened, min(len(opened), self.recipe.opened)),
+            *own,
+        ]
+
+    def _learn(self, batch: dict[str, Tensor]) -> None:
+        """A step on the clean batch, then one or two on its text with the faults that the model leaves there: those
+        of the second or third round, in half of the blocks at first."""
+        lost: Tensor | None = None
+        outputs: list[Tensor] = []
+        for depth in range(2 + (self.rng.random() < 0.5)):
+            if depth:
+                share = min(1.0, 0.5 + 2 * self.progress)
+                said = outputs[self.rng.randrange(1, self.recipe.rounds)]
+                batch, lost = with_faults(batch, said, share, self.words, self.generator)
+            figures, outputs = self.trainer.accumulate(batch, lost)
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.recipe.rate(self.step, self.progress)
+            torch.nn.utils.clip_grad_norm_(self.trainer.adapter.parameters(), 1.0)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            self._report(depth, figures)
+
+    def _report(self, depth: int, figures: dict[str, Tensor]) -> None:
+        self.step += 1
+        if self.step == 2 or self.step % 40 < 2:
+            shown = "  ".join(f"{name} {value.item():.3f}" for name, value in figures.items())
+            print(f"step {self.step}  depth {depth}  progress {self.progress:.2f}  {shown}", flush=True)
+        self.started = self.started or time.monotonic()  # the first step compiles
+        passed = (time.monotonic() - self.started) / self.recipe.seconds
+        self.progress = min(1.0, max(self.step / self.recipe.steps, passed))
+
+
+def train(
+    base: Weights,
+    teacher: Weights,
+    shape: Shape,
+    tokenizer: Any,
+    samples: list[Sample],
+    recipe: Recipe,
+    start: Path | None = None,
+) -> Adapter:
+    """Train an adapter on the samples, from an earlier one if `start` is given."""
+    torch.manual_seed(recipe.seed)
+    adapter = Adapter(base, recipe.rank)
+    if start:
+        adapter.start_from(start)
+    on_gpu = base["embed"].device.type == "cuda"
+    layer_function = torch.compile(run_layer, dynamic=False) if on_gpu else run_layer
+    trainer = Trainer(base, teacher, shape, adapter, layer_function, recipe.rounds)
+    Run(trainer, tokenizer, samples, recipe).train()
+    return adapter
 
 
 def main() -> None:
@@ -257,6 +180,8 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("base", help="Hugging Face folder of SmolLM2-135M-Instruct")
+    parser.add_argument("--start", type=Path, help="adapter to train on from")
+    parser.add_argument("--teacher", type=Path, help="adapter of the teacher of plain text (that of --start)")
     parser.add_argument(
         "--corpus", type=Path, default=Path("corpus.pt"), help="read if there, else built and written"
     )
@@ -267,11 +192,18 @@ def main() -> None:
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     base, shape = load_base(options.base, device, torch.bfloat16)
+    teacher = base
+    if options.teacher or options.start:
+        first = Adapter(base, Recipe().rank)
+        first.start_from(options.teacher or options.start)
+        with torch.no_grad():
+            teacher = first.merged(base)
     tokenizer = AutoTokenizer.from_pretrained(options.base)
     if not options.corpus.exists():
-        corpus.save(corpus.build(base, shape, tokenizer, corpus.Plan()), options.corpus)
+        corpus.save(corpus.build(base, teacher, shape, tokenizer, corpus.Plan()), options.corpus)
     recipe = Recipe(seconds=options.seconds, steps=options.steps, rows=options.rows)
-    train(base, shape, tokenizer, corpus.load(options.corpus), recipe).save(options.out, recipe.keep)
+    samples = corpus.load(options.corpus)
+    train(base, teacher, shape, tokenizer, samples, recipe, options.start).save(options.out)
 
 
 if __name__ == "__main__":
