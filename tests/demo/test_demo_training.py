@@ -112,8 +112,9 @@ def columns_of(batch: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 def answer(model: LlamaForCausalLM, prompt: list[int], length: int, rounds: int, limit: int) -> Reply:
+    # The recipe measures what the model drafts, not what is looked up.
     settings = GenerationSettings(
-        add_eos_length=length, refine_iter=rounds or "auto", max_new_tokens=limit, temperature=0.0
+        add_eos_length=length, refine_iter=rounds or "auto", max_new_tokens=limit, temperature=0.0, drafts="own"
     )
     engine = Engine(model, SoloGroup(torch.device("cpu")), max_positions=512)
     turn = Turn(prompts=(tuple(prompt),), settings=settings, placeholder=STOP_ID, stop_ids=(STOP_ID,))

@@ -1,8 +1,8 @@
 """Many replies at once by block refinement, all rows in step: for making training answers and for measuring.
 
-The rule is that of `dist.decode`, blocks at a fixed R and a window at `auto` (a test holds it to the engine, token
-for token and pass for pass); what differs is that prompts of several lengths share a static KV cache, padded on the
-left, and on a GPU a pass is one graph.
+The rule is that of `dist.decode`, blocks at a fixed R and a window at `auto`, with the model's own drafts only (a
+test holds it to the engine, token for token and pass for pass); what differs is that prompts of several lengths
+share a static KV cache, padded on the left, and on a GPU a pass is one graph.
 """
 
 from __future__ import annotations
