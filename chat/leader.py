@@ -24,15 +24,16 @@ from chat.loading.facts import CheckpointFacts, checkpoint_facts
 from chat.loading.opening import import_libraries, intent, load, open_asked, open_tokenizer, start_notices, warm_up
 from chat.loading.progress import Status
 from chat.start.options import LaunchOptions, load_config, resolve_settings, version_text, with_config
-from chat.terminal.lifeline import Lifeline
+from chat.terminal.lifeline import EXIT_INTERRUPTED, Lifeline
 from chat.terminal.mode import BaseMode
-from chat.terminal.streams import Streams, session_mode
+from chat.terminal.streams import Streams, session_mode, write_out
 from dist.checkpoint.digest import digests
 from dist.checkpoint.open import Checkpoint
-from dist.errors import WeightsLost
+from dist.errors import UsageError, WeightsLost
 from dist.model.prefetch import prefetch
 from dist.settings import GenerationSettings
 
+EXIT_DIFFERS = 6
 CLOSE_S = 1.0
 WAIT_S = 1.0
 
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from chat.conversation.repl import Repl
     from chat.conversation.state import Talk
     from chat.sessions.session import Session
+    from chat.sessions.tree import Tree
     from chat.text.tokenizer import ChatTokenizer
     from dist.decode.engine import Engine
 
@@ -68,7 +70,8 @@ def run(options: LaunchOptions, streams: Streams, lifeline: Lifeline) -> int:
     options = with_config(options, config)
     status = Status(streams)
     prompts = asked_prompts(options, status)
-    opened = None if options.has_prompts else open_session(options)
+    opened = None if options.has_prompts or options.replay is not None else open_session(options)
+    old = None if options.replay is None else session_to_replay(options)
     checkpoint = open_asked(options)
     settings, origins = resolve_settings(options, config, checkpoint.generation_config, checkpoint.defaults)
     if options.verify:
@@ -135,7 +138,10 @@ def run(options: LaunchOptions, streams: Streams, lifeline: Lifeline) -> int:
         engine.close()
 
     try:
-        code = answer_prompts(ready, prompts) if opened is None else hold_conversation(ready, *opened)
+        if old is not None:
+            code = replay_session(ready, old)
+        else:
+            code = answer_prompts(ready, prompts) if opened is None else hold_conversation(ready, *opened)
     except WeightsLost as error:
         # The ranks are well, and the followers wait for orders.
         let_go(error.exit_code)
@@ -185,6 +191,49 @@ def answer_prompts(ready: Ready, prompts: Prompts) -> int:
         ready.facts.conditions,
         interrupted=interruption.asked,
     )
+
+
+def session_to_replay(options: LaunchOptions) -> Tree:
+    """The session whose replies are to be decoded again. Raises ChatError."""
+    from chat.sessions.folder import sessions_folder
+    from chat.sessions.reimport import tree_of
+
+    assert options.replay is not None
+    tree = tree_of(sessions_folder(), options.replay)
+    makers = [node.made.checkpoint for node in tree.nodes() if node.made is not None]
+    if not makers:
+        raise UsageError(f"{options.replay} holds no reply to replay.")
+    last = makers[-1]
+    if options.checkpoint_dir is None and last is not None and "about" not in last.facts:
+        raise UsageError(
+            "--replay needs a checkpoint.",
+            f"The last reply of the session was made by {last.path}.",
+            "Name that one, or another one to compare it with.",
+        )
+    return tree
+
+
+def replay_session(ready: Ready, tree: Tree) -> int:
+    """Decode every reply again; returns 0 if all came out the same, else 6."""
+    from chat.batch.interruption import Interruption
+    from chat.conversation.provenance import checkpoint_record
+    from chat.conversation.replaying import replay_all
+
+    interruption = Interruption(ready.streams.run_dir)
+    ready.lifeline.on_interrupt = interruption.arrived
+    interruption.announce()
+    same = replay_all(
+        ready.engine,
+        tree,
+        ready.tokenizer,
+        checkpoint_record(ready.facts, ready.tokenizer, use_template=ready.use_template),
+        use_template=ready.use_template,
+        say=lambda text: write_out(ready.streams.replies, f"{text}\n"),
+        interrupted=interruption.asked,
+    )
+    if interruption.asked():
+        return EXIT_INTERRUPTED
+    return 0 if same else EXIT_DIFFERS
 
 
 def open_session(options: LaunchOptions) -> tuple[Session, tuple[str, ...]]:

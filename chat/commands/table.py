@@ -97,6 +97,7 @@ GROUPS: dict[str, tuple[Command, ...]] = {
     ),
     "Looking closer": (
         talk.compare,
+        talk.replay,
         settings.trace,
         settings.think,
         talk.stats,

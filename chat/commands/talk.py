@@ -49,6 +49,11 @@ def compare(repl: Repl, argument: str) -> None:
     repl.comparing.compare(name, values)
 
 
+@command("replay", "/replay", "decode every reply of this session again, and say whether it comes out the same")
+def replay(repl: Repl, argument: str) -> None:
+    repl.replaying.replay()
+
+
 def _copied(repl: Repl, words: tuple[str, ...], word: str) -> Iterable[Value]:
     """`code`, then the number of a block."""
     blocks = code_blocks(repl.talk.transcript.last_reply or "")

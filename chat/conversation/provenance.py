@@ -4,25 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import time
-from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from chat.loading.facts import CheckpointFacts
 from chat.sessions.records import CheckpointRecord
+from chat.sessions.tree import Tree
 from chat.text.tokenizer import ChatTokenizer
 from dist.errors import UsageError
 from dist.settings import SETTINGS, parse_setting
 
 HEX_DIGITS = 16
-
-
-def prompt_digest(token_ids: Sequence[int]) -> str:
-    """What tells one prompt from another: the digest of its ids as little-endian 32-bit words."""
-    words = array("I", token_ids)
-    if words.itemsize != 4 or array("H", [1]).tobytes() != b"\1\0":
-        return hashlib.sha256(b"".join(one.to_bytes(4, "little") for one in token_ids)).hexdigest()[:HEX_DIGITS]
-    return hashlib.sha256(words.tobytes()).hexdigest()[:HEX_DIGITS]
 
 
 def checkpoint_record(facts: CheckpointFacts, tokenizer: ChatTokenizer, *, use_template: bool) -> CheckpointRecord:
@@ -57,9 +49,9 @@ def settings_of(recorded: Mapping[str, Any]) -> dict[str, Any]:
 
 def differences(before: CheckpointRecord, now: CheckpointRecord) -> Iterator[str]:
     """What answers now otherwise than before, a sentence each."""
-    if before.digest and now.digest and before.digest != now.digest:
+    if before.digest and now.digest and _is_other(before, now):
         yield f"Other weights answer now: {_named(now)}; the last reply was made by {_named(before)}."
-    elif not (before.digest and now.digest) and before.path != now.path:
+    elif _is_other(before, now):
         yield f"Another checkpoint answers now: {_named(now)}; the last reply was made by {_named(before)}."
     if before.tokenizer and now.tokenizer and before.tokenizer != now.tokenizer:
         yield "The tokenizer is another one: earlier replies are tokenized again for the prompt."
@@ -73,6 +65,25 @@ def differences(before: CheckpointRecord, now: CheckpointRecord) -> Iterator[str
         if was and was != is_now:
             shown = "" if what in ("chat template", "set of stop tokens") else f": {is_now}, before {was}"
             yield f"The {what} is another one{shown}."
+
+
+def promise(tree: Tree, now: CheckpointRecord) -> str:
+    """What to know of a replay on `now`: that others made the replies, or that nothing promises the same tokens."""
+    makers = [node.made.checkpoint for node in tree.nodes() if node.made and node.made.checkpoint]
+    others = sorted({_named(one) for one in makers if _is_other(one, now)})
+    if others:
+        return f"Made by {', '.join(others)}; replayed on {_named(now)}."
+    if now.dtype != "float32" and any(one.dtype != "float32" for one in makers):
+        return f"In {now.dtype} near ties can come out otherwise; float32 promises the same tokens."
+    if any(one.world_size != now.world_size for one in makers):
+        return f"They were not made on {now.world_size} processes as here; near ties can come out otherwise."
+    return ""
+
+
+def _is_other(before: CheckpointRecord, now: CheckpointRecord) -> bool:
+    if before.digest and now.digest:
+        return before.digest != now.digest
+    return before.path != now.path
 
 
 def _named(checkpoint: CheckpointRecord) -> str:

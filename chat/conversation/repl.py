@@ -12,6 +12,7 @@ from chat.conversation.answering import Answering
 from chat.conversation.comparing import Comparing
 from chat.conversation.inbox import Inbox
 from chat.conversation.page import Page
+from chat.conversation.replaying import Replaying
 from chat.conversation.resuming import show_end
 from chat.conversation.state import Talk
 from chat.conversation.work import Work
@@ -41,6 +42,7 @@ class Repl:
         self._work = work = Work(engine, self._inbox, self.page)
         self.answering = Answering(self.talk, work, self.page)
         self.comparing = Comparing(self.talk, work, self.page)
+        self.replaying = Replaying(self.talk, work, self.page)
         self._edited: Node | None = None  # the message that the next line takes the place of
         self._asked_to_leave = False
         self._silent = False

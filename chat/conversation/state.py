@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from chat.conversation.page import Page
-from chat.conversation.provenance import checkpoint_record, differences, prompt_digest, settings_of
+from chat.conversation.provenance import checkpoint_record, differences, settings_of
 from chat.loading.checkpoints import Adopted, OnBytes, Steps
 from chat.loading.facts import CheckpointFacts, reading
 from chat.sessions.export import Target, conversation_of, export
@@ -22,7 +22,7 @@ from chat.sessions.reimport import import_session, is_file_to_import
 from chat.sessions.session import Asked, Session
 from chat.sessions.tree import ROOT, Made, Node, Tree
 from chat.text.context import Context, context
-from chat.text.prompt import ROOM_FOR_REPLY, FittedPrompt, fit
+from chat.text.prompt import ROOM_FOR_REPLY, FittedPrompt, fit, prompt_digest
 from chat.text.tokenizer import ChatTokenizer
 from chat.text.transcript import Transcript
 from dist.errors import ChatError, PromptError, UsageError, WeightsLost
@@ -79,7 +79,7 @@ class Talk:
         self.overflow: Overflow = "drop"
         self.last_reply: Reply | None = None
         self._page = page
-        self._use_template = use_template
+        self.use_template = use_template
         self._checkpoints = checkpoints
         self._positions = positions
         self._how_to_continue = how_to_continue
@@ -89,7 +89,7 @@ class Talk:
         self._used: tuple[int, int] | None = None
         self._used_at = -1  # where in the tree that was so
         if not session.tree.checkpoints:
-            self.journal(lambda session: session.checkpoint(self._checkpoint_record()))
+            self.journal(lambda session: session.checkpoint(self.checkpoint_record()))
         self.show_toolbar()
 
     @property
@@ -141,7 +141,7 @@ class Talk:
     @property
     def system_fate(self) -> str | None:
         """Why a system prompt does not reach the model, and what to do; None if it does."""
-        template = self.tokenizer.template if self._use_template else None
+        template = self.tokenizer.template if self.use_template else None
         if template is None or template.behaviour.system == "used":
             return None
         does = "ignores it" if template.behaviour.system == "ignored" else "refuses it, and so every message"
@@ -164,7 +164,7 @@ class Talk:
             self.tokenizer,
             settings or self.settings,
             self._positions,
-            use_template=self._use_template,
+            use_template=self.use_template,
             max_length_from=self.origins.get("max_length", ""),
         )
 
@@ -258,13 +258,13 @@ class Talk:
             raise WeightsLost(error.what, error.why, self.farewell) from error
         finally:
             self._page.status("")
-        self.tokenizer, self._use_template = adopted.tokenizer, adopted.use_template
+        self.tokenizer, self.use_template = adopted.tokenizer, adopted.use_template
         by_hand = [name for name, origin in self.origins.items() if origin == BY_HAND]
         kept_values = {name: getattr(self.settings, name) for name in by_hand}
         self.settings = dataclasses.replace(adopted.settings, **kept_values)
         self.origins = {**adopted.origins, **dict.fromkeys(by_hand, BY_HAND)}
         self.facts = adopted.facts
-        self.journal(lambda session: session.checkpoint(self._checkpoint_record()))
+        self.journal(lambda session: session.checkpoint(self.checkpoint_record()))
         self.show_toolbar()
         who = "This model" if self.facts.step is None else f"Step {self.facts.step}"
         self._page.note(
@@ -273,8 +273,9 @@ class Talk:
         for line in (*adopted.notices, *filter(None, (adopted.remark,))):
             self._page.note(line)
 
-    def _checkpoint_record(self) -> CheckpointRecord:
-        return checkpoint_record(self.facts, self.tokenizer, use_template=self._use_template)
+    def checkpoint_record(self) -> CheckpointRecord:
+        """What answers now, as the journal has it."""
+        return checkpoint_record(self.facts, self.tokenizer, use_template=self.use_template)
 
     def _reading(self, what: str) -> OnBytes:
         """Shows how far reading has come, a few times a second."""
@@ -335,7 +336,7 @@ class Talk:
         self.settings = dataclasses.replace(self.settings, **taken)
         self.origins.update(dict.fromkeys(taken, OF_SESSION))
         before = last.checkpoint if last is not None else None
-        record = self._checkpoint_record()
+        record = self.checkpoint_record()
         self.journal(lambda session: session.checkpoint(record))
         self.show_toolbar()
         self._page.note(f"Session {self.session.name}, {count(len(self.transcript.exchanges), 'exchange')}.")

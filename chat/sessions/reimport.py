@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from chat.files import expand
-from chat.sessions.folder import SUFFIX
+from chat.sessions.folder import SUFFIX, find_session
+from chat.sessions.journal import read_journal
 from chat.sessions.legacy import records_of_messages
 from chat.sessions.records import Record, from_plain
 from chat.sessions.session import NAME, Session
@@ -46,6 +47,31 @@ def import_session(folder: Path, name: str, program: str) -> tuple[Session, tupl
         session.close()
         raise ChatError(f"{path} cannot be resumed from: the session cannot be saved.", session.fault)
     return session, (f"{path} is now the session {session.name}.",)
+
+
+def tree_of(folder: Path, name: str) -> Tree:
+    """What a session says, by its name, its journal or a whole export; nothing is written.
+
+    Raises UsageError if there is none, ChatError if it cannot be read.
+    """
+    path = expand(name)
+    if not path.is_file():
+        path = find_session(folder, name)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ChatError(f"{path} cannot be read.", f"{error.strerror}.") from error
+    if path.suffix.lower() != EXTENSION:
+        return read_journal(data).tree
+    try:
+        plain = json.loads(data)
+    except ValueError as error:
+        raise UsageError(f"{path} is not JSON.", f"{error}.") from None
+    tree = Tree()
+    for record in _journal(plain if isinstance(plain, dict) else {}, path):
+        tree.take(record)
+    tree.end_turn()
+    return tree
 
 
 def _journal(plain: dict[str, Any], path: Path) -> list[Record]:

@@ -252,6 +252,14 @@ OPTIONS: dict[str, Option] = {
             in_config=True,
             help="how long a rank may give no sign of life before the program ends (default 60)",
         ),
+        Option(
+            name="replay",
+            group=CONVERSATION,
+            metavar="FILE",
+            read=_path,
+            help="decode every reply of a session (its name, or a .jsonl or .json file) again under its own "
+            "record; exit code 6 if any comes out otherwise",
+        ),
         Option(name="debug", group=ALWAYS, help="show the traceback of an error"),
         Option(name="version", group=ALWAYS, help="print the version and exit"),
         Option(name="help", group=ALWAYS, help="print this help and exit"),

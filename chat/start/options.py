@@ -38,6 +38,7 @@ class LaunchOptions:
     use_chat_template  None: on where the tokenizer has a template
     chat_template      name or file of another template than the checkpoint's default one
     batch_size         None: chosen by the program
+    replay             the session, or its file, whose replies are decoded again
     resume             None: a new conversation; "": the latest session; else its name
     editing_mode       the keys of the input line, emacs or vi; only the config file names it
     given              names of the options that the command line holds
@@ -62,6 +63,7 @@ class LaunchOptions:
     json: bool = False
     verbose_trace: bool = False
     resume: str | None = None
+    replay: str | None = None
     join_timeout: float = 300.0
     answer_timeout: float = 60.0
     debug: bool = False
@@ -133,7 +135,7 @@ def asked_options(argv: Sequence[str], stdout: TextIO) -> LaunchOptions:
 
 def stdin_is_prompts(options: LaunchOptions, stdin_is_terminal: bool) -> bool:
     """Whether the lines of standard input are the prompts without having been named: nobody sits there to talk."""
-    return not stdin_is_terminal and not options.has_prompts
+    return not stdin_is_terminal and not options.has_prompts and options.replay is None
 
 
 def _scan(argv: Sequence[str]) -> dict[str, Any]:
@@ -208,6 +210,11 @@ def _check_together(options: LaunchOptions) -> None:
         raise UsageError(
             "--resume opens a conversation, so it cannot be given together with prompts.",
             hint="Leave --resume or the prompts out.",
+        )
+    if options.replay is not None and (options.has_prompts or options.resume is not None):
+        raise UsageError(
+            "--replay decodes the replies of a session again, so it stands alone.",
+            hint="Leave --resume and the prompts out.",
         )
     for name in ("output_file", "json", "verbose_trace", "n", "batch_size"):
         if name in options.given and not options.has_prompts:

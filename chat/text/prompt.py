@@ -6,6 +6,8 @@ Knows no model and no screen.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+from array import array
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -185,3 +187,11 @@ def _splice(
     for text, reply in zip(texts, kept.values(), strict=True):
         ids += (*tokenizer.encode(text, special=not use_template and not ids), *reply)
     return (*ids, *tokenizer.encode(rest))
+
+
+def prompt_digest(token_ids: Sequence[int]) -> str:
+    """What tells one prompt from another: the digest of its ids as little-endian 32-bit words."""
+    words = array("I", token_ids)
+    if words.itemsize != 4 or array("H", [1]).tobytes() != b"\1\0":
+        return hashlib.sha256(b"".join(one.to_bytes(4, "little") for one in token_ids)).hexdigest()[:16]
+    return hashlib.sha256(words.tobytes()).hexdigest()[:16]

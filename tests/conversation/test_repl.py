@@ -10,26 +10,21 @@ import re
 import pytest
 import torch
 from checkpoints import CASES, build_model
-from known_facts import known_facts
+from hold import holder
 from plain_rule import plain_rule
-from scripted_console import ScriptedConsole
 
 from chat.commands.table import COMMANDS, complete, dispatch
 from chat.console.events import Failed, Interrupt, Leave, Submitted
 from chat.console.output import osc_52
-from chat.conversation.page import Page
-from chat.conversation.repl import Repl
-from chat.conversation.state import Talk
-from chat.screen.draw import Palette
 from chat.screen.markdown.stream import code_blocks
 from chat.sessions.folder import Sessions
 from chat.sessions.journal import read_journal
-from chat.sessions.session import Asked, Session
+from chat.sessions.session import Asked
 from chat.text.prompt import prompt_ids
 from chat.text.tokenizer import ChatTokenizer, load_tokenizer
 from chat.text.transcript import Transcript
 from dist.decode.engine import Engine
-from dist.errors import CheckpointError, PromptError, UsageError
+from dist.errors import PromptError, UsageError
 from dist.group.group import SoloGroup
 from dist.settings import GenerationSettings
 
@@ -46,43 +41,12 @@ def tiny(tmp_path_factory):
     return model, engine, load_tokenizer(folder)
 
 
-class OneCheckpoint:
-    """No other weights to turn to; tests/model/test_reload.py has some."""
-
-    def steps(self):
-        raise UsageError("The checkpoint has no steps beside it.")
-
-    def load(self, argument, progress=None, verifying=None):
-        raise CheckpointError(f"There is no {argument}.")
-
-
 START = GenerationSettings(add_eos_length=3, refine_iter=2, max_new_tokens=24)
 
 
 @pytest.fixture
 def talk(tiny, tmp_path):
-    _, engine, tokenizer = tiny
-
-    def run(*script, settings=START):
-        console = ScriptedConsole(*script)
-        page = Page(console, Palette(ink="none"))
-        talk = Talk(
-            page=page,
-            tokenizer=tokenizer,
-            settings=settings,
-            origins={"refine_iter": "checkpoint"},
-            facts=known_facts(),
-            session=Session(tmp_path / "sessions", system="Be brief."),
-            sessions=Sessions(tmp_path / "sessions"),
-            use_template=True,
-            checkpoints=OneCheckpoint(),
-            positions=engine.max_positions,
-        )
-        repl = Repl(engine=engine, page=page, talk=talk, dispatch=dispatch)
-        repl.run()
-        return repl, console
-
-    return run
+    return holder(tiny[1], tiny[2], tmp_path, START)
 
 
 def test_a_conversation_of_several_turns_gives_the_plain_rules_tokens(tiny, talk):

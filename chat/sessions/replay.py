@@ -1,0 +1,167 @@
+"""Replies decoded again under their own records: what is asked, and whether it came out the same. Knows no model.
+
+Settings, seed and prompt are the recorded ones, and settings that changed in the middle of a reply change where
+they did. The same tokens are promised in float32 on as many ranks as made them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from chat.sessions.tree import Made, Node, Tree
+from chat.text.prompt import prompt_digest, prompt_ids
+from chat.text.tokenizer import ChatTokenizer
+from dist.errors import ChatError, UsageError
+from dist.protocol import Reply, Turn
+from dist.settings import SETTINGS, GenerationSettings
+
+# Tokens of both sides that are shown where they part.
+SHOWN_TOKENS = 8
+
+# Decodes a turn; None if the user stopped it.
+Decode = Callable[[Turn, str], "Reply | None"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One reply to be decoded again. `problem` says why it cannot be, or is "".
+
+    `other_prompt`: the prompt is not the one that the reply was made to, since the template is another one, say.
+    """
+
+    number: int
+    question: str
+    made: Made
+    turn: Turn | None = None
+    other_prompt: bool = False
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How a case came out. `at` is the first token that differs, None if all are the same."""
+
+    case: Case
+    at: int | None = None
+    before: str = ""
+    now: str = ""
+
+    def __str__(self) -> str:
+        case = self.case
+        asked = " ".join(case.question[:200].split())[:40]
+        head = f"{case.number}. {asked}: "
+        if case.problem:
+            return f"{head}not replayed, {case.problem}"
+        other = " (the prompt is another one)" if case.other_prompt else ""
+        count = len(case.made.token_ids)
+        if self.at is None:
+            return f"{head}same, {count} token{'' if count == 1 else 's'}{other}"
+        return f"{head}first differs at token {self.at + 1} of {count}: `{self.before}` / `{self.now}`{other}"
+
+
+def cases(tree: Tree, tokenizer: ChatTokenizer, *, use_template: bool) -> Iterator[Case]:
+    """Every reply of a session, on all branches, in the order they were made."""
+    replies = (node for node in tree.nodes() if node.made is not None)
+    for number, node in enumerate(replies, 1):
+        assert node.made is not None
+        case = Case(number=number, question=tree.node(node.parent).text, made=node.made)
+        try:
+            yield _asked(case, tree, node, tokenizer, use_template)
+        except ChatError as error:
+            yield dataclasses.replace(case, problem=str(error))
+
+
+def _asked(case: Case, tree: Tree, node: Node, tokenizer: ChatTokenizer, use_template: bool) -> Case:
+    record = case.made.turn
+    if not record.settings:
+        return dataclasses.replace(case, problem="its settings are not known.")
+    transcript = tree.transcript(node.parent).for_model().without_oldest(record.left_out)
+    ids = prompt_ids(transcript, tokenizer, use_template)
+    settings, changes = _settings(case.made)
+    turn = Turn(
+        prompts=(ids,),
+        settings=settings,
+        placeholder=tokenizer.eos_id,
+        stop_ids=tokenizer.stop_ids,
+        changes=(changes,) if changes else (),
+    )
+    return dataclasses.replace(case, turn=turn, other_prompt=record.prompt not in ("", prompt_digest(ids)))
+
+
+def _settings(made: Made) -> tuple[GenerationSettings, tuple[tuple[int, GenerationSettings], ...]]:
+    """Those at the start, and those in force from later places on."""
+    # What was stopped would go on; it is asked for no more than there is.
+    most = {"max_new_tokens": len(made.token_ids)} if made.stopped else {}
+
+    def at(values: dict[str, Any]) -> GenerationSettings:
+        known = {name: value for name, value in {**values, **most}.items() if name in SETTINGS}
+        settings = GenerationSettings(**known)
+        drawn = settings.samples and settings.seed is None
+        return dataclasses.replace(settings, seed=made.turn.seed) if drawn else settings
+
+    values = dict(made.turn.settings)
+    start = at(values)
+    changes = []
+    for place, group in itertools.groupby(made.changes, key=lambda one: one.at):
+        values.update({one.name: one.value for one in group})
+        changes.append((place, at(values)))
+    return start, tuple(changes)
+
+
+def replay(found: Iterator[Case], decode: Decode, tokenizer: ChatTokenizer) -> Iterator[Outcome]:
+    """Decode the cases again, one after the other; ends early if the user stops one."""
+    for case in found:
+        if case.turn is None:
+            yield Outcome(case=case)
+            continue
+        try:
+            reply = decode(case.turn, f"reply {case.number}: ")
+        except UsageError as error:
+            yield Outcome(case=dataclasses.replace(case, problem=str(error)))
+            continue
+        if reply is None:
+            return
+        yield compared(case, reply.token_ids, tokenizer)
+
+
+def compared(case: Case, now: tuple[int, ...], tokenizer: ChatTokenizer) -> Outcome:
+    """The recorded reply beside the one that was decoded now."""
+    before = case.made.token_ids
+    if before == now:
+        return Outcome(case=case)
+    at = next((at for at, (a, b) in enumerate(zip(before, now)) if a != b), min(len(before), len(now)))
+
+    def shown(ids: tuple[int, ...]) -> str:
+        text = tokenizer.decode(ids[at : at + SHOWN_TOKENS], False) if at < len(ids) else "(its end)"
+        return text.replace("\n", "\\n").replace("`", "'")
+
+    return Outcome(case=case, at=at, before=shown(before), now=shown(now))
+
+
+@dataclass(slots=True)
+class Summary:
+    """What came out of a replay so far."""
+
+    same: int = 0
+    differ: int = 0
+    skipped: int = 0
+
+    def add(self, outcome: Outcome) -> None:
+        if outcome.case.problem:
+            self.skipped += 1
+        elif outcome.at is None:
+            self.same += 1
+        else:
+            self.differ += 1
+
+    def __str__(self) -> str:
+        replies = self.same + self.differ
+        skipped = f"; {self.skipped} could not be replayed" if self.skipped else ""
+        if not replies:
+            return f"No reply was replayed{skipped}."
+        what = "1 reply" if replies == 1 else f"{replies} replies"
+        return f"{what} replayed: {self.same} the same, {self.differ} not{skipped}."

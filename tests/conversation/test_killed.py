@@ -1,0 +1,95 @@
+"""The whole program killed at a drawn moment: the journal opens, the session goes on, its replies replay the same."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from program import Chat, run_chat
+from pty_screen import CTRL_C
+
+from chat.sessions.journal import read_journal
+from chat.sessions.session import Session
+
+OPTIONS = ("--max_new_tokens", "60", "--add_eos_length", "3", "--dtype", "float32")
+LINES = ("/retry", "/undo", "/redo", "/refine_iter 1", "/refine_iter auto", "/temperature 0.7", "/system Be kind.")
+
+
+@pytest.fixture
+def checkpoint(tiny_checkpoint):
+    return str(tiny_checkpoint("fsdp2", 3))
+
+
+def gone(pids: list[int], seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and any(Path(f"/proc/{pid}").exists() for pid in pids):
+        time.sleep(0.05)
+    return not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("seed", [pytest.param(seed, marks=pytest.mark.drawn) for seed in range(30)])
+def test_killed_at_a_drawn_moment_nothing_that_was_shown_is_lost(tmp_path, checkpoint, seed):
+    dice = random.Random(seed)
+    victim = dice.choice(("rank 0", "rank 1", "launcher", "script"))
+    print("seed", seed, "kills", victim)
+    with Chat(tmp_path, "2", checkpoint, *OPTIONS) as chat:
+        chat.say("First question")
+        chat.wait_for("tok/s", 60.0)
+        for number in range(dice.randint(0, 4)):
+            chat.say(dice.choice((*LINES, f"Question {number}")))
+            time.sleep(dice.uniform(0.0, 0.6))
+            if dice.random() < 0.3:
+                chat.send(CTRL_C)
+        chat.say("Last question")
+        time.sleep(dice.uniform(0.0, 1.0))
+        ranks = chat.ranks()
+        parent = int(Path(f"/proc/{ranks[0]}/stat").read_text().rpartition(")")[2].split()[1])
+        target = {"rank 0": ranks[0], "rank 1": ranks[1], "launcher": parent, "script": chat.process.pid}[victim]
+        os.kill(target, signal.SIGKILL)
+        assert gone(list(ranks.values()), 20.0)
+        if victim.startswith("rank"):
+            assert chat.wait_end(20.0) == 5
+            assert "Continue: bash run_chat.sh 2" in " ".join(" ".join(chat.scrollback).split())
+    (journal,) = (tmp_path / "state").glob("dllm-chat/sessions/*.jsonl")
+    reading = read_journal(journal.read_bytes())
+    assert reading.skipped == 0
+    assert [node.text for node in reading.tree.nodes()][0] == "First question"
+    made = [node for node in reading.tree.nodes() if node.made]
+    assert made
+
+    done = run_chat(tmp_path, "2", checkpoint, "--dtype", "float32", "--replay", journal.stem)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(rf"^{len(made)} (reply|replies) replayed: {len(made)} the same, 0 not\.$", done.stdout, re.M)
+    session, _ = Session.resume(journal.parent)
+    session.close()
+    assert session.tree.transcript() == reading.tree.transcript()
+
+
+@pytest.mark.timeout(600)
+def test_a_replay_on_other_weights_says_so_by_its_exit_code(tmp_path, checkpoint, tiny_checkpoint):
+    with Chat(tmp_path, "1", checkpoint, *OPTIONS) as chat:
+        chat.say("Hello")
+        chat.wait_for("tok/s", 60.0)
+        chat.say("/save mine")
+        chat.wait_for("This session is named mine.")
+        chat.say("/export mine.json")
+        chat.wait_for("Wrote")
+        chat.say("/quit")
+        assert chat.wait_end() == 0
+        assert "Session mine, 1 exchange. Continue: bash run_chat.sh" in " ".join(chat.scrollback)
+    other = str(tiny_checkpoint("fsdp1_tied", 2))
+    done = run_chat(tmp_path, "1", other, "--dtype", "float32", "--replay", "mine")
+    assert done.returncode == 6, done.stderr
+    assert re.search(r"^1\. Hello: first differs at token \d+ of 60: `.*` / `.*`$", done.stdout, re.M)
+    assert "1 reply replayed: 0 the same, 1 not. Made by step 3 of " in done.stdout
+    done = run_chat(tmp_path, "1", other, "--replay", "none")
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (
+        2,
+        "There is no session named none. The latest are mine.",
+    )
