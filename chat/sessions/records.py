@@ -109,7 +109,7 @@ class TokensRecord(Record):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SettingRecord(Record):
-    """A setting that was changed in the middle of a reply, when `at` of its tokens were finished."""
+    """A setting that was changed in the middle of a reply: in force from its token `at` on."""
 
     turn: int
     at: int

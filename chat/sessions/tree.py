@@ -33,7 +33,7 @@ CUT = "cut"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """A setting changed in the middle of a reply, when `at` of its tokens were finished."""
+    """A setting changed in the middle of a reply: in force from its token `at` on."""
 
     at: int
     name: str

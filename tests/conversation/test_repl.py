@@ -17,6 +17,7 @@ from chat.commands.table import COMMANDS, complete, dispatch
 from chat.console.events import Failed, Interrupt, Leave, Submitted
 from chat.console.output import osc_52
 from chat.screen.markdown.stream import code_blocks
+from chat.screen.reply_view import ReplyView
 from chat.sessions.folder import Sessions
 from chat.sessions.journal import read_journal
 from chat.sessions.session import Asked
@@ -782,3 +783,21 @@ def test_an_export_suggests_its_name_and_is_resumed_from(talk, tmp_path):
     assert f"{tmp_path}/mine.json is now the session mine-2." in console.shown
     assert again.talk.transcript == repl.talk.transcript
     assert len(again.talk.tree.leaves()) == 2
+
+
+def test_tokens_are_in_the_journal_before_they_are_shown(talk, tmp_path, monkeypatch):
+    """A reader of the journal sees no less than the screen, after every pass."""
+    shown = []
+    draw = ReplyView.update
+
+    def update(view, update):
+        shown.extend(update.settled_ids)
+        if shown:
+            (journal,) = (tmp_path / "sessions").iterdir()
+            node = read_journal(journal.read_bytes()).tree.path()[-1]
+            assert node.made.token_ids == tuple(shown)
+        return draw(view, update)
+
+    monkeypatch.setattr(ReplyView, "update", update)
+    repl, _ = talk("Hello")
+    assert len(shown) == len(repl.talk.last_reply.token_ids) == 24
