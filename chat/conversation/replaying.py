@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
+from chat.conversation.divergence import Margins
 from chat.conversation.page import Page
 from chat.conversation.provenance import promise
 from chat.conversation.state import Talk
 from chat.conversation.work import Work
 from chat.sessions.records import CheckpointRecord
-from chat.sessions.replay import Summary, cases, replay
+from chat.sessions.replay import Decoded, Summary, cases, replay
 from chat.sessions.tree import Tree
 from chat.text.tokenizer import ChatTokenizer
 from dist.decode.engine import Engine
@@ -40,14 +42,16 @@ class Replaying:
         stopped = "Stopped. " if self._work.to_stop else ""
         self._page.note(f"{stopped}{summary} {promise(talk.tree, talk.checkpoint_record())}".rstrip())
 
-    def _decode(self, turn: Turn, doing: str) -> Reply | None:
-        view = self._page.reply_view(self._talk.reply_text)
+    def _decode(self, turn: Turn, doing: str) -> Decoded | None:
+        view, margins = self._page.reply_view(self._talk.reply_text), Margins()
 
         def show(update: BlockUpdate) -> None:
+            margins.take(update)
             self._page.console.show_live(view.update(update).draw)
 
+        turn = dataclasses.replace(turn, trace=self._talk.rounds)
         reply = self._work.reply(turn, lambda: turn.settings, show, doing)
-        return None if reply.finish == "cancelled" else reply
+        return None if reply.finish == "cancelled" else Decoded(reply=reply, margin=margins.at)
 
 
 def replay_all(
@@ -65,10 +69,14 @@ def replay_all(
     `now` is what answers, `say` is handed a line for each reply and a summary.
     """
 
-    def decode(turn: Turn, doing: str) -> Reply | None:
+    def decode(turn: Turn, doing: str) -> Decoded | None:
+        margins = Margins()
+        turn = dataclasses.replace(turn, trace=now.dtype != "float32")
         for event in engine.answer(turn, lambda: Control(settings=turn.settings, cancel=interrupted())):
-            if isinstance(event, Reply):
-                return None if event.finish == "cancelled" else event
+            if isinstance(event, BlockUpdate):
+                margins.take(event)
+            elif isinstance(event, Reply):
+                return None if event.finish == "cancelled" else Decoded(reply=event, margin=margins.at)
         raise AssertionError("the engine ended a turn without a reply")
 
     summary = Summary()

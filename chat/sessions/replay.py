@@ -22,8 +22,17 @@ from dist.settings import SETTINGS, GenerationSettings
 # Tokens of both sides that are shown where they part.
 SHOWN_TOKENS = 8
 
-# Decodes a turn; None if the user stopped it.
-Decode = Callable[[Turn, str], "Reply | None"]
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decoded:
+    """A reply, and by how much the logit of each of its tokens led the second best, where that is known."""
+
+    reply: Reply
+    margin: Callable[[int], float | None]
+
+
+# Decodes a turn, which is called so; None if the user stopped it.
+Decode = Callable[[Turn, str], "Decoded | None"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,12 +52,13 @@ class Case:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """How a case came out. `at` is the first token that differs, None if all are the same."""
+    """How a case came out. `at`: the first token that differs, None if none does; `margin`: its logit's lead."""
 
     case: Case
     at: int | None = None
     before: str = ""
     now: str = ""
+    margin: float | None = None
 
     def __str__(self) -> str:
         case = self.case
@@ -60,7 +70,8 @@ class Outcome:
         count = len(case.made.token_ids)
         if self.at is None:
             return f"{head}same, {count} token{'' if count == 1 else 's'}{other}"
-        return f"{head}first differs at token {self.at + 1} of {count}: `{self.before}` / `{self.now}`{other}"
+        lead = "" if self.margin is None else f", where the top-2 margin is {self.margin:.2f} logits"
+        return f"{head}first differs at token {self.at + 1} of {count}: `{self.before}` / `{self.now}`{lead}{other}"
 
 
 def cases(tree: Tree, tokenizer: ChatTokenizer, *, use_template: bool) -> Iterator[Case]:
@@ -88,6 +99,7 @@ def _asked(case: Case, tree: Tree, node: Node, tokenizer: ChatTokenizer, use_tem
         placeholder=tokenizer.eos_id,
         stop_ids=tokenizer.stop_ids,
         changes=(changes,) if changes else (),
+        earlier=(case.made.token_ids,),
     )
     return dataclasses.replace(case, turn=turn, other_prompt=record.prompt not in ("", prompt_digest(ids)))
 
@@ -119,18 +131,18 @@ def replay(found: Iterator[Case], decode: Decode, tokenizer: ChatTokenizer) -> I
             yield Outcome(case=case)
             continue
         try:
-            reply = decode(case.turn, f"reply {case.number}: ")
+            decoded = decode(case.turn, f"reply {case.number}: ")
         except UsageError as error:
             yield Outcome(case=dataclasses.replace(case, problem=str(error)))
             continue
-        if reply is None:
+        if decoded is None:
             return
-        yield compared(case, reply.token_ids, tokenizer)
+        yield compared(case, decoded, tokenizer)
 
 
-def compared(case: Case, now: tuple[int, ...], tokenizer: ChatTokenizer) -> Outcome:
+def compared(case: Case, decoded: Decoded, tokenizer: ChatTokenizer) -> Outcome:
     """The recorded reply beside the one that was decoded now."""
-    before = case.made.token_ids
+    before, now = case.made.token_ids, decoded.reply.token_ids
     if before == now:
         return Outcome(case=case)
     at = next((at for at, (a, b) in enumerate(zip(before, now)) if a != b), min(len(before), len(now)))
@@ -139,7 +151,7 @@ def compared(case: Case, now: tuple[int, ...], tokenizer: ChatTokenizer) -> Outc
         text = tokenizer.decode(ids[at : at + SHOWN_TOKENS], False) if at < len(ids) else "(its end)"
         return text.replace("\n", "\\n").replace("`", "'")
 
-    return Outcome(case=case, at=at, before=shown(before), now=shown(now))
+    return Outcome(case=case, at=at, before=shown(before), now=shown(now), margin=decoded.margin(at))
 
 
 @dataclass(slots=True)

@@ -11,6 +11,7 @@ from checkpoints import CASES, build_model
 from hold import holder
 
 from chat.console.events import Interrupt, Submitted
+from chat.conversation.state import Talk
 from chat.sessions.journal import read_journal
 from chat.text.tokenizer import load_tokenizer
 from dist.decode.engine import Engine
@@ -93,7 +94,9 @@ def test_a_reply_whose_record_was_cut_is_replayed_as_far_as_it_goes(talk, tmp_pa
     assert "1. Hello: same, 16 tokens\n" in console.shown
 
 
-def test_other_weights_show_where_replies_part_and_who_made_them(talk, tmp_path, engine):
+@pytest.mark.parametrize("rounds", [False, True])
+def test_other_weights_show_where_replies_part_and_who_made_them(talk, tmp_path, monkeypatch, rounds):
+    monkeypatch.setattr(Talk, "rounds", property(lambda talk: rounds))
     repl, _ = talk("Hello", "Again")
     (journal,) = (tmp_path / "sessions").iterdir()
     data = journal.read_bytes().replace(b'"path":"tiny"', b'"path":"other"')
@@ -107,7 +110,10 @@ def test_other_weights_show_where_replies_part_and_who_made_them(talk, tmp_path,
     journal.rename(journal.with_name("changed.jsonl"))
     _, console = talk("/resume changed", "/replay")
     at = len(ids) - len(tokens) + 2
-    assert re.search(rf"^2\. Again: first differs at token {at} of {len(ids)}: `.*` / `.*`$", console.shown, re.M)
+    lead = r", where the top-2 margin is \d+\.\d\d logits" if rounds else ""
+    assert re.search(
+        rf"^2\. Again: first differs at token {at} of {len(ids)}: `.*` / `.*`{lead}$", console.shown, re.M
+    )
     assert "2 replies replayed: 1 the same, 1 not. Made by other; replayed on tiny.\n" in console.shown
 
 
