@@ -111,6 +111,7 @@ class Console:
         self._last_paint = 0.0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._bell: asyncio.Event | None = None
+        self._rung = False
         self._running = threading.Event()
         self._failure: BaseException | None = None
         self._faults: deque[float] = deque(maxlen=MAX_FAULTS)
@@ -220,7 +221,8 @@ class Console:
     def _order(self, order: Callable[[], None]) -> None:
         self._orders.append(order)
         loop, bell = self._loop, self._bell
-        if loop is not None and bell is not None:
+        if loop is not None and bell is not None and not self._rung:
+            self._rung = True  # once a frame: waking the loop costs more than an order
             with suppress(RuntimeError):  # the loop has ended
                 loop.call_soon_threadsafe(bell.set)
 
@@ -295,6 +297,7 @@ class Console:
             await self._bell.wait()
             await asyncio.sleep(max(0.0, self._last_paint + FRAME_SECONDS - time.monotonic()))
             self._bell.clear()
+            self._rung = False
             try:
                 self._paint()
             except Exception as error:  # noqa: BLE001  (the edge of the thread: handed to the main thread)
@@ -305,6 +308,8 @@ class Console:
         while True:
             await asyncio.sleep(SIZE_POLL_SECONDS)
             self._painter.redraw_if_resized()
+            if self._view.waiting and not self._view.status:
+                self._app.invalidate()
             self._draft.save(self._line.text)
 
     def _paint(self) -> None:

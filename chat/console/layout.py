@@ -6,6 +6,7 @@ rewraps as little as possible.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -40,6 +41,7 @@ from chat.console.input import Chips, ShowChips
 from chat.console.state import LineState
 
 VI_MODES = {InputMode.NAVIGATION: "NORMAL", InputMode.REPLACE: "REPLACE", InputMode.REPLACE_SINGLE: "REPLACE"}
+PATIENCE_S = 0.2
 MENU_ROWS = 10
 INPUT_ROWS = 10
 
@@ -97,6 +99,12 @@ class View:
     @property
     def editing(self) -> bool:
         return self.state.editing
+
+    @property
+    def waiting(self) -> str:
+        """What is being done, once that is worth saying; "" otherwise."""
+        seconds = time.monotonic() - self.state.since
+        return f"{self.state.doing}, {seconds:.0f} s" if self.busy and seconds > PATIENCE_S else ""
 
     def cut(self, text: str, width: int) -> str:
         """`text` on one line of at most `width` columns."""
@@ -205,7 +213,7 @@ def _menu(buffer: Buffer, view: View) -> StyleAndTextTuples:
 
 def _bottom(view: View, width: int) -> StyleAndTextTuples:
     """One line: what goes on or how to go on, and at the right what is set."""
-    left = view.hint or view.status
+    left = view.hint or view.status or view.waiting
     style = "class:hint" if view.hint else "class:toolbar"
     if not left:
         left = ("  " if view.ascii else " · ").join(view.edit_hints if view.editing else view.idle_hints)

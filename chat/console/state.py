@@ -22,6 +22,7 @@ class LineState:
     busy       what was sent is being worked on
     stoppable  that is a reply, which Ctrl-C stops
     editing    the line takes the place of an earlier message
+    doing      what the last line asks for, in words, and `since` when
     `on_abort` is called with every Abort event: the main thread may be stuck. `waits` is said of a message that
     has to wait.
     """
@@ -37,6 +38,8 @@ class LineState:
         self.busy = False
         self.stoppable = False
         self.editing = False
+        self.doing = ""
+        self.since = 0.0
         self._events = events
         self._waits = waits
         self._commands = {command.name.lstrip("/"): command for command in commands}
@@ -56,6 +59,8 @@ class LineState:
             return self._waits
         if live and word in self._commands and not self._commands[word].live:
             return f"/{word} has to wait until this is done (Ctrl-C stops a reply)."
+        if not live:
+            self.doing, self.since = f"/{word}" if word is not None else "reading the message", time.monotonic()
         self.busy = True
         edited, self.editing = self.editing, False
         self._events.put(Submitted(text, live, edited))

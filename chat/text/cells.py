@@ -15,7 +15,6 @@ from chat.text.graphemes import is_boundary, previous_boundary
 Span = tuple[int, int]
 
 TAB_STOP = 8  # of a terminal
-JOINER = "\u200d"
 # Controls, and overrides of the writing direction, which make text read as something else than it is.
 UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -61,11 +60,10 @@ def cells(text: str) -> int:
 def _units(text: str) -> list[Span]:
     """`text` cut where a line may break: runs of blanks, words, single wide characters."""
     units: list[Span] = []
-    kind, joined = "", False
+    kind = ""
     for at, character in enumerate(text):
-        if (char_cells(character) == 0 or joined) and kind not in ("", " "):
+        if kind not in ("", " ") and not is_boundary(text, at):
             units[-1] = (units[-1][0], at + 1)
-            joined = character == JOINER
             continue
         new = " " if character == " " else "wide" if char_cells(character) == 2 else "word"
         if units and new == kind and new != "wide":
@@ -141,8 +139,10 @@ def fold_spans(text: str, width: int, offset: int = 0) -> list[Span]:
     for at, character in enumerate(text):
         size = char_cells(character)
         if used + size > width:
-            spans.append((offset + start, offset + at))
-            start, used = at, 0
+            whole = at if is_boundary(text, at) else previous_boundary(text, at + 1)
+            cut = whole if whole > start else at
+            spans.append((offset + start, offset + cut))
+            start, used = cut, cells(text[cut:at])
         used += size
     spans.append((offset + start, offset + len(text)))
     return spans

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -29,7 +31,7 @@ from dist.errors import ChatError
 
 CHILD = Path(__file__).parents[1] / "support" / "console_child.py"
 PROMPT = "›"
-STATS = re.compile(r"^\d+ tokens.*(context|ctx) ", re.M)
+STATS = re.compile(r"^[\d,]+ tokens(,| ·) [\d.]+( tok)?/s", re.M)
 
 
 class Talk(PtyScreen):
@@ -433,6 +435,58 @@ def test_half_a_line_outlives_a_killed_program(start: Start, tmp_path: Path) -> 
     talk.wait_end()
     talk = start()
     talk.wait_for("› half\n  a line")
+
+
+def test_what_takes_long_says_what_it_is(start: Start) -> None:
+    talk = start()
+    talk.send("/stuck" + ENTER)
+    talk.wait_for("/stuck, 1 s")
+    talk.send(CTRL_BACKSLASH)
+    talk.wait_for("Ctrl-D leaves")
+
+
+def test_five_thousand_pasted_lines_are_one_message_and_take_no_time(start: Start) -> None:
+    talk = start(FAKE_MUTE="1")
+    text = "\n".join(f"row {number}: some words, 中文" for number in range(5000))
+    began = time.monotonic()
+    data = pasted(text.replace("\n", "\r")).encode()
+    while data:
+        data = data[os.write(talk.master, data) :]
+    talk.wait_for("[5,000 lines pasted]")
+    talk.send(ENTER)
+    talk.wait_for(lambda _: len(talk.events) > 2)
+    assert time.monotonic() - began < 10
+    assert talk.events[1] == f"Submitted(text={text!r}, live=False, edited=False)"
+
+
+@pytest.mark.parametrize("columns", [40, 80, 120])
+def test_wide_and_joined_characters_stand_whole_on_any_width(start: Start, tmp_path: Path, columns: int) -> None:
+    # The screen model drops what follows a joiner, so there is no family among them.
+    words = ["中文字符", "e\u0301te\u0301", "👩", "🇫🇷", "naïve", "ー", "한국어"]
+    text = " ".join(words[at % len(words)] for at in range(120))
+    (tmp_path / "reply").write_text(text)
+    talk = start(columns=columns, FAKE_REPLY=str(tmp_path / "reply"), FAKE_PASS_S="0.001")
+    talk.send("go" + ENTER)
+    talk.wait_for(STATS)
+    shown = "".join(talk.scrollback)
+    for word in ("中文字符", "naïve", "한국어"):
+        assert shown.replace(" ", "").count(word) == text.count(word)
+    assert shown.count("👩") == text.count("👩")
+
+
+def test_a_flip_writes_its_own_cells_only_and_the_live_zone_keeps_its_cap(start: Start) -> None:
+    talk = start(**SLOW)
+    talk.send("hello" + ENTER)
+    talk.wait_for("block 2, pass 1")
+    before = len(talk.raw)
+    talk.wait_for("block 2, pass 2")
+    talk.wait_for("block 2, pass 3")
+    written = talk.raw[before:]
+    # Two passes over eight characters: what stands in front of them is not written again.
+    assert b"The capi" not in written and b"/help" not in written
+    assert len(written) < 600
+    talk.send(CTRL_C)
+    talk.wait_for("[stopped]")
 
 
 def test_ctrl_c_says_what_it_does(start: Start) -> None:
