@@ -100,7 +100,8 @@ def run(options: LaunchOptions, streams: Streams, lifeline: Lifeline) -> int:
             "digest": told_apart_by.checkpoint,
             **({} if options.dtype == "auto" else {"dtype": options.dtype}),
         }
-        check_output(options, settings, use_template, prompts, known)
+        undecided = frozenset({"refine_iter", "add_eos_length"} - origins.keys())
+        check_output(options, settings, use_template, prompts, known, undecided)
 
     group = open_group(ranks)
     engine, reloader = load(options, group, checkpoint, status.loading)
@@ -176,16 +177,29 @@ def default_system(options: LaunchOptions) -> str:
 def answer_prompts(ready: Ready, prompts: Prompts) -> int:
     """One prompt or many, without a conversation; returns the exit code."""
     from chat.batch.interruption import Interruption
+    from chat.batch.measured import measured
     from chat.batch.run import run_batch
 
     interruption = Interruption(ready.streams.run_dir)
     ready.lifeline.on_interrupt = interruption.arrived
     interruption.announce()
+    settings = ready.settings
+    if "refine_iter" not in ready.origins:
+        settings, why = measured(
+            ready.engine,
+            ready.tokenizer,
+            ready.options,
+            settings,
+            prompts,
+            named_length="add_eos_length" in ready.origins,
+            stop=interruption.asked,
+        )
+        Status(ready.streams).say(why)
     return run_batch(
         ready.engine,
         ready.tokenizer,
         ready.options,
-        ready.settings,
+        settings,
         prompts,
         ready.streams,
         ready.facts.conditions,

@@ -6,7 +6,7 @@ Order is kept, a prompt that fails becomes a result, and what is done is on disk
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from chat.batch.jobs import Circumstances, Jobs, conditions_of, with_seed
@@ -30,13 +30,15 @@ def check_output(
     use_template: bool,
     prompts: Prompts,
     facts: Mapping[str, Any],
+    undecided: Collection[str] = (),
 ) -> None:
     """Refuse an output file that this run cannot go on with, as far as `facts` are known by now.
 
-    Changes nothing. Raises UsageError.
+    `undecided` settings are measured later. Changes nothing. Raises UsageError.
     """
     if options.output_file is not None:
-        known = conditions_of(options, settings, use_template, facts)
+        conditions = conditions_of(options, settings, use_template, facts)
+        known = {name: value for name, value in conditions.items() if name not in undecided}
         check_results(expand(options.output_file), Jobs(prompts, options.n), known)
 
 

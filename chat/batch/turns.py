@@ -172,7 +172,7 @@ class Answerer:
             samples = tuple(group)
             try:
                 fitted = fit(
-                    _transcript(samples[0], task.system),
+                    transcript_of(samples[0], task.system),
                     task.tokenizer,
                     task.settings,
                     self._engine.max_positions,
@@ -255,7 +255,7 @@ class Row:
         return record if self._trace is None else {**record, "trace": self._trace.as_blocks()}
 
 
-def _transcript(job: Job, system: str | None) -> Transcript:
+def transcript_of(job: Job, system: str | None) -> Transcript:
     """The prompt's messages, under `system` where they bring no system message themselves."""
     transcript = job.prompt.transcript
     return transcript if not system or transcript.system else transcript.with_system(system)

@@ -23,7 +23,8 @@ from chat.text.running_text import RunningText
 from chat.text.thinking import ThinkingText, opens_thinking
 from chat.text.trace import Trace
 from chat.text.transcript import Transcript
-from dist.errors import ChatError, UsageError
+from dist.decode.trial import Trial, trial_turn
+from dist.errors import ChatError, PromptError, UsageError
 from dist.protocol import BlockUpdate, Reply, Turn
 from dist.settings import MAX_SEED, GenerationSettings
 
@@ -94,6 +95,12 @@ class Answering:
         fitted = talk.fitted(transcript)
         self._say_left_out(fitted, transcript)
         seed = secrets.randbelow(MAX_SEED) if talk.settings.seed is None else talk.settings.seed
+        if talk.undecided and not self._measured(fitted.token_ids):
+            begin(talk.asked(fitted, seed))
+            answer = Answer(talk)
+            answer.fail()
+            self._say_nothing_finished(answer)
+            return
         compared = earlier if again and earlier is not None and talk.other_weights(earlier) else None
         # Rounding can decide in 16 bits.
         margins = Margins() if compared is not None and talk.rounds else None
@@ -126,6 +133,26 @@ class Answering:
         finally:
             self._work.rest()
 
+    def _measured(self, prompt: tuple[int, ...]) -> bool:
+        """Try out on a first block how this checkpoint is to be refined; whether the user let it finish."""
+        talk, updates = self._talk, list[BlockUpdate]()
+        turn = trial_turn(prompt, talk.settings, talk.tokenizer.eos_id)
+        try:
+            self._work.reply(turn, lambda: turn.settings, updates.append, "measuring refinement: ")
+        except PromptError:
+            # The reply itself will say what is wrong.
+            return True
+        if self._work.to_stop:
+            self._work.rest()
+            return False
+        trial = Trial.of_block(updates, talk.tokenizer.stop_ids)
+        self._page.note(talk.decide(trial, self._work.auto_length))
+        return True
+
+    def _say_nothing_finished(self, answer: Answer) -> None:
+        what_now = AS_IT_WAS if answer.withdrawn else "/retry answers the message again."
+        self._page.note(f"Stopped before anything was finished. {what_now}")
+
     def _say_left_out(self, fitted: FittedPrompt, transcript: Transcript) -> None:
         """Say what the prompt has no room for, once; exports and /context tell it of every turn."""
         if fitted.left_out and not self._overflow_said:
@@ -155,8 +182,7 @@ class Answering:
             self._talk.show_used(used, fitted.limit)
             self._page.stats(reply, used, fitted.limit)
         else:
-            what_now = AS_IT_WAS if answer.withdrawn else "/retry answers the message again."
-            self._page.note(f"Stopped before anything was finished. {what_now}")
+            self._say_nothing_finished(answer)
 
 
 class Answer:

@@ -25,6 +25,7 @@ from chat.text.context import Context, context
 from chat.text.prompt import ROOM_FOR_REPLY, FittedPrompt, fit, prompt_digest
 from chat.text.tokenizer import ChatTokenizer
 from chat.text.transcript import Transcript
+from dist.decode.trial import Trial
 from dist.errors import ChatError, PromptError, UsageError, WeightsLost
 from dist.protocol import Reply
 from dist.settings import SETTINGS, GenerationSettings
@@ -33,6 +34,7 @@ REDRAW_S = 0.1
 # The origins of a setting that was changed while the conversation went on, and of one that a session brought along.
 BY_HAND = "this conversation"
 OF_SESSION = "the session"
+MEASURED = "measured on a first block"
 COMMAND_LINE = "command line"
 # What happens when a conversation no longer fits: its oldest exchanges are left out, or the message is refused.
 Overflow = Literal["drop", "refuse"]
@@ -217,6 +219,19 @@ class Talk:
         """How much of the context the conversation takes, after a reply."""
         self._used, self._used_at = (used, limit), self.tree.head
         self.show_toolbar()
+
+    @property
+    def undecided(self) -> bool:
+        """Whether nothing says how the model is to be refined, so that its first block has to."""
+        return "refine_iter" not in self.origins
+
+    def decide(self, trial: Trial, auto_length: int) -> str:
+        """Adopt the settings that a trial speaks for; gives them and why, in a line."""
+        self.settings, why = trial.chosen(self.settings, "add_eos_length" in self.origins, auto_length)
+        if trial.tells:
+            self.origins = {"add_eos_length": MEASURED, **self.origins, "refine_iter": MEASURED}
+        self.show_toolbar()
+        return why
 
     # Where the conversation is.
 

@@ -50,6 +50,11 @@ class Work:
         self._page = page
         self._began = self._last_event = 0.0
 
+    @property
+    def auto_length(self) -> int:
+        """How many placeholders pay at `auto` here."""
+        return self._engine.auto_length
+
     def reply(
         self,
         turn: Turn,

@@ -12,8 +12,19 @@ from pty_screen import CTRL_C
 
 pytestmark = pytest.mark.timeout(600)
 
-SHORT = ("--max_new_tokens", "24", "--add_eos_length", "7", "--dtype", "float32")
-SLOW = ("--max_new_tokens", "400", "--add_eos_length", "3", "--dtype", "float32", "--batch_size", "4")
+SHORT = ("--max_new_tokens", "24", "--add_eos_length", "7", "--refine_iter", "2", "--dtype", "float32")
+SLOW = (
+    "--max_new_tokens",
+    "400",
+    "--add_eos_length",
+    "3",
+    "--refine_iter",
+    "2",
+    "--dtype",
+    "float32",
+    "--batch_size",
+    "4",
+)
 
 
 def records(path: Path) -> list[dict]:

@@ -30,7 +30,7 @@ class Launched:
         command = [
             *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "chat"),
             *("--checkpoint_dir", str(checkpoint), "--prompts_file", str(prompts), "--output_file", str(output)),
-            *("--add_eos_length", "3", "--max_new_tokens", "24", "--dtype", "float32"),
+            *("--add_eos_length", "3", "--refine_iter", "2", "--max_new_tokens", "24", "--dtype", "float32"),
             *("--batch_size", "8"),
         ]
         environment = {**os.environ, "DLLM_RUN_DIR": str(run_dir), "OMP_NUM_THREADS": "1"}

@@ -11,7 +11,7 @@ import pytest
 from program import Chat
 from pty_screen import CTRL_C, CTRL_D
 
-LONG = ("--max_new_tokens", "1800", "--add_eos_length", "3", "--max_length", "2000")
+LONG = ("--max_new_tokens", "1800", "--add_eos_length", "3", "--refine_iter", "2", "--max_length", "2000")
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ import pytest
 from program import Chat
 from pty_screen import CTRL_C
 
-SHORT = ("--max_new_tokens", "12", "--add_eos_length", "3")
+LONG = ("--max_new_tokens", "1800", "--add_eos_length", "3", "--refine_iter", "2")
+SHORT = ("--max_new_tokens", "12", "--add_eos_length", "3", "--refine_iter", "2")
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def replies(chat: Chat, count: int) -> None:
 
 @pytest.mark.timeout(600)
 def test_a_trace_is_switched_on_in_mid_reply_and_reads_well_on_80_columns(tmp_path, checkpoint):
-    with Chat(tmp_path, "2", checkpoint, "--max_new_tokens", "1800", "--add_eos_length", "3") as chat:
+    with Chat(tmp_path, "2", checkpoint, *LONG) as chat:
         chat.resize(80, 24)
         chat.say("Hello")
         chat.wait_for("pass 2")

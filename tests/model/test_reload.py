@@ -224,6 +224,19 @@ def test_a_retry_after_load_drafts_from_the_other_steps_reply_and_says_where_the
     assert other.token_ids[place] != first.token_ids[place]
 
 
+def test_where_nothing_names_refine_iter_the_first_block_decides_and_again_after_load(run, talk):
+    options = LaunchOptions(checkpoint_dir=str(run), settings={"max_new_tokens": 20}, dtype="float32")
+    repl, console = talk(run / "global_step_3", "Hello", "/load 7", "And?", "More?", options=options)
+    shown = " ".join(console.shown.split())
+    said = re.findall(r"refine_iter auto, add_eos_length 7, measured: (\d+) of 16 tokens", shown)
+    assert len(said) == 2 and all(int(same) < 13 for same in said)
+    assert repl.talk.origins["refine_iter"] == repl.talk.origins["add_eos_length"] == "measured on a first block"
+    made = [node.made for node in repl.talk.tree.nodes() if node.made]
+    assert [one.turn.settings["refine_iter"] for one in made] == ["auto"] * 3
+    right = dataclasses.replace(repl.talk.settings, add_eos_length=0, refine_iter=1)
+    assert made[-1].token_ids == reply_by_plain_rule(run / "global_step_7", repl.talk.transcript, right)
+
+
 def test_defaults_of_the_new_step_are_adopted_but_for_what_was_set_by_hand(run, talk):
     folder = hugging_face_folder(run / "global_step_7")
     path = folder / "generation_config.json"

@@ -1,0 +1,61 @@
+"""Whether a checkpoint can be refined by two passes a block: its first block tells. Knows no model and no rank.
+
+Most checkpoints were never trained for it; at a fixed number of passes they write garbage. So where nothing names
+`refine_iter`, one block is refined until it is exact, and what stood there after two passes is compared with that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from dist.protocol import BlockUpdate, Turn
+from dist.settings import SETTINGS, GenerationSettings
+
+BLOCK, PASSES = 16, 2
+ENOUGH = 0.8
+# Fewer tokens up to a stop token tell nothing: the first two are exact after two passes anyway.
+FEWEST = 8
+
+
+def trial_turn(prompt: tuple[int, ...], settings: GenerationSettings, placeholder: int) -> Turn:
+    """One block of the reply to `prompt`, refined until it is exact."""
+    wish = replace(settings, add_eos_length=BLOCK - 1, refine_iter=BLOCK, max_new_tokens=BLOCK, temperature=0.0)
+    return Turn(prompts=(prompt,), settings=wish, placeholder=placeholder, stop_ids=())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """How many `of` a block's tokens were the `same` after two passes as in the end; 0 of 0: it was cut short."""
+
+    same: int
+    of: int
+
+    @classmethod
+    def of_block(cls, updates: Sequence[BlockUpdate], stop_ids: Sequence[int]) -> Trial:
+        """From the updates of a `trial_turn`; what stands behind a stop token does not count."""
+        if not updates or updates[-1].finish is None:
+            return cls(same=0, of=0)
+        early, final = updates[min(PASSES, len(updates)) - 1].token_ids, updates[-1].token_ids
+        end = next((at + 1 for at, token in enumerate(final) if token in stop_ids), len(final))
+        return cls(same=sum(a == b for a, b in zip(early[:end], final[:end])), of=end)
+
+    @property
+    def tells(self) -> bool:
+        """Whether enough tokens were compared."""
+        return self.of >= FEWEST
+
+    def chosen(self, settings: GenerationSettings, named: bool, auto_length: int) -> tuple[GenerationSettings, str]:
+        """The settings to use, and why in a line. `named`: add_eos_length was, and stays as it is."""
+        refines = self.tells and self.same >= ENOUGH * self.of
+        rounds = SETTINGS["refine_iter"].default if refines else "auto"
+        length = SETTINGS["add_eos_length"].default if refines else auto_length
+        chosen = settings.with_value("refine_iter", rounds)
+        if not named:
+            chosen = chosen.with_value("add_eos_length", length)
+        what = f"refine_iter {chosen.refine_iter}, add_eos_length {chosen.add_eos_length}"
+        if not self.tells:
+            return chosen, f"{what} for this reply: its first block is too short to measure refinement by."
+        share = f"{self.same} of {self.of} tokens of a first block were final after {PASSES} passes"
+        rule = "" if refines else f", and fewer than {ENOUGH:.0%} make a fixed number write garbage"
+        return chosen, f"{what}, measured: {share}{rule}."
