@@ -100,8 +100,9 @@ def run(options: LaunchOptions, streams: Streams, lifeline: Lifeline) -> int:
             "digest": told_apart_by.checkpoint,
             **({} if options.dtype == "auto" else {"dtype": options.dtype}),
         }
-        undecided = frozenset({"refine_iter", "add_eos_length"} - origins.keys())
-        check_output(options, settings, use_template, prompts, known, undecided)
+        from dist.decode.trial import undecided
+
+        check_output(options, settings, use_template, prompts, known, undecided(origins))
 
     group = open_group(ranks)
     engine, reloader = load(options, group, checkpoint, status.loading)
@@ -179,19 +180,21 @@ def answer_prompts(ready: Ready, prompts: Prompts) -> int:
     from chat.batch.interruption import Interruption
     from chat.batch.measured import measured
     from chat.batch.run import run_batch
+    from dist.decode.trial import undecided
 
     interruption = Interruption(ready.streams.run_dir)
     ready.lifeline.on_interrupt = interruption.arrived
     interruption.announce()
     settings = ready.settings
-    if "refine_iter" not in ready.origins:
+    names = undecided(ready.origins)
+    if names:
         settings, why = measured(
             ready.engine,
             ready.tokenizer,
             ready.options,
             settings,
             prompts,
-            named_length="add_eos_length" in ready.origins,
+            undecided=names,
             stop=interruption.asked,
         )
         Status(ready.streams).say(why)

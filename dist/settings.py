@@ -18,6 +18,8 @@ from dist.setting_kinds import MAX_WORD, Kind, OneOf, Real, Whole, Word
 Auto = Literal["auto"]
 SettingValue = int | float | str | None
 
+# Where a value came from that nothing names.
+DEFAULT = "default"
 MAX_SEED = MAX_WORD
 # What counts tokens.
 MAX_COUNT = 2**31 - 1

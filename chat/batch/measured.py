@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from itertools import islice
 from typing import Protocol
 
@@ -34,12 +34,12 @@ def measured(
     settings: GenerationSettings,
     prompts: Prompts,
     *,
-    named_length: bool,
+    undecided: Collection[str],
     stop: Callable[[], bool],
 ) -> tuple[GenerationSettings, str]:
     """The settings that the first prompt's first block speaks for, and why in a line.
 
-    `named_length`: add_eos_length was named and stays. `stop` is asked once a pass whether the run is to end.
+    Only the `undecided` settings change. `stop` is asked once a pass whether the run is to end.
     """
     updates: list[BlockUpdate] = []
     prompt = _first(engine, tokenizer, options, settings, prompts)
@@ -52,7 +52,7 @@ def measured(
         except PromptError:
             # The prompt's own result will say what is wrong.
             updates.clear()
-    return Trial.of_block(updates, tokenizer.stop_ids).chosen(settings, named_length, engine.auto_length)
+    return Trial.of_block(updates, tokenizer.stop_ids).chosen(settings, undecided, engine.auto_length)
 
 
 def _first(

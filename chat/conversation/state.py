@@ -25,10 +25,10 @@ from chat.text.context import Context, context
 from chat.text.prompt import ROOM_FOR_REPLY, FittedPrompt, fit, prompt_digest
 from chat.text.tokenizer import ChatTokenizer
 from chat.text.transcript import Transcript
-from dist.decode.trial import Trial
+from dist.decode.trial import Trial, undecided
 from dist.errors import ChatError, PromptError, UsageError, WeightsLost
 from dist.protocol import Reply
-from dist.settings import SETTINGS, GenerationSettings
+from dist.settings import DEFAULT, SETTINGS, GenerationSettings
 
 REDRAW_S = 0.1
 # The origins of a setting that was changed while the conversation went on, and of one that a session brought along.
@@ -203,7 +203,7 @@ class Talk:
     def reset_setting(self, name: str) -> None:
         """Give a setting the program's own value again."""
         self.settings = self.settings.with_value(name, SETTINGS[name].default)
-        self.origins.pop(name, None)
+        self.origins[name] = DEFAULT
         self.show_toolbar()
 
     def show_toolbar(self) -> None:
@@ -223,13 +223,14 @@ class Talk:
     @property
     def undecided(self) -> bool:
         """Whether nothing says how the model is to be refined, so that its first block has to."""
-        return "refine_iter" not in self.origins
+        return bool(undecided(self.origins))
 
     def decide(self, trial: Trial, auto_length: int) -> str:
         """Adopt the settings that a trial speaks for; gives them and why, in a line."""
-        self.settings, why = trial.chosen(self.settings, "add_eos_length" in self.origins, auto_length)
+        names = undecided(self.origins)
+        self.settings, why = trial.chosen(self.settings, names, auto_length)
         if trial.tells:
-            self.origins = {"add_eos_length": MEASURED, **self.origins, "refine_iter": MEASURED}
+            self.origins.update(dict.fromkeys(names, MEASURED))
         self.show_toolbar()
         return why
 

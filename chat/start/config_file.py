@@ -16,7 +16,7 @@ from typing import Any
 
 from chat.files import config_folder
 from dist.errors import ChatError, CheckpointError, UsageError
-from dist.settings import SETTINGS, GenerationSettings, SettingValue, parse_setting
+from dist.settings import DEFAULT, SETTINGS, GenerationSettings, SettingValue, parse_setting
 
 GENERATION_CONFIG = "generation_config.json"
 OF_MODEL = "checkpoint's model type"
@@ -126,7 +126,7 @@ def settle(
         elif name in (of_model or {}):
             values[name], origins[name] = (of_model or {})[name], OF_MODEL
         else:
-            values[name], origins[name] = row.default, "default"
+            values[name], origins[name] = row.default, DEFAULT
     return GenerationSettings(**values), origins  # type: ignore[arg-type]
 
 

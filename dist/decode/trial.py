@@ -6,16 +6,23 @@ Most checkpoints were never trained for it; at a fixed number of passes they wri
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from dist.protocol import BlockUpdate, Turn
-from dist.settings import SETTINGS, GenerationSettings
+from dist.settings import DEFAULT, SETTINGS, GenerationSettings
 
 BLOCK, PASSES = 16, 2
 ENOUGH = 0.8
 # Fewer tokens up to a stop token tell nothing: the first two are exact after two passes anyway.
 FEWEST = 8
+
+
+def undecided(origins: Mapping[str, str]) -> frozenset[str]:
+    """The settings that a trial decides on: none where `refine_iter` was named. `origins`: where each came from."""
+    if origins.get("refine_iter") != DEFAULT:
+        return frozenset()
+    return frozenset(name for name in ("refine_iter", "add_eos_length") if origins.get(name) == DEFAULT)
 
 
 def trial_turn(prompt: tuple[int, ...], settings: GenerationSettings, placeholder: int) -> Turn:
@@ -45,13 +52,15 @@ class Trial:
         """Whether enough tokens were compared."""
         return self.of >= FEWEST
 
-    def chosen(self, settings: GenerationSettings, named: bool, auto_length: int) -> tuple[GenerationSettings, str]:
-        """The settings to use, and why in a line. `named`: add_eos_length was, and stays as it is."""
+    def chosen(
+        self, settings: GenerationSettings, undecided: Collection[str], auto_length: int
+    ) -> tuple[GenerationSettings, str]:
+        """The settings to use, and why in a line. Only the `undecided` ones change."""
         refines = self.tells and self.same >= ENOUGH * self.of
         rounds = SETTINGS["refine_iter"].default if refines else "auto"
         length = SETTINGS["add_eos_length"].default if refines else auto_length
         chosen = settings.with_value("refine_iter", rounds)
-        if not named:
+        if "add_eos_length" in undecided:
             chosen = chosen.with_value("add_eos_length", length)
         what = f"refine_iter {chosen.refine_iter}, add_eos_length {chosen.add_eos_length}"
         if not self.tells:

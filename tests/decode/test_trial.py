@@ -15,6 +15,7 @@ from dist.protocol import BlockUpdate, Control
 from dist.settings import GenerationSettings
 
 DEFAULTS = GenerationSettings()
+BOTH = ("refine_iter", "add_eos_length")
 
 
 def updates_of(model, prompt=(5, 9, 11)):
@@ -29,7 +30,7 @@ def updates_of(model, prompt=(5, 9, 11)):
 def test_a_model_that_was_never_trained_for_it_is_decoded_through_a_window():
     trial = Trial.of_block(updates_of(tiny_model()), (2,))
     assert trial.of == 16 and trial.same < 12
-    settings, why = trial.chosen(DEFAULTS, False, 7)
+    settings, why = trial.chosen(DEFAULTS, BOTH, 7)
     assert (settings.refine_iter, settings.add_eos_length) == ("auto", 7)
     assert why == (
         f"refine_iter auto, add_eos_length 7, measured: {trial.same} of 16 tokens of a first block were final "
@@ -43,26 +44,26 @@ def test_a_model_whose_second_draft_stands_keeps_the_published_defaults():
         model.lm_head.weight.zero_()  # always the same token
     trial = Trial.of_block(updates_of(model), (2,))
     assert (trial.same, trial.of) == (16, 16)
-    settings, why = trial.chosen(DEFAULTS, False, 15)
+    settings, why = trial.chosen(DEFAULTS, BOTH, 15)
     assert settings == DEFAULTS
     assert why == (
         "refine_iter 2, add_eos_length 127, measured: 16 of 16 tokens of a first block were final after 2 passes."
     )
-    assert trial.chosen(DEFAULTS.with_value("add_eos_length", 3), True, 15)[0].add_eos_length == 3
+    assert trial.chosen(DEFAULTS.with_value("add_eos_length", 3), ["refine_iter"], 15)[0].add_eos_length == 3
 
 
 @pytest.mark.parametrize(("final", "early", "same", "of"), [((1,) * 16, (1,) * 13 + (0,) * 3, 13, 16)])
 def test_eighty_per_cent_are_enough(final, early, same, of):
     trial = Trial.of_block([block(early, 1), block(early, 2), block(final, 3, "length")], (2,))
     assert trial == Trial(same=same, of=of)
-    assert trial.chosen(DEFAULTS, False, 7)[0].refine_iter == 2
-    assert Trial(same=12, of=16).chosen(DEFAULTS, False, 7)[0].refine_iter == "auto"
+    assert trial.chosen(DEFAULTS, BOTH, 7)[0].refine_iter == 2
+    assert Trial(same=12, of=16).chosen(DEFAULTS, BOTH, 7)[0].refine_iter == "auto"
 
 
 def test_a_reply_that_ends_at_once_tells_nothing_and_an_unfinished_trial_neither():
     short = Trial.of_block([block((7, 2, *range(14)), 1), block((7, 2, *range(14)), 2, "length")], (2,))
     assert short == Trial(same=2, of=2) and not short.tells
-    settings, why = short.chosen(DEFAULTS, False, 7)
+    settings, why = short.chosen(DEFAULTS, BOTH, 7)
     assert settings.refine_iter == "auto" and "for this reply" in why
     assert Trial.of_block([block((1,) * 16, 1)], ()) == Trial.of_block([], ()) == Trial(same=0, of=0)
 
