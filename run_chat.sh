@@ -252,7 +252,10 @@ main() {
         exec "$any_python" -m chat ${options[@]+"${options[@]}"}
     fi
     check_options
+    # A descriptor that is closed would be that of the next file to be opened.
     [[ -e /proc/self/fd/0 ]] || exec </dev/null
+    [[ -e /proc/self/fd/1 ]] || exec >/dev/null
+    [[ -e /proc/self/fd/2 ]] || exec 2>/dev/null
     # shellcheck disable=SC2034 # read in put_terminal_back
     [[ ! -t 0 ]] || saved_mode=$(stty -g 2>/dev/null)
     trap put_terminal_back EXIT
@@ -268,6 +271,7 @@ main() {
     say "Starting $count process$([[ $count == 1 ]] || echo es) with $python (torch ${verdict##*$'\t'})."
     start_job
     wait_for_job
+    trap '' PIPE  # the exit code is handed back though nobody reads the words
     exit "$(exit_code)"
 }
 

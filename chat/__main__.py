@@ -88,12 +88,14 @@ def lead(options: LaunchOptions, streams: Streams) -> NoReturn:
 
 def follow(options: LaunchOptions, streams: Streams) -> NoReturn:
     """Any other rank: silent, at rank 0's orders. What goes wrong is reported to rank 0, and on this host."""
+    from chat.loading.opening import intent
+
     ranks: Ranks | None = None
     try:
         checkpoint, problem = open_or_problem(options)
-        ranks = join(options, checkpoint, problem)
+        ranks = join(options, streams)
+        ranks.meet(intent(options, checkpoint, problem))
         assert checkpoint is not None  # else all ranks have refused
-        watch_rank_0(ranks, streams.run_dir, options.answer_timeout)
         serve(options, ranks, checkpoint)
         ending, code = "Node 0 has ended the run.", 0
     except ChatError as error:
@@ -125,12 +127,13 @@ def open_or_problem(options: LaunchOptions) -> tuple[Checkpoint | None, str | No
         return None, str(error)
 
 
-def join(options: LaunchOptions, checkpoint: Checkpoint | None, problem: str | None) -> Ranks:
-    """Meet the other ranks and compare what each is about to do. Raises ChatError."""
-    from chat.loading.opening import intent
+def join(options: LaunchOptions, streams: Streams) -> Ranks:
+    """Reach the other ranks, and from then on end if rank 0 gives no sign of life. Raises ChatError."""
     from dist.group.ranks import Ranks
 
-    return Ranks(intent=intent(options, checkpoint, problem))
+    ranks = Ranks()
+    watch_rank_0(ranks, streams.run_dir, options.answer_timeout)
+    return ranks
 
 
 def serve(options: LaunchOptions, ranks: Ranks, checkpoint: Checkpoint) -> None:

@@ -84,8 +84,10 @@ def run(options: LaunchOptions, streams: Streams, lifeline: Lifeline) -> int:
     from dist.group.ranks import open_ranks
 
     # What does not fit between the ranks is refused before anything else is imported.
-    ranks = open_ranks(intent(options, checkpoint))
+    ranks = open_ranks()
     if ranks is not None:
+        lifeline.watch(ranks)
+        ranks.meet(intent(options, checkpoint))
         lifeline.watch(ranks)
     import_libraries(options)
     tokenizer = open_tokenizer(options, checkpoint)

@@ -56,9 +56,10 @@ class Turn:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """Replace the weights by those of another checkpoint folder."""
+    """Replace the weights by those of another checkpoint folder, whose digest on rank 0 is `digest`."""
 
     path: str
+    digest: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

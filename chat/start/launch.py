@@ -12,17 +12,22 @@ import io
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
+from typing import Any
 
 from chat.start.options import LaunchOptions, asked_options, load_config, version_text, with_config
 from chat.terminal.fate import in_words
-from chat.terminal.lifeline import die_with_parent, write_ending, write_status
+from chat.terminal.lifeline import die_with_parent, watch_rank_0, write_ending, write_status
 from chat.terminal.streams import NoticeStream
 from dist.errors import ChatError
-from dist.group.hosts import Hosts, check_interfaces, host_name
+from dist.group.hosts import Hosts, check_interfaces, host_name, own_address, resolve
 
 # Exit codes of ranks that have reported why themselves, or that torchrun ended because of another.
 REPORTED = (2, 3, 4, 5, 130, -signal.SIGTERM)
+
+
+POST_S = 2.0
 
 
 class Waiting:
@@ -77,10 +82,11 @@ def start_ranks(
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as torchrun
 
-    from dist.group.board import post_failure
     from dist.group.rendezvous import BACKEND, Meeting, register
 
     def met(others: dict[int, dict[str, str]]) -> None:
+        if hosts.nodes > 1:
+            give_signs_of_life(hosts, options.answer_timeout, run_dir)
         if hosts.node:
             checkpoint = options.checkpoint_dir or "the embedded model"
             waiting.say(
@@ -99,12 +105,35 @@ def start_ranks(
         rank, failure = error.get_first_failure()
         if failure.exitcode not in REPORTED:
             how = ("was " if failure.exitcode < 0 else "") + in_words(failure.exitcode)
-            write_ending(run_dir, f"Rank {rank} {how}.")
+            write_ending(run_dir, f"Rank {rank} {how}" + ("" if how.endswith("?") else "."))
             # Rank 0 may be on another host, or gone with its store.
-            with contextlib.suppress(RuntimeError):
-                if meeting.store is not None:
-                    post_failure(meeting.store, rank, how)
+            if meeting.store is not None:
+                post_within(meeting.store, rank, how, POST_S)
         raise
+
+
+def give_signs_of_life(hosts: Hosts, answer_s: float, run_dir: Path) -> None:
+    """From the meeting on rank 0 sees whether this host is there, and this host whether node 0 is."""
+    from dist.group.board import Board, connect, node_name
+
+    watched = [node_name(0)] if hosts.node else []
+    address = resolve(hosts.address) if hosts.node else own_address(hosts.address, is_master=True)
+    board = Board(connect(address, hosts.port), node_name(hosts.node), watched, 0)
+    if hosts.node:
+        watch_rank_0(board, run_dir, answer_s)
+
+
+def post_within(store: Any, rank: int, how: str, seconds: float) -> None:
+    """Tell rank 0 how a rank ended, unless it is gone with its store: that is not waited for."""
+    from dist.group.board import post_failure
+
+    def post() -> None:
+        with contextlib.suppress(RuntimeError):
+            post_failure(store, rank, how)
+
+    thread = threading.Thread(target=post, daemon=True)
+    thread.start()
+    thread.join(seconds)
 
 
 if __name__ == "__main__":

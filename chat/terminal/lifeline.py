@@ -27,6 +27,8 @@ TICK_S = 1.0
 LEAVE_S = 5.0
 # A rank that fails records why before it ends. One that was killed never will, but its host's launcher does.
 RECORD_WAIT_S = 0.4
+PARENT_WAIT_S = 0.3
+PARENT_KILLED = "The start script or torchrun was killed."
 OTHER_HOSTS_WAIT_S = 3.0
 # How long a rank may give no sign of life before the user is told, and before the program ends by default.
 SILENCE_S = 5.0
@@ -49,12 +51,16 @@ class Ranks(Protocol):
         """{rank: reason} as far as it is known here; returns at once."""
         ...
 
-    def silence(self) -> dict[int, float]:
-        """{rank: seconds} since the last sign of life; to be asked about once a second."""
+    def silence(self) -> dict[str, float]:
+        """{who: seconds} since the last sign of life; to be asked about once a second."""
         ...
 
     def hosts(self) -> Mapping[int, str]:
         """{rank: the name of its host}, of all ranks."""
+        ...
+
+    def name(self, rank: int) -> str:
+        """`Rank 1`, with its host where there are several."""
         ...
 
 
@@ -66,9 +72,9 @@ class Follower(Protocol):
         """Why nothing can be read from the others any more, or None."""
         ...
 
-    def silence(self) -> dict[int, float]: ...
-
-    def hosts(self) -> Mapping[int, str]: ...
+    def silence(self) -> dict[str, float]:
+        """{who: seconds}, of the one that this process follows."""
+        ...
 
 
 class Lifeline:
@@ -85,6 +91,7 @@ class Lifeline:
         self.kept: Callable[[], str] = lambda: ""
         self.on_silence: Callable[[str], None] = self._say_silence
         self._answer_s = answer_s
+        self._parent = os.getppid()
         self._silence_shown = ""
         self.put_back: Callable[[], None] = lambda: None
         self.on_interrupt: Callable[[], bool] = lambda: False
@@ -106,10 +113,10 @@ class Lifeline:
         self._thread.start()
 
     def watch(self, ranks: Ranks) -> None:
-        """Also end when one of these ranks' processes on this host dies."""
+        """Also end when one of these ranks fails or falls silent; again when their processes are known."""
         self._ranks = ranks
         for rank, pid in ranks.process_ids().items():
-            if pid != os.getpid():
+            if pid != os.getpid() and rank not in self._pidfds:
                 with contextlib.suppress(OSError):
                     self._pidfds[rank] = os.pidfd_open(pid)
         self._wake()
@@ -160,23 +167,20 @@ class Lifeline:
             for rank, pid in self._dead_ranks().items():
                 # The status can be read until torchrun takes note of the end.
                 ended.setdefault(rank, fate.of_zombie(pid))
+            if os.getppid() != self._parent:  # the ranks went with it
+                return PARENT_KILLED
             for rank, reason in ranks.recorded_failures().items():
-                return f"{self._name(rank)} {reason}."
+                return _sentence(f"{ranks.name(rank)} {reason}")
             for rank, code in ended.items():
-                if code is not None and code < 0:
-                    return f"{self._name(rank)} was {fate.in_words(code)}."
+                if code is not None and code < 0 and not self._parent_dies():
+                    return _sentence(f"{ranks.name(rank)} was {fate.in_words(code)}")
             if time.monotonic() > deadline:
                 break
             time.sleep(0.02)
         for rank, code in ended.items():
             how = "exited without an error message (killed, or out of memory?)"
-            return f"{self._name(rank)} {how if code is None else fate.in_words(code)}."
+            return _sentence(f"{ranks.name(rank)} {how if code is None else fate.in_words(code)}")
         return None
-
-    def _name(self, rank: int) -> str:
-        """`Rank 1`, with its host where there are several."""
-        hosts = self._ranks.hosts() if self._ranks is not None else {}
-        return f"Rank {rank}" + (f" ({hosts[rank]})" if len(set(hosts.values())) > 1 else "")
 
     def _dead_ranks(self) -> dict[int, int]:
         """{rank: process id} of those on this host that have ended."""
@@ -191,12 +195,12 @@ class Lifeline:
             return
         if ranks.recorded_failures():
             self.end_after_rank_failure()
-        silent = {rank: seconds for rank, seconds in ranks.silence().items() if seconds >= SILENCE_S}
+        silent = [(who, seconds) for who, seconds in ranks.silence().items() if seconds >= SILENCE_S]
         text = ""
         if silent:
-            rank = max(silent, key=lambda one: silent[one])
-            text = f"{self._name(rank)} has not answered for {silent[rank]:.0f} s"
-            left = self._answer_s - silent[rank]
+            who, seconds = silent[0]
+            text = f"{who} has not answered for {seconds:.0f} s"
+            left = self._answer_s - seconds
             if left <= 0:
                 self.end(self._closing(f"{text}."), EXIT_RANK_DIED)
             text += f"; the program ends in {left:.0f} s (--answer_timeout)"
@@ -226,6 +230,18 @@ class Lifeline:
             elif ready and self._ranks is not None:
                 self.end_after_rank_failure()
 
+    def _parent_dies(self) -> bool:
+        """Whether torchrun has been killed. Its threads die one after the other, the ranks with the first."""
+        deadline = time.monotonic() + PARENT_WAIT_S
+        while os.getppid() == self._parent and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return os.getppid() != self._parent
+
+    def _is_anybody_lost(self) -> bool:
+        """Whether a signal came because a rank or torchrun has died."""
+        recorded = self._ranks is not None and bool(self._ranks.recorded_failures())
+        return bool(self._dead_ranks()) or recorded or self._parent_dies()
+
     def _on_signal(self, number: int) -> None:
         if number == ABORT:
             self.end(self._closing("Ended by force."), EXIT_INTERRUPTED)
@@ -233,21 +249,29 @@ class Lifeline:
             self.end("Interrupted.", EXIT_INTERRUPTED)
         elif number in (signal.SIGTERM, signal.SIGHUP):
             # torchrun ends every rank when one of them died; blame that one.
-            if self._dead_ranks() or (self._ranks is not None and self._ranks.recorded_failures()):
+            if self._is_anybody_lost():
                 self.end_after_rank_failure()
+            if self._ranks is None and "TORCHELASTIC_RUN_ID" in os.environ and number == signal.SIGTERM:
+                # A rank has failed before the ranks met. torchrun's parent knows which, and says so.
+                _attempt(self.put_back)
+                os._exit(1)
             self.end(self._closing("Ended by a signal from outside."), EXIT_INTERRUPTED)
 
 
+def _sentence(text: str) -> str:
+    return text if text.endswith((".", "?", "!")) else f"{text}."
+
+
 def watch_rank_0(ranks: Follower, run_dir: Path, answer_s: float) -> None:
-    """A follower's watch: end this process if rank 0 gives no sign of life, and leave word of it on this host."""
+    """End this process if who it follows gives no sign of life, and leave word of it on this host."""
 
     def watch() -> None:
         while True:
             time.sleep(TICK_S)
-            silent = ranks.silence()[0]
+            ((who, seconds),) = ranks.silence().items()
             # Without its store rank 0 is gone, but its last order may still be on its way.
-            if silent > (SILENCE_S if ranks.contact_lost else answer_s):
-                write_ending(run_dir, f"Rank 0 ({ranks.hosts()[0]}) has not answered for {silent:.0f} s.")
+            if seconds > (SILENCE_S if ranks.contact_lost else answer_s):
+                write_ending(run_dir, f"{who[0].upper()}{who[1:]} has not answered for {seconds:.0f} s.")
                 os._exit(EXIT_RANK_DIED)
 
     threading.Thread(target=watch, name="watch", daemon=True).start()

@@ -164,7 +164,7 @@ class Engine:
                 return
             try:
                 if isinstance(order, Load):
-                    self._swap(order.path)
+                    self._swap(order.path, order.digest)
                 else:
                     for _ in self._run(order, None):
                         pass
@@ -178,15 +178,17 @@ class Engine:
         Raises CheckpointError if any rank cannot (the old weights answer on), WeightsLost if none are left.
         """
         folder = str(ready.checkpoint.path.absolute())
-        self._group.publish(Load(path=folder))
-        self._swap(folder, ready, progress)
+        self._group.publish(Load(path=folder, digest=ready.digest))
+        self._swap(folder, ready.digest, ready, progress)
 
-    def _swap(self, folder: str, ready: Ready | None = None, progress: OnProgress | None = None) -> None:
+    def _swap(
+        self, folder: str, digest: str, ready: Ready | None = None, progress: OnProgress | None = None
+    ) -> None:
         assert self._reloader is not None
         if self._packed:
             unpack(self._module)
         try:
-            self._reloader.swap(folder, ready, progress)
+            self._reloader.swap(folder, digest, ready, progress)
         finally:
             if self._packed:
                 pack(self._module)

@@ -10,7 +10,7 @@ import json
 import platform
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
 from typing import Protocol
 
@@ -18,7 +18,8 @@ from dist.errors import ChatError, CheckpointError, RankError, UsageError
 from dist.group.hosts import host_name
 
 PACKAGES = ("torch", "transformers")
-WAIT_S = 60.0
+# Ranks import torch and open the checkpoint before they come; those that die meanwhile are reported otherwise.
+WAIT_S = 300.0
 POLL_S = 0.05
 KEY = "chat/intent/"
 
@@ -76,7 +77,7 @@ def agree(store: Store, rank: int, size: int, mine: Intent, wait_s: float = WAIT
             if time.monotonic() > deadline:
                 raise _silent([number for number, key in enumerate(keys) if not store.check([key])], wait_s)
             time.sleep(POLL_S)
-        intents = [Intent(**json.loads(store.get(key))) for key in keys]
+        intents = [_read(store.get(key)) for key in keys]
     except RuntimeError as error:
         raise RankError("Contact with rank 0's store was lost.", f"{error}".splitlines()[0]) from error
     compare(intents)
@@ -92,6 +93,12 @@ def compare(intents: Iterable[Intent]) -> None:
                 raise difference
     if first.problem is not None:
         raise CheckpointError(f"{_rank(0, first)} cannot use the checkpoint:", first.problem)
+
+
+def _read(text: bytes) -> Intent:
+    """A rank's intent; what another version of the program adds to it is passed over."""
+    known = {row.name for row in fields(Intent)}
+    return Intent(**{name: value for name, value in json.loads(text).items() if name in known})
 
 
 def _program(first: Intent, other: Intent, rank: int) -> ChatError | None:

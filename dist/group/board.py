@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import Protocol
 
@@ -43,6 +43,11 @@ def connect(address: str, port: int) -> Store:
     return store
 
 
+def node_name(node: int) -> str:
+    """What the launcher of a host is called on the board."""
+    return f"node {node}"
+
+
 def post_failure(store: Store, rank: int, reason: str) -> None:
     """Write why `rank` failed; the first reason stays. Raises RuntimeError if the store is gone."""
     if not store.check([f"{FAILURE}{rank}"]):
@@ -51,40 +56,49 @@ def post_failure(store: Store, rank: int, reason: str) -> None:
 
 
 class Board:
-    """This rank's view of the others. `watched` are the ranks whose signs of life count here.
+    """The view of the others that `name` has: a rank's number, or a launcher's `node_name`.
 
-    Made on all ranks together: each posts its first sign at once.
+    `watched` are those whose signs of life count here, `size` is the number of ranks.
     """
 
-    def __init__(self, store: Store, rank: int, watched: Iterable[int], size: int) -> None:
+    def __init__(
+        self,
+        store: Store,
+        name: str,
+        watched: Iterable[str],
+        size: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._store = store
-        self._rank = rank
+        self._clock = clock
+        self._name = name
         self._size = size
         self._beats = dict.fromkeys(watched, "")
         self._seen = dict(self._beats)
+        self._present: set[str] = set()
         self._silence = dict.fromkeys(self._beats, 0.0)
         self._failures: dict[int, str] = {}
         self._to_post: str | None = None
-        self._asked = time.monotonic()
+        self._asked = self._clock()
         self._wake = threading.Event()
         self._closed = False
-        self.lost: str | None = None
+        self.contact_lost: str | None = None  # why nothing can be read any more
         self._thread = threading.Thread(target=self._run, name="board", daemon=True)
         self._thread.start()
 
-    def silence(self) -> dict[int, float]:
-        """{rank: seconds} since the last sign of life of each watched rank; to be asked about once a second.
+    def silence(self) -> dict[str, float]:
+        """{name: seconds} since the last sign of life of each that is watched; to be asked about once a second.
 
         Time in which this process did not run itself is not counted.
         """
-        now = time.monotonic()
+        now = self._clock()
         step = min(now - self._asked, LONGEST_STEP_S)
         self._asked = now
-        for rank, beat in self._beats.items():
-            if beat != self._seen[rank]:
-                self._seen[rank], self._silence[rank] = beat, 0.0
+        for name, beat in self._beats.items():
+            if beat != self._seen[name]:
+                self._seen[name], self._silence[name] = beat, 0.0
             else:
-                self._silence[rank] += step
+                self._silence[name] += step
         return dict(self._silence)
 
     def failures(self) -> dict[int, str]:
@@ -96,7 +110,7 @@ class Board:
         self._to_post = reason
         self._wake.set()
         deadline = time.monotonic() + wait_s
-        while self._to_post is not None and self.lost is None and time.monotonic() < deadline:
+        while self._to_post is not None and self.contact_lost is None and time.monotonic() < deadline:
             time.sleep(0.01)
 
     def close(self) -> None:
@@ -112,20 +126,23 @@ class Board:
             try:
                 self._exchange(str(beat))
             except RuntimeError as error:
-                self.lost = str(error).splitlines()[0]
+                self.contact_lost = str(error).splitlines()[0]
                 return
             self._wake.wait(PERIOD_S)
             self._wake.clear()
 
     def _exchange(self, beat: str) -> None:
-        self._store.set(f"{BEAT}{self._rank}", beat)
+        self._store.set(f"{BEAT}{self._name}", beat)
         if self._to_post is not None:
-            post_failure(self._store, self._rank, self._to_post)
+            post_failure(self._store, int(self._name), self._to_post)
             self._to_post = None
-        for rank in self._beats:
-            key = f"{BEAT}{rank}"
-            if self._seen[rank] or self._store.check([key]):
-                self._beats[rank] = self._store.get(key).decode()
+        for name in self._beats:
+            key = f"{BEAT}{name}"
+            # One that has not come yet is not silent while the store itself answers.
+            there = name in self._present or self._store.check([key])
+            self._beats[name] = self._store.get(key).decode() if there else f"not yet, {beat}"
+            if there:
+                self._present.add(name)
         if self._store.add(FAILURES, 0) > len(self._failures):
             for rank in range(self._size):
                 with contextlib.suppress(KeyError):

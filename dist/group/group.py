@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import mmap
+import os
 import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -22,7 +23,7 @@ import torch.distributed as torch_dist
 
 from dist.errors import RankError
 from dist.group.peer_sums import NoPeerSums, PeerSums, open_peer_sums
-from dist.group.ranks import Ranks, local_device, lost, open_ranks
+from dist.group.ranks import Ranks, local_device
 from dist.group.shared_control import Ended, Memory, SharedControl, attach
 from dist.group.wire import order_from_bytes, order_to_bytes
 from dist.protocol import SUMS_BY_NCCL, Order
@@ -96,7 +97,7 @@ class TorchGroup:
 
     def __init__(self, ranks: Ranks | None = None) -> None:
         """Open the groups among `ranks`, by default those of torchrun's environment variables."""
-        self._ranks = ranks or Ranks()
+        self._ranks = ranks or Ranks().meet()
         self.rank, self.size, self.device = self._ranks.rank, self._ranks.size, self._ranks.device
         backend = "nccl" if self.device.type == "cuda" else "gloo"
         if self.device.type == "cuda":
@@ -113,7 +114,7 @@ class TorchGroup:
             self._control = self._open_control()
             self._verdicts = None if self._control else torch_dist.new_group(backend="gloo", timeout=HANG)
         except RuntimeError as problem:
-            raise lost(problem) from problem
+            raise self._ranks.lost(problem) from problem
         self._sums: PeerSums | None = None
         self._sums_told: str | None = None
 
@@ -155,7 +156,7 @@ class TorchGroup:
         try:
             torch_dist.all_gather(frames, _bytes_tensor(mine), group=self._orders)
         except RuntimeError as problem:
-            raise lost(problem) from problem
+            raise self._ranks.lost(problem) from problem
         texts = [frame.numpy().tobytes().rstrip(b"\0").decode(errors="ignore") for frame in frames]
         return {rank: text for rank, text in enumerate(texts) if text}
 
@@ -164,7 +165,7 @@ class TorchGroup:
         try:
             torch_dist.all_reduce(least, op=torch_dist.ReduceOp.MIN, group=self._orders)
         except RuntimeError as problem:
-            raise lost(problem) from problem
+            raise self._ranks.lost(problem) from problem
         return int(least.item())
 
     def spread_rows(self, tensor: torch.Tensor, bounds: Sequence[int]) -> None:
@@ -192,7 +193,7 @@ class TorchGroup:
         try:
             torch_dist.all_reduce(tensor)
         except RuntimeError as problem:
-            raise lost(problem) from problem
+            raise self._ranks.lost(problem) from problem
         if added is not None:
             tensor += added
 
@@ -203,7 +204,7 @@ class TorchGroup:
         try:
             _all_gather(gathered.view(-1), tensor.view(-1))
         except RuntimeError as problem:
-            raise lost(problem) from problem
+            raise self._ranks.lost(problem) from problem
         return gathered
 
     def open_counter(self) -> Callable[[int], int]:
@@ -215,7 +216,7 @@ class TorchGroup:
             try:
                 return int(self._store.add(key, count))
             except RuntimeError as problem:
-                raise lost(problem) from problem
+                raise self._ranks.lost(problem) from problem
 
         return add
 
@@ -261,14 +262,15 @@ class TorchGroup:
         try:
             torch_dist.broadcast(tensor, src=source, group=group)
         except RuntimeError as problem:
-            raise lost(problem) from problem
+            raise self._ranks.lost(problem) from problem
         return tensor
 
 
 def open_group(ranks: Ranks | None = None) -> SoloGroup | TorchGroup:
     """The group of `ranks`, by default of those that the environment describes; of this process if it is alone."""
-    ranks = ranks or open_ranks()
-    return SoloGroup() if ranks is None else TorchGroup(ranks)
+    if ranks is None and int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return SoloGroup()
+    return TorchGroup(ranks)
 
 
 def _bytes_tensor(data: bytes) -> torch.Tensor:

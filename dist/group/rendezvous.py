@@ -9,7 +9,9 @@ from __future__ import annotations
 import errno
 import json
 import os
+import queue
 import socket
+import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -30,6 +32,7 @@ from dist.group.hosts import Hosts, host_name, own_address, resolve
 BACKEND = "chat"
 JOIN_S = 300.0
 CONNECT_S = 2.0
+ANSWER_S = 10.0
 POLL_S = 0.2
 STORE_TIMEOUT = timedelta(seconds=30)
 PORT_ERRORS = {errno.EADDRINUSE: "Another program uses it", errno.EACCES: "It is reserved for the administrator"}
@@ -40,6 +43,7 @@ Notice = Callable[[str], None]
 class Meeting(RendezvousHandler):
     """The meeting of all launchers.
 
+    It waits `join_s` for the others, and `answer_s` for whoever listens at node 0's port to answer as this program.
     `notice(text)` shows whom this one waits for, `""` that it is over; `met` is then called with what the other
     hosts said of themselves, by node. `program` is this program's version.
     """
@@ -49,12 +53,14 @@ class Meeting(RendezvousHandler):
         hosts: Hosts,
         *,
         join_s: float = JOIN_S,
+        answer_s: float = ANSWER_S,
         notice: Notice = lambda _: None,
         met: Callable[[dict[int, dict[str, str]]], None] = lambda _: None,
         program: str = "",
     ) -> None:
         self._hosts = hosts
         self._join_s = join_s
+        self._answer_s = answer_s
         self._notice = notice
         self._met = met
         self._mine = {"nodes": str(hosts.nodes), "host": host_name(), "program": program}
@@ -138,23 +144,39 @@ class Meeting(RendezvousHandler):
                     break
             except OSError as error:
                 self._wait(waiting_for, error.strerror or "no answer")
-        try:
-            store = torch_dist.TCPStore(  # type: ignore[attr-defined]
-                target, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=5)
-            )
-            store.set_timeout(STORE_TIMEOUT)
-            self.others[0] = json.loads(store.get("chat/meeting"))
-        except (RuntimeError, ValueError) as error:
-            raise RankError(
-                f"{hosts.meeting_point} answers, but not as node 0 of this program does.",
-                f"{error}".splitlines()[0],
-                "Set MASTER_PORT to another port, the same on all hosts.",
-            ) from None
+        store = self._open_connection(target, port)
         self.store = store
         self._compare(store)
         store.set(f"chat/joined/{hosts.node}", json.dumps(self._mine))
         while not store.check(["chat/complete"]):
             self._wait(f"the other nodes at {hosts.meeting_point}")
+
+    def _open_connection(self, target: str, port: int) -> Any:
+        """Node 0's store. A program that answers nothing would be waited for: that is done on a thread."""
+        answer: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+        def ask() -> None:
+            try:
+                store = torch_dist.TCPStore(  # type: ignore[attr-defined]
+                    target, port, is_master=False, wait_for_workers=False, timeout=STORE_TIMEOUT
+                )
+                self.others[0] = json.loads(store.get("chat/meeting"))
+                answer.put(store)
+            except (RuntimeError, ValueError) as error:
+                answer.put(f"{error}".splitlines()[0])
+
+        threading.Thread(target=ask, daemon=True).start()
+        try:
+            found = answer.get(timeout=self._answer_s)
+        except queue.Empty:
+            found = f"It has said nothing for {self._answer_s:.0f} s."
+        if not isinstance(found, str):
+            return found
+        raise RankError(
+            f"{self._hosts.meeting_point} answers, but not as node 0 of this program does.",
+            found,
+            "Set MASTER_PORT to another port, the same on all hosts.",
+        )
 
     def _compare(self, store: Any) -> None:
         """Refuse, here and on node 0, what cannot go together."""

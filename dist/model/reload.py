@@ -7,6 +7,7 @@ that, the old folder is read again; if that fails too, WeightsLost is raised on 
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any, NoReturn
 
 import torch
 
+from dist.checkpoint.digest import digests
 from dist.checkpoint.open import Checkpoint
 from dist.errors import CheckpointError, WeightsLost
 from dist.model.build import wanted_tensors
@@ -40,9 +42,13 @@ Open = Callable[[str], Checkpoint]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ready:
-    """A checkpoint that has been checked against the loaded model, and where its tensors go."""
+    """A checkpoint that has been checked against the loaded model, and where its tensors go.
+
+    `digest` is empty where it could not be read: then reading the weights will show what is wrong.
+    """
 
     checkpoint: Checkpoint
+    digest: str
     planned: Planned
     plan: FillPlan
 
@@ -84,6 +90,7 @@ class Reloader:
         module = self.loaded.module
         return Ready(
             checkpoint=checkpoint,
+            digest=_digest(checkpoint),
             planned=planned,
             plan=FillPlan(
                 module=module,
@@ -95,14 +102,28 @@ class Reloader:
             ),
         )
 
-    def swap(self, folder: str, ready: Ready | None = None, progress: OnProgress | None = None) -> None:
+    def _check_same(self, folder: str, digest: str) -> Ready:
+        ready = self.check(folder)
+        if "" not in (digest, ready.digest) and ready.digest != digest:
+            raise CheckpointError(
+                f"{folder} holds another checkpoint on {os.uname().nodename} than on rank 0's host.",
+                f"Its digest is {ready.digest}, there {digest}.",
+                "Copy the same checkpoint to all hosts.",
+            )
+        return ready
+
+    def swap(
+        self, folder: str, digest: str, ready: Ready | None = None, progress: OnProgress | None = None
+    ) -> None:
         """All ranks together: check the folder (unless this rank is `ready`) and read its weights.
+
+        `digest` is that of the folder on rank 0: other hosts must not have something else under its name.
 
         Raises CheckpointError, on all ranks, if any of them cannot: the old weights are in place then. Raises
         WeightsLost if they could not be read again.
         """
         started = time.monotonic()
-        agreed: Ready = together(self._group, lambda: ready or self.check(folder))
+        agreed: Ready = together(self._group, lambda: ready or self._check_same(folder, digest))
         try:
             read = self._fill(agreed, progress)
         except CheckpointError as error:
@@ -140,6 +161,13 @@ class Reloader:
         raise CheckpointError(
             error.what, error.why, f"{error.hint} The weights of {old} are in place again.".strip()
         )
+
+
+def _digest(checkpoint: Checkpoint) -> str:
+    try:
+        return digests(checkpoint).checkpoint
+    except CheckpointError:
+        return ""
 
 
 def _check_same_model(loaded: Any, new: Any, checkpoint: Checkpoint) -> None:

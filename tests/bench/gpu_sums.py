@@ -148,7 +148,7 @@ def one_rank(lose: bool) -> None:
     from dist.group.ranks import Ranks
 
     shared = torch.cuda.device_count() < int(os.environ["WORLD_SIZE"])
-    group = TorchGroup(Ranks(torch.device("cuda", 0 if shared else int(os.environ["LOCAL_RANK"]))))
+    group = TorchGroup(Ranks(torch.device("cuda", 0 if shared else int(os.environ["LOCAL_RANK"]))).meet())
     started = time.perf_counter()
     try:
         sums = open_peer_sums(group, torch_dist.distributed_c10d._get_default_group(), group._ranks.devices)

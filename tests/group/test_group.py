@@ -58,7 +58,7 @@ def test_drawn_replies_of_every_family_are_those_of_the_plain_rule_on_all_ranks(
             row_settings=(GenerationSettings(seed=2**62), GenerationSettings(add_eos_length=0, top_p=0.5)),
         ),
         Turn(prompts=((7,),), settings=GenerationSettings(), placeholder=2, stop_ids=()),
-        Load(path="/tmp/ä b"),
+        Load(path="/tmp/ä b", digest="0f"),
         Shutdown(),
     ],
 )

@@ -103,6 +103,17 @@ def test_what_one_rank_cannot_open_is_told_at_once_and_nothing_is_overwritten(on
     assert (refused["step"], refused["reply"]) == (3, refused["first"])
 
 
+@pytest.mark.parametrize(("ranks", "keep"), WAYS[1:])
+def test_other_weights_under_the_same_name_on_another_host_are_refused(on_ranks, ranks, keep):
+    refused = on_ranks[ranks, f"{keep} differ_on_last_rank"]
+    kind, text = refused["error"]
+    assert kind == "CheckpointError"
+    assert "holds another checkpoint on " in text
+    assert "Rank 1" in text
+    assert refused["changed"] == []
+    assert (refused["step"], refused["reply"]) == (3, refused["first"])
+
+
 @pytest.mark.parametrize(("ranks", "keep"), WAYS)
 def test_a_file_that_ends_in_the_middle_brings_the_old_weights_back(on_ranks, ranks, keep):
     torn = on_ranks[ranks, f"{keep} tear_on_last_rank"]

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from pty_screen import PtyScreen
@@ -48,13 +49,36 @@ def run_chat(
     )
 
 
+def ranks_below(script: int) -> dict[int, int]:
+    """{rank: process id} of what runs below a start script."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (path / "environ").read_bytes().split(b"\0")
+            command = (path / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if f"DLLM_LAUNCHER_PID={script}".encode() in words and b"chat" in command:
+            rank = next((int(word[5:]) for word in words if word.startswith(b"RANK=")), 0)
+            found[rank] = int(path.name)
+    return found
+
+
 class Chat(PtyScreen):
     """The program on a terminal, at its first prompt."""
 
-    def __init__(self, home: Path, *arguments: str, wait: bool = True) -> None:
+    def __init__(
+        self,
+        home: Path,
+        *arguments: str,
+        wait: bool = True,
+        command: Callable[..., list[str]] = lambda *words: list(words),
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
+        """`command` is handed the words that start the program, and may say where that is done."""
         self.home = home
-        command = ["bash", str(ROOT / "run_chat.sh"), *arguments]
-        super().__init__(command, columns=100, rows=30, env=environment(home), timeout=30.0)
+        words = command("bash", str(ROOT / "run_chat.sh"), *arguments)
+        super().__init__(words, columns=100, rows=30, env=environment(home, **(variables or {})), timeout=30.0)
         if wait:
             self.wait_for("/help lists the commands", READY_S)
             self.wait_for("Alt-Enter new line")
@@ -66,17 +90,7 @@ class Chat(PtyScreen):
 
     def ranks(self) -> dict[int, int]:
         """{rank: process id} of what runs below the start script."""
-        found = {}
-        for path in Path("/proc").glob("[0-9]*"):
-            try:
-                words = (path / "environ").read_bytes().split(b"\0")
-                command = (path / "cmdline").read_bytes().split(b"\0")
-            except OSError:
-                continue
-            if f"DLLM_LAUNCHER_PID={self.process.pid}".encode() in words and b"chat" in command:
-                rank = next((int(word[5:]) for word in words if word.startswith(b"RANK=")), 0)
-                found[rank] = int(path.name)
-        return found
+        return ranks_below(self.process.pid)
 
     def kill(self, rank: int) -> None:
         os.kill(self.ranks()[rank], signal.SIGKILL)

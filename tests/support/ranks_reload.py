@@ -36,7 +36,7 @@ def swap_in_every_way(group) -> dict:
     run = Path(sys.argv[2])
     results = {}
     for keep in ("resident", "sharded", "tp")[: 1 if group.size == 1 else None]:
-        for fault in (fresh, swap, refuse_on_last_rank, tear_on_last_rank, tear_both_on_last_rank):
+        for fault in FAULTS:
             copy = run.with_name(f"{run.name}-{group.size}-{keep}-{fault.__name__}")
             if group.rank == 0:
                 shutil.copytree(run, copy)
@@ -52,6 +52,7 @@ class Rank:
         self.group = group
         self.run = run
         self.spoil = lambda folder: None
+        self.stands_for = lambda folder: folder
         self.digests = []
         way = {"parallel": "tp"} if keep == "tp" else {"keep": keep}
         loaded = load_model(open_checkpoint(self.step(step)), group, dtype="float32", **way)
@@ -65,7 +66,7 @@ class Rank:
 
     def open(self, folder: str):
         """What the program does; afterwards the files may spoil on this rank."""
-        checkpoint = open_checkpoint(folder)
+        checkpoint = open_checkpoint(self.stands_for(folder))
         self.digests.append(self.state()[0])
         self.spoil(folder)
         return checkpoint
@@ -149,6 +150,16 @@ def refuse_on_last_rank(group, run: Path, keep: str) -> dict:
     return rank.run_script(load_step_7)
 
 
+def differ_on_last_rank(group, run: Path, keep: str) -> dict:
+    rank = Rank(group, run, keep)
+    if rank.is_last and group.size > 1:
+        # Under the same name its host has something else.
+        config = next(shutil.copytree(rank.step(7), rank.step(70)).rglob("config.json"))
+        config.write_text(config.read_text().replace("{", '{"note": "another run",', 1))
+        rank.stands_for = lambda folder: folder.replace("step_7", "step_70")
+    return rank.run_script(load_step_7)
+
+
 def tear_on_last_rank(group, run: Path, keep: str) -> dict:
     rank = Rank(group, run, keep)
     if rank.is_last:
@@ -161,6 +172,9 @@ def tear_both_on_last_rank(group, run: Path, keep: str) -> dict:
     if rank.is_last:
         rank.spoil = lambda folder: cut_in_half(Path(folder))
     return rank.run_script(load_step_7)
+
+
+FAULTS = (fresh, swap, refuse_on_last_rank, differ_on_last_rank, tear_on_last_rank, tear_both_on_last_rank)
 
 
 if __name__ == "__main__":
