@@ -110,60 +110,6 @@ def test_input_history_and_sessions_outlive_the_program(tmp_path, checkpoint):
         assert chat.wait_end() == 0
 
 
-@pytest.mark.drawn
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("busy", [False, True])
-def test_a_killed_follower_is_named_and_nothing_is_lost(tmp_path, checkpoint, busy):
-    with Chat(tmp_path, "2", checkpoint, *LONG) as chat:
-        chat.say("Hello there")
-        chat.wait_for(in_mid_reply)
-        if not busy:
-            chat.send(CTRL_C)
-            chat.wait_for("[stopped]")
-        died = time.monotonic()
-        chat.kill(1)
-        chat.wait_for("Rank 1 was killed (SIGKILL); out of memory?", 5.0)
-        assert time.monotonic() - died < 2.0
-        assert chat.wait_end(10.0) == 5
-        assert chat.mode == chat.mode_before
-        assert not chat.ranks()
-        (journal,) = chat.sessions()
-        assert "Hello there" in journal
-        assert '"tokens"' in journal
-
-
-@pytest.mark.timeout(600)
-def test_a_killed_rank_0_leaves_a_sane_terminal_and_no_rank(tmp_path, checkpoint):
-    with Chat(tmp_path, "2", checkpoint, *LONG) as chat:
-        chat.say("Hello there")
-        chat.wait_for(in_mid_reply)
-        chat.kill(0)
-        assert chat.wait_end(15.0) == 5
-        assert "Rank 0 was killed (SIGKILL); out of memory?" in chat.text
-        assert chat.mode == chat.mode_before
-        assert not chat.ranks()
-        assert "Hello there" in chat.sessions()[0]
-
-
-@pytest.mark.timeout(600)
-def test_a_killed_launcher_or_closed_terminal_leaves_no_rank(tmp_path, checkpoint):
-    for end in ("kill", "hang up"):
-        home = tmp_path / end
-        with Chat(home, "2", checkpoint, *LONG) as chat:
-            chat.say("Hello there")
-            chat.wait_for(in_mid_reply)
-            ranks = chat.ranks()
-            if end == "kill":
-                chat.process.kill()
-            else:
-                chat.hang_up()
-            deadline = time.monotonic() + 6.0
-            while time.monotonic() < deadline and any(Path(f"/proc/{pid}").exists() for pid in ranks.values()):
-                time.sleep(0.05)
-            assert not [pid for pid in ranks.values() if Path(f"/proc/{pid}").exists()]
-            assert "Hello there" in chat.sessions()[0]
-
-
 @pytest.mark.timeout(600)
 def test_ctrl_c_while_loading_ends_at_once(tmp_path, checkpoint):
     with Chat(tmp_path, "2", checkpoint, wait=False) as chat:
