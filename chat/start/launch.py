@@ -72,7 +72,9 @@ def main() -> None:
     except ChatError as error:
         waiting.say(str(error))
         write_status(run_dir, error.exit_code)
-        sys.exit(error.exit_code)
+        # Without waiting for threads that may be stuck in a library.
+        sys.stderr.flush()
+        os._exit(error.exit_code)
 
 
 def start_ranks(

@@ -157,15 +157,17 @@ class Meeting(RendezvousHandler):
 
         def ask() -> None:
             try:
+                patience = timedelta(seconds=self._answer_s)
                 store = torch_dist.TCPStore(  # type: ignore[attr-defined]
-                    target, port, is_master=False, wait_for_workers=False, timeout=STORE_TIMEOUT
+                    target, port, is_master=False, wait_for_workers=False, timeout=patience
                 )
+                store.set_timeout(STORE_TIMEOUT)
                 self.others[0] = json.loads(store.get("chat/meeting"))
                 answer.put(store)
             except (RuntimeError, ValueError) as error:
                 answer.put(f"{error}".splitlines()[0])
 
-        threading.Thread(target=ask, daemon=True).start()
+        threading.Thread(target=ask, name="ask", daemon=True).start()
         try:
             found = answer.get(timeout=self._answer_s)
         except queue.Empty:

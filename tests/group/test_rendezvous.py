@@ -142,6 +142,9 @@ def other_server(*, answers: bool) -> Iterator[int]:
         thread.join()
         for connection in kept:
             connection.close()
+    # The interpreter cannot end while a thread is within the store's code.
+    for asking in [one for one in threading.enumerate() if one.name == "ask"]:
+        asking.join(30)
 
 
 @pytest.mark.parametrize("answers", [True, False])
