@@ -23,6 +23,9 @@ def import_libraries(*, spare: bool = True) -> None:
     if torch.cuda.is_available():
         threading.Thread(target=_wake_gpu, name="wake-gpu", daemon=True).start()
     with _absent(UNUSED if spare else ()):
+        # What every causal model imports, and with it much of what is absent meanwhile.
+        import transformers.generation.utils
+        import transformers.modeling_utils
         import transformers.models.auto.modeling_auto
         import transformers.models.auto.tokenization_auto  # noqa: F401
 
