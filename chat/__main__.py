@@ -138,14 +138,34 @@ def join(options: LaunchOptions, streams: Streams) -> Ranks:
 
 def serve(options: LaunchOptions, ranks: Ranks, checkpoint: Checkpoint) -> None:
     """Load with the others and answer until rank 0 shuts down. Raises ChatError."""
+    from chat.batch.copies import serve as serve_copy
+    from chat.batch.copies import tell_failure, wait_for_the_end
     from chat.loading.opening import import_libraries, load
-    from dist.group.group import TorchGroup
+    from dist.group.copies import hear_division, open_copy, tell_free_memory
+    from dist.model.memory import free_bytes
 
     import_libraries(options)
-    engine = load(options, TorchGroup(ranks), checkpoint)[0]
+    tell_free_memory(ranks, free_bytes(ranks.device))
+    division = hear_division(ranks)
+    copy = division.copy_of(ranks.rank)
+    if copy is None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        wait_for_the_end(ranks.store)
+        return
+    group = open_copy(ranks, division)
+    leads = copy > 0 and group.rank == 0
+    try:
+        engine = load(options, group, checkpoint, division.mode)[0]
+    except ChatError as error:
+        if leads:
+            tell_failure(ranks.store, copy, error)
+        raise
     # Ctrl-C is rank 0's to answer: from here on it ends a reply or a list of prompts, not the ranks.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    engine.follow()
+    if leads:
+        serve_copy(engine, ranks.store, copy)
+    else:
+        engine.follow()
     end_within(LEAVE_S, 0)
     engine.close()
 

@@ -38,6 +38,7 @@ CLOSE_S = 1.0
 WAIT_S = 1.0
 
 if TYPE_CHECKING:
+    from chat.batch.copies import Copies
     from chat.console.app import Console, PlainLines
     from chat.conversation.repl import Repl
     from chat.conversation.state import Talk
@@ -45,6 +46,9 @@ if TYPE_CHECKING:
     from chat.sessions.tree import Tree
     from chat.text.tokenizer import ChatTokenizer
     from dist.decode.engine import Engine
+    from dist.group.copies import Division
+    from dist.group.group import SoloGroup, TorchGroup
+    from dist.group.ranks import Ranks
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +84,6 @@ def run(options: LaunchOptions, streams: Streams, lifeline: Lifeline) -> int:
         prefetch(checkpoint.files)
     status.show(f"Loading {checkpoint.path}")
 
-    from dist.group.group import open_group
     from dist.group.ranks import open_ranks
 
     # What does not fit between the ranks is refused before anything else is imported.
@@ -106,13 +109,16 @@ def run(options: LaunchOptions, streams: Streams, lifeline: Lifeline) -> int:
 
         check_output(options, settings, use_template, prompts, known, undecided(origins))
 
-    group = open_group(ranks)
-    engine, reloader = load(options, group, checkpoint, status.loading)
-    remark = warm_up(engine, settings)
+    group, division = open_own_group(options, checkpoint, ranks, len(prompts) * options.n)
+    engine, reloader = load(options, group, checkpoint, division.mode, status.loading)
+    # The others of several copies get no warm-up either: they find their kernels with the first batch.
+    remark = warm_up(engine, settings) if division.copies == 1 else engine.remark
     status.clear()
     about = ABOUT if options.checkpoint_dir is None else None
     seconds = time.monotonic() - started
     facts = checkpoint_facts(reloader.loaded, tokenizer, use_template, group.size, seconds, about, told_apart_by)
+    if division.copies > 1:
+        facts = facts.in_copies(division.words)
     for line in (*start_notices(facts, tokenizer, use_template, default_system(options)), *filter(None, (remark,))):
         status.say(line)
     ready = Ready(
@@ -136,8 +142,16 @@ def run(options: LaunchOptions, streams: Streams, lifeline: Lifeline) -> int:
         ),
     )
 
+    copies = None
+    if ranks is not None and division.copies > 1:
+        from chat.batch.copies import Copies
+
+        copies = Copies(engine, ranks.store, division.copies)
+
     def let_go(code: int) -> None:
         lifeline.leave(code)
+        if copies is not None:
+            copies.let_go()
         engine.shutdown()
         engine.close()
 
@@ -145,7 +159,7 @@ def run(options: LaunchOptions, streams: Streams, lifeline: Lifeline) -> int:
         if old is not None:
             code = replay_session(ready, old)
         else:
-            code = answer_prompts(ready, prompts) if opened is None else hold_conversation(ready, *opened)
+            code = answer_prompts(ready, prompts, copies) if opened is None else hold_conversation(ready, *opened)
     except WeightsLost as error:
         # The ranks are well, and the followers wait for orders.
         let_go(error.exit_code)
@@ -177,7 +191,23 @@ def default_system(options: LaunchOptions) -> str:
     return DEFAULT_SYSTEM if options.checkpoint_dir is None else ""
 
 
-def answer_prompts(ready: Ready, prompts: Prompts) -> int:
+def open_own_group(
+    options: LaunchOptions, checkpoint: Checkpoint, ranks: Ranks | None, replies: int
+) -> tuple[SoloGroup | TorchGroup, Division]:
+    """Rank 0: which ranks hold a model together, which all others are told, and the group of its own."""
+    from chat.loading.division import divide, undivided
+    from dist.group.copies import open_copy, tell_free_memory
+    from dist.group.group import SoloGroup
+    from dist.model.memory import free_bytes
+
+    if ranks is None:
+        return SoloGroup(), undivided(options.parallel, 1)
+    tell_free_memory(ranks, free_bytes(ranks.device))
+    division = divide(options.parallel, options.dtype, checkpoint, ranks, replies)
+    return open_copy(ranks, division), division
+
+
+def answer_prompts(ready: Ready, prompts: Prompts, copies: Copies | None) -> int:
     """One prompt or many, without a conversation; returns the exit code."""
     from chat.batch.interruption import Interruption
     from chat.batch.measured import measured
@@ -209,6 +239,7 @@ def answer_prompts(ready: Ready, prompts: Prompts) -> int:
         ready.streams,
         ready.facts.conditions,
         interrupted=interruption.asked,
+        workers=copies,
     )
 
 

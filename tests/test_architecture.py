@@ -48,7 +48,7 @@ LAYERS = {
     "chat/loading",
     "chat/commands": f"{WORDS} dist/checkpoint chat/files chat/text chat/screen chat/console chat/sessions "
     "chat/loading chat/conversation",
-    "chat/batch": f"{WORDS} dist/decode/trial chat/files chat/terminal chat/text chat/start",
+    "chat/batch": f"{WORDS} dist/group dist/decode/trial chat/files chat/terminal chat/text chat/start",
     "chat/leader": "dist chat",
     "chat/__main__": "dist chat",
 }

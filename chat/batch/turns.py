@@ -122,12 +122,12 @@ class Answerer:
         self._remark = engine.remark
         self._again: deque[Asked] = deque()
         self._next: Asked | None = None
-        self._left = 0
+        self._undone = 0
         self._fitting: Iterator[Asked] = iter(())
 
     def answer_all(self, jobs: Iterable[Job], count: int) -> None:
         """Answer the jobs, `count` of them, until all are or the run is to stop."""
-        self._left = count
+        self._undone = count
         self._fitting = self._those_that_fit(jobs)
         for batch, outcome in self._workers.work(self._next_batch, self._control):
             self._take(batch, outcome)
@@ -145,8 +145,8 @@ class Answerer:
             return None
         if self._again:
             return self._batch([self._again.popleft()])
-        # Towards the end each worker gets its share.
-        share = -(-self._left // self._workers.count)
+        # Of few prompts each worker gets its share.
+        share = -(-self._undone // self._workers.count)
         asked: list[Asked] = []
         while (one := self._peek()) is not None:
             ahead = one.job.place - self._output.written >= MOST_AHEAD
@@ -156,8 +156,11 @@ class Answerer:
                 return None
             asked.append(one)
             self._next = None
-        self._left -= len(asked)
         return self._batch(asked) if asked else None
+
+    def _put(self, job: Job, record: Record) -> None:
+        self._undone -= 1
+        self._output.put(job, record)
 
     def _peek(self) -> Asked | None:
         """The next prompt to send, which stays the next one."""
@@ -180,9 +183,8 @@ class Answerer:
                     refuse=True,
                 )
             except PromptError as error:
-                self._left -= len(samples)
                 for job in samples:
-                    self._output.put(job, failed(job, error, self._seed(job), task.shared))
+                    self._put(job, failed(job, error, self._seed(job), task.shared))
             else:
                 for job in samples:
                     yield Asked(job=job, token_ids=fitted.token_ids, seed=self._seed(job))
@@ -216,8 +218,9 @@ class Answerer:
             batch.rows[outcome.row].take(outcome)
         elif isinstance(outcome, Reply):
             one = batch.waiting.pop(outcome.row)
+            batch.rows[outcome.row].ended(outcome)
             record = answered(one.job, one.token_ids, outcome, one.seed, self._task.tokenizer, self._task.shared)
-            self._output.put(one.job, batch.rows[outcome.row].add_to(record))
+            self._put(one.job, batch.rows[outcome.row].add_to(record))
         elif isinstance(outcome, PromptError):
             self._refused(batch, outcome)
         elif outcome is None and batch.waiting:
@@ -229,7 +232,7 @@ class Answerer:
             self._again.extend(batch.waiting.values())
             return
         for one in batch.waiting.values():
-            self._output.put(one.job, failed(one.job, error, one.seed, self._task.shared))
+            self._put(one.job, failed(one.job, error, one.seed, self._task.shared))
 
 
 class Row:
@@ -250,6 +253,10 @@ class Row:
             self._finished += update.settled_ids
             self._output.tokens(len(update.settled_ids))
             self._output.so_far(lambda: self._tokenizer.decode(self._tokenizer.without_stop(self._finished)))
+
+    def ended(self, reply: Reply) -> None:
+        """The whole of it is there, of which another process may have sent no parts."""
+        self._output.tokens(max(0, len(reply.token_ids) - len(self._finished)))
 
     def add_to(self, record: Record) -> Record:
         return record if self._trace is None else {**record, "trace": self._trace.as_blocks()}

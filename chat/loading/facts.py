@@ -56,6 +56,10 @@ class CheckpointFacts:
         """What of it decides replies, for files of results."""
         return {"checkpoint": self.checkpoint, "digest": self.digest, "dtype": self.model.dtype}
 
+    def in_copies(self, words: str) -> CheckpointFacts:
+        """The same, where there are several copies of the model; `words` say how many."""
+        return dataclasses.replace(self, model=dataclasses.replace(self.model, parallel=words))
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values by name, for the journal and for exports."""
         model = {

@@ -54,9 +54,13 @@ def load(
     options: LaunchOptions,
     group: SoloGroup | TorchGroup,
     checkpoint: Checkpoint,
+    mode: str,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Engine, Reloader]:
-    """Every rank, together: the model, ready to answer. What one rank cannot read, all refuse with its reason."""
+    """All ranks of a group, together: the model, ready to answer. What one cannot read, all refuse with its reason.
+
+    `mode`: how the model is spread over the group.
+    """
     from dist.decode.engine import Engine
     from dist.model.load import load_model
     from dist.model.onednn import packing_pays
@@ -65,7 +69,7 @@ def load(
     loaded = load_model(
         checkpoint,
         group,
-        parallel=options.parallel,
+        parallel=mode,
         dtype=options.dtype,
         progress=progress,
         trust_remote_code=options.trust_remote_code,

@@ -13,6 +13,8 @@ from dist.settings import SETTINGS, parse_setting
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
+PARALLEL = ("auto", "tp", "fsdp", "none", "verl", "copies")
+
 Read = Callable[[object], Any]
 
 
@@ -62,6 +64,14 @@ def _word(*words: str, short: Mapping[str, str] | None = None) -> Read:
             raise ValueError(f"It takes {', '.join(words[:-1])} or {words[-1]}.{hint}")
         return word
 
+    return read
+
+
+def _parallel(value: object) -> str:
+    word, colon, ranks = str(value).partition(":")
+    if word == "copies" and colon:
+        return f"{word}:{_count(ranks)}"
+    read: str = _word(*PARALLEL)(value)
     return read
 
 
@@ -121,10 +131,11 @@ OPTIONS: dict[str, Option] = {
             name="parallel",
             group=MODEL,
             metavar="WAY",
-            read=_word("auto", "tp", "fsdp", "none", "verl"),
+            read=_parallel,
             in_config=True,
-            help="how the model is spread over the processes: auto, tp (each layer is cut), fsdp, none or verl "
-            "(default auto)",
+            help="how the model is spread over the processes: auto, tp (each layer is cut), fsdp, none or verl; "
+            "for many prompts also copies[:RANKS], several copies side by side on so many ranks each, which is "
+            "what auto does with them (default auto)",
         ),
         Option(
             name="dtype",

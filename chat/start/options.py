@@ -216,6 +216,11 @@ def _check_together(options: LaunchOptions) -> None:
             "--replay decodes the replies of a session again, so it stands alone.",
             hint="Leave --resume and the prompts out.",
         )
+    if options.parallel.startswith("copies") and "parallel" in options.given and not options.has_prompts:
+        raise UsageError(
+            f"--parallel {options.parallel} is for prompts given at the start, and there are none.",
+            hint="A conversation is held by one model: leave it out, or choose another way.",
+        )
     for name in ("output_file", "json", "verbose_trace", "n", "batch_size"):
         if name in options.given and not options.has_prompts:
             raise UsageError(

@@ -17,6 +17,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as torch_dist
@@ -89,15 +90,35 @@ class SoloGroup:
         pass
 
 
+class Members(Protocol):
+    """The ranks of a group, as one of them sees them; `devices` by rank, -1 for a CPU."""
+
+    rank: int
+    size: int
+    device: torch.device
+    devices: Sequence[int]
+    store: Any
+
+    def process_ids(self) -> dict[int, int]:
+        """{rank: process id} of those on this host."""
+        ...
+
+    def lost(self, problem: RuntimeError) -> RankError:
+        """What a library says when a peer is gone, as an error of the program that names the peer."""
+        ...
+
+    def close(self) -> None: ...
+
+
 class TorchGroup:
-    """The ranks that torchrun started, seen from one of them.
+    """The ranks that torchrun started, or some of them, seen from one.
 
     Every collective raises RankError when a peer is gone or does not answer in time.
     """
 
-    def __init__(self, ranks: Ranks | None = None) -> None:
+    def __init__(self, ranks: Members | None = None) -> None:
         """Open the groups among `ranks`, by default those of torchrun's environment variables."""
-        self._ranks = ranks or Ranks().meet()
+        self._ranks: Members = ranks or Ranks().meet()
         self.rank, self.size, self.device = self._ranks.rank, self._ranks.size, self._ranks.device
         backend = "nccl" if self.device.type == "cuda" else "gloo"
         if self.device.type == "cuda":

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -39,7 +39,7 @@ class Ranks:
         self.device = device or local_device()
         check_interfaces()
         os.environ.update(interface_variables())
-        self.devices: list[int] = []
+        self.devices: Sequence[int] = []
         self._hosts: dict[int, str] = {}
         self._addresses: dict[int, str] = {}
         try:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from dist.protocol import Control, Load, Order, Shutdown, Turn
+from dist.protocol import BlockUpdate, Control, Event, Load, Order, PrefillUpdate, Reply, ReplyStats, Shutdown, Turn
 from dist.settings import GenerationSettings, pack_settings, unpack_settings
 
 Poll = Callable[[], Control]
@@ -68,3 +68,29 @@ class Verdict:
         cancel, *numbers = packed.tolist()
         settings = unpack_settings(numbers[: len(numbers) - tokens])
         return cls(token_ids=numbers[len(numbers) - tokens :], settings=settings, cancel=bool(cancel))
+
+
+_EVENTS: dict[str, type[PrefillUpdate] | type[BlockUpdate] | type[Reply]] = {
+    kind.__name__: kind for kind in (PrefillUpdate, BlockUpdate, Reply)
+}
+
+
+def event_to_fields(event: Event) -> dict[str, Any]:
+    """An event as plain values."""
+    return {"event": type(event).__name__, **dataclasses.asdict(event)}
+
+
+def event_from_fields(fields: dict[str, Any]) -> Event:
+    """The event that `event_to_fields` took apart, from what JSON leaves of it; raises ValueError otherwise."""
+    values = {name: _as_tuples(value) for name, value in fields.items()}
+    kind = _EVENTS.get(values.pop("event", ""))
+    if kind is None:
+        raise ValueError("not an event")
+    if kind is Reply:
+        values["settings"] = GenerationSettings(**values["settings"])
+        values["stats"] = ReplyStats(**{name: _as_tuples(value) for name, value in values["stats"].items()})
+    return kind(**values)
+
+
+def _as_tuples(value: Any) -> Any:
+    return tuple(_as_tuples(one) for one in value) if isinstance(value, list) else value

@@ -18,20 +18,26 @@ ROOT = Path(__file__).parents[2]
 # What a clock said, and how much of a prompt was read with another one's.
 BY_CHANCE = ("ttft_s", "decode_s", "tokens_per_s", "prefill_forwards")
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
+# How many ranks, and how the model is spread over them.
+LAYOUTS = [(2, "auto"), (2, "fsdp"), (4, "copies:2"), (3, "copies:2")]
+
+pytestmark = pytest.mark.timeout(600)
 
 
 class Launched:
-    """`python -m chat` over two ranks, writing results to a file."""
+    """`python -m chat` over some ranks, writing results to a file."""
 
-    def __init__(self, checkpoint: Path, prompts: Path, output: Path, run_dir: Path) -> None:
+    def __init__(
+        self, checkpoint: Path, prompts: Path, output: Path, run_dir: Path, size: int, parallel: str
+    ) -> None:
         self.growing = output if output.suffix == ".jsonl" else output.with_name(output.name + ".partial")
         self.run_dir = run_dir
         command = [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "chat"),
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={size}"),
+            *("-m", "chat", "--parallel", parallel),
             *("--checkpoint_dir", str(checkpoint), "--prompts_file", str(prompts), "--output_file", str(output)),
             *("--add_eos_length", "3", "--refine_iter", "2", "--max_new_tokens", "24", "--dtype", "float32"),
-            *("--batch_size", "8"),
+            *("--temperature", "0.8", "--seed", "5", "--batch_size", "8"),
         ]
         environment = {**os.environ, "DLLM_RUN_DIR": str(run_dir), "OMP_NUM_THREADS": "1"}
         self.launcher = subprocess.Popen(
@@ -45,10 +51,10 @@ class Launched:
             assert self.launcher.poll() is None, "the run ended early"
             time.sleep(0.02)
 
-    def follower(self) -> int:
-        """The process id of rank 1."""
+    def process(self, rank: int) -> int:
+        """A rank's process id."""
         children = Path(f"/proc/{self.launcher.pid}/task/{self.launcher.pid}/children").read_text().split()
-        (found,) = (pid for pid in children if b"\0RANK=1\0" in Path(f"/proc/{pid}/environ").read_bytes())
+        (found,) = (pid for pid in children if b"\0RANK=%d\0" % rank in Path(f"/proc/{pid}/environ").read_bytes())
         return int(found)
 
     def end(self) -> tuple[int, str, str]:
@@ -57,7 +63,7 @@ class Launched:
         return int((self.run_dir / "status").read_text()), out, err
 
 
-Launch = Callable[[Path], Launched]
+Launch = Callable[..., Launched]
 
 
 @pytest.fixture
@@ -66,7 +72,13 @@ def launch(tiny_checkpoint: Callable[[str, int], Path], tmp_path: Path) -> Launc
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("".join(f"Question {number}: what is {number} * 4?\n" for number in range(200)))
     count = iter(range(9))
-    return lambda output: Launched(checkpoint, prompts, output, tmp_path / f"run{next(count)}")
+
+    def launch(output: Path, size: int = 2, parallel: str = "auto") -> Launched:
+        run_dir = tmp_path / f"run{next(count)}"
+        run_dir.mkdir()
+        return Launched(checkpoint, prompts, output, run_dir, size, parallel)
+
+    return launch
 
 
 def results(path: Path) -> list[dict[str, Any]]:
@@ -78,23 +90,41 @@ def results(path: Path) -> list[dict[str, Any]]:
     return list(found)
 
 
-def test_after_the_death_of_a_follower_a_rerun_gives_the_results_of_an_undisturbed_run(
-    launch: Launch, tmp_path: Path
+@pytest.mark.drawn
+@pytest.mark.parametrize(("size", "parallel"), LAYOUTS)
+def test_after_the_death_of_a_follower_a_rerun_on_one_rank_completes_the_file(
+    launch: Launch, tmp_path: Path, size: int, parallel: str
 ) -> None:
-    undisturbed, disturbed = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
-    assert launch(undisturbed).end()[:2] == (0, "")
-    killed = launch(disturbed)
-    killed.wait_for_results(60)
-    os.kill(killed.follower(), signal.SIGKILL)
+    output = tmp_path / "r.jsonl"
+    killed = launch(output, size, parallel)
+    killed.wait_for_results(24)
+    os.kill(killed.process(size - 1), signal.SIGKILL)
     code, out, err = killed.end()
     assert (code, out) == (5, "")
-    assert "Rank 1" in err
-    assert 60 <= len(results(disturbed)) < 200
-    assert launch(disturbed).end()[0] == 0
-    assert results(disturbed) == results(undisturbed)
-    assert len(results(disturbed)) == 200
+    assert f"Rank {size - 1} was killed" in err
+    kept = results(output)
+    assert 24 <= len(kept) < 200
+    # In another layout, which makes the same.
+    assert launch(output, 1).end()[0] == 0
+    made = results(output)
+    assert made[: len(kept)] == kept
+    assert [one["prompt"] for one in made] == [f"Question {number}: what is {number} * 4?" for number in range(200)]
 
 
+@pytest.mark.long
+def test_all_layouts_make_the_same(launch: Launch, tmp_path: Path) -> None:
+    found = {}
+    for number, (size, parallel) in enumerate([(1, "auto"), *LAYOUTS]):
+        output = tmp_path / f"{number}.jsonl"
+        assert launch(output, size, parallel).end()[:2] == (0, "")
+        found[size, parallel] = results(output)
+    alone = found.pop((1, "auto"))
+    assert len(alone) == 200
+    for layout, made in found.items():
+        assert made == alone, layout
+
+
+@pytest.mark.long
 def test_ctrl_c_keeps_what_is_done_on_all_ranks(launch: Launch, tmp_path: Path) -> None:
     output = tmp_path / "r.json"
     interrupted = launch(output)

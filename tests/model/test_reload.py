@@ -152,7 +152,7 @@ def talk(tmp_path):
         config = ConfigFile(path=tmp_path / "none.toml")
         settings, origins = resolve_settings(options, config, checkpoint.generation_config)
         tokenizer = load_tokenizer(checkpoint.tokenizer_dir, checkpoint.generation_config)
-        engine, reloader = load(options, SoloGroup(torch.device("cpu")), checkpoint)
+        engine, reloader = load(options, SoloGroup(torch.device("cpu")), checkpoint, "auto")
         facts = checkpoint_facts(reloader.loaded, tokenizer, True, 1, 1.0)
         console = ActingConsole(*script)
         page = Page(console, Palette(ink="none"))
