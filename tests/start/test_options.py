@@ -168,7 +168,7 @@ def test_the_last_of_two_equal_options_counts() -> None:
         (["--prompt", "caf\udce9"], "--prompt cannot be 'caf\\udce9'. It takes text in UTF-8."),
         (
             ["--parallel", "fdsp"],
-            "--parallel cannot be 'fdsp'. It takes auto, tp, fsdp, none or verl. Did you mean fsdp?",
+            "--parallel cannot be 'fdsp'. It takes auto, tp, fsdp, none, verl or copies. Did you mean fsdp?",
         ),
         (["hello"], "Unexpected argument: hello. Options begin with --."),
         (["--prompt", "a", "--prompts_file", "b"], "--prompt and --prompts_file cannot be given together."),
