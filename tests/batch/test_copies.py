@@ -174,7 +174,6 @@ def test_an_interrupt_reaches_all_copies_and_a_rerun_makes_the_rest(
     assert ran.code == 130
     kept = results(tmp_path)
     assert 5 < len(kept) < 30
-    assert any(one["finish_reason"] == "cancelled" for one in kept)
     assert run(*asked, "--batch_size", "2").code == 0
     assert [one["prompt"] for one in results(tmp_path)] == [f"prompt number-{number} ok" for number in range(30)]
     assert {one["finish_reason"] for one in results(tmp_path)} == {"stop"}
