@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from chat.text.template import ChatTemplate, take_template
-from chat.text.tokenizer_file import as_the_file_says, known_tokens
+from chat.text.tokenizer_file import TokenizerFile, as_the_file_says, read_tokenizer_file
 from dist.checkpoint.config_keys import tokenizer_entries
 from dist.checkpoint.folder import read_json
 from dist.checkpoint.ledger import TEMPLATES, Entry, short
@@ -135,9 +135,10 @@ def load_tokenizer(
     """
     found = find_templates(folder)
     chosen = None if options.use_template is False else found.choose(options.template)
-    backend, entries = _backend(folder, options)
+    file = read_tokenizer_file(folder)
+    backend, entries = _backend(folder, file, options)
     notices: list[str] = []
-    _check_ids(backend, folder, options.rows)
+    _check_ids(backend, file, options.rows)
     template = None
     if chosen is not None and not chosen.text.strip():
         notices.append(f"The chat template in {chosen.source} is empty: prompts are sent as they are.")
@@ -167,7 +168,7 @@ def load_tokenizer(
     )
 
 
-def _backend(folder: Path, options: TokenizerOptions) -> tuple[Any, list[Entry]]:
+def _backend(folder: Path, file: TokenizerFile, options: TokenizerOptions) -> tuple[Any, list[Entry]]:
     """The transformers tokenizer, and where tokenizer.json counts instead of its class. Raises CheckpointError."""
     from transformers import AutoTokenizer
 
@@ -178,7 +179,7 @@ def _backend(folder: Path, options: TokenizerOptions) -> tuple[Any, list[Entry]]
         backend = AutoTokenizer.from_pretrained(
             str(folder), local_files_only=True, trust_remote_code=options.trust_remote_code, **config
         )
-        backend, differs = as_the_file_says(backend, folder)
+        backend, differs = as_the_file_says(backend, file)
     except Exception as error:  # the tokenizers library raises bare Exception
         raise _broken(folder, error) from error
     if backend.eos_token_id is None:
@@ -199,12 +200,12 @@ def _backend(folder: Path, options: TokenizerOptions) -> tuple[Any, list[Entry]]
     return backend, [entry]
 
 
-def _check_ids(backend: Any, folder: Path, rows: int | None) -> None:
+def _check_ids(backend: Any, file: TokenizerFile, rows: int | None) -> None:
     """Raise CheckpointError for tokens that the model has no embedding for, and an EOS that no file names."""
-    known = known_tokens(folder)
+    folder, known = file.path.parent, file.tokens
     eos, eos_id = str(backend.eos_token), int(backend.eos_token_id)
     size = "" if rows is None else f" The model has {rows:,} embeddings."
-    if known is not None and eos not in known:
+    if file.content and eos not in known:
         raise CheckpointError(
             f"The EOS token {eos} is not in the tokenizer of {folder}.",
             f"Its files have {len(known):,} tokens; it would be given the new id {eos_id:,}.{size}",

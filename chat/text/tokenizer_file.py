@@ -7,7 +7,8 @@ file says: texts then lose their blanks, and replies show byte marks.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,44 +21,53 @@ PROBES = (
 SPACING = ("add_prefix_space", "prepend_scheme")
 
 
-def as_the_file_says(backend: Any, folder: Path) -> tuple[Any, str | None]:
-    """`backend`, or a tokenizer read from tokenizer.json as it is; then also how they differ, in words."""
-    path = folder / "tokenizer.json"
-    own = getattr(backend, "backend_tokenizer", None)
-    if own is None or not path.is_file():
-        return backend, None
-    content = json.loads(path.read_bytes())
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenizerFile:
+    """What tokenizer.json holds, {} if there is none, and every token that the files in its folder name."""
+
+    path: Path
+    content: Mapping[str, Any]
+    tokens: frozenset[str]
+    settings: Mapping[str, Any]
+
+
+def read_tokenizer_file(folder: Path) -> TokenizerFile:
+    """The tokenizer.json in `folder` with the tokens of the files beside it."""
+    content = _json(folder / "tokenizer.json")
     settings = _json(folder / "tokenizer_config.json")
-    ignored = SPACING if "add_prefix_space" in settings else ()
-    if not _differing(own, content, ignored):
+    tokens = set(_vocabulary(content))
+    tokens |= {str(one.get("content")) for one in content.get("added_tokens") or ()}
+    added = settings.get("added_tokens_decoder") or {}
+    tokens |= {str(one.get("content")) for one in added.values() if isinstance(one, dict)}
+    tokens |= set(_json(folder / "added_tokens.json"))
+    return TokenizerFile(
+        path=folder / "tokenizer.json", content=content, tokens=frozenset(tokens), settings=settings
+    )
+
+
+def as_the_file_says(backend: Any, file: TokenizerFile) -> tuple[Any, str | None]:
+    """`backend`, or a tokenizer read from tokenizer.json as it is; then also how they differ, in words."""
+    own, content, named = getattr(backend, "backend_tokenizer", None), file.content, file.tokens
+    if own is None or not content:
+        return backend, None
+    ignored = SPACING if "add_prefix_space" in file.settings else ()
+    if not _differing(own, content, ignored, named):
         return backend, None
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
-    reference = Tokenizer.from_file(str(path))
+    reference = Tokenizer.from_file(str(file.path))
     canonical = {**content, **{part: _state(getattr(reference, part)) for part in PARTS}}
-    differing = _differing(own, canonical, ignored)
+    differing = _differing(own, canonical, ignored, named)
     differing += [] if differing or _agree(own, reference) else ["tokens of probe texts"]
     if not differing:
         return backend, None
-    plain = PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
+    plain = PreTrainedTokenizerFast.from_pretrained(str(file.path.parent), local_files_only=True)
     return plain, f"{type(backend).__name__} of transformers differs from it in its {', '.join(differing)}"
 
 
-def known_tokens(folder: Path) -> frozenset[str] | None:
-    """Every token that the files in `folder` name; None without tokenizer.json."""
-    content = _json(folder / "tokenizer.json")
-    if not content:
-        return None
-    tokens = set(_vocabulary(content))
-    tokens |= {str(one.get("content")) for one in content.get("added_tokens") or ()}
-    added = _json(folder / "tokenizer_config.json").get("added_tokens_decoder") or {}
-    tokens |= {str(one.get("content")) for one in added.values() if isinstance(one, dict)}
-    return frozenset(tokens | set(_json(folder / "added_tokens.json")))
-
-
-def _differing(own: Any, content: Mapping[str, Any], ignored: tuple[str, ...]) -> list[str]:
-    """The parts in which a built tokenizer differs from what tokenizer.json holds."""
+def _differing(own: Any, content: Mapping[str, Any], ignored: tuple[str, ...], named: Collection[str]) -> list[str]:
+    """The parts in which a built tokenizer differs from what tokenizer.json holds; `named`: tokens of all files."""
     found = [
         part.replace("_", "-")
         for part in PARTS
@@ -66,6 +76,8 @@ def _differing(own: Any, content: Mapping[str, Any], ignored: tuple[str, ...]) -
     vocabulary = own.get_vocab()
     if any(vocabulary.get(token) != number for token, number in _vocabulary(content).items()):
         found.append("vocabulary")
+    if any(token not in named for token in vocabulary):
+        found.append("added tokens")  # a class may add special tokens of its own
     return found
 
 

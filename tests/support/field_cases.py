@@ -78,14 +78,12 @@ KIND.append("names")
 for prefix, said in {
     "_orig_mod.": "_orig_mod. taken out of names",
     "module.": "module. taken off names",
-    "model.": "names read by transformers' own rules",
+    "model.": "",  # transformers 5 has a rule for it
     "_fsdp_wrapped_module.module.": "_fsdp_wrapped_module. taken out of names; module. taken off names",
     "policy.actor.": "policy.actor. taken off names",
 }.items():
     row(f"names begin with {prefix}", says=(said,))(renamed(lambda name, prefix=prefix: prefix + name))
-row("names lack model.", says=("names read by transformers' own rules",))(
-    renamed(lambda name: name.removeprefix("model."))
-)
+row("names lack model.")(renamed(lambda name: name.removeprefix("model.")))
 row("wrappers within names", says=("_orig_mod.",))(
     renamed(lambda name: name.replace("self_attn.", "_orig_mod.self_attn.").replace("mlp.", "_orig_mod.mlp."))
 )

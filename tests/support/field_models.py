@@ -14,7 +14,15 @@ from checkpoints import SIZES, VOCABULARY, save_tokenizer
 
 SMALL = {**SIZES, "hidden_size": 32, "intermediate_size": 40, "max_position_embeddings": 256}
 SPECIAL = {"eos_token_id": 2, "pad_token_id": 0, "bos_token_id": None}
-MROPE = {"rope_theta": 10000.0, "rope_type": "default", "mrope_section": [1, 1, 2]}
+OLD = int(transformers.__version__.partition(".")[0]) < 5
+
+
+def mrope(**more: Any) -> dict[str, Any]:
+    """Multimodal rotary embeddings, in the keys that the installed transformers reads."""
+    sections = {"mrope_section": [1, 1, 2], **more}
+    if OLD:
+        return {"rope_theta": 10000.0, "rope_scaling": {"rope_type": "default", **sections}}
+    return {"rope_parameters": {"rope_theta": 10000.0, "rope_type": "default", **sections}}
 
 
 def wild(model: Any, seed: int = 0) -> Any:
@@ -112,17 +120,17 @@ def _qwen_vision(**more: Any) -> dict[str, Any]:
 
 VISION = {
     "qwen2_vl": lambda: transformers.Qwen2VLConfig(
-        text_config=_text(rope_parameters=MROPE, rope_scaling={"type": "mrope", "mrope_section": [1, 1, 2]}),
+        text_config=_text(**mrope()),
         vision_config=_qwen_vision(),
         tie_word_embeddings=False,
     ),
     "qwen2_5_vl": lambda: transformers.Qwen2_5_VLConfig(
-        text_config=_text(rope_parameters=MROPE, rope_scaling={"type": "mrope", "mrope_section": [1, 1, 2]}),
+        text_config=_text(**mrope()),
         vision_config=_qwen_vision(),
         tie_word_embeddings=False,
     ),
     "qwen3_vl": lambda: transformers.Qwen3VLConfig(
-        text_config=_text(head_dim=8, rope_parameters={**MROPE, "mrope_interleaved": True}),
+        text_config=_text(head_dim=8, **mrope(mrope_interleaved=True)),
         vision_config=_qwen_vision(),
         tie_word_embeddings=False,
     ),
