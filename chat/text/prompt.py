@@ -58,6 +58,12 @@ def fit(
     out = _fewest_left_out(whole, tokenizer, top - room, most, lambda n: len(without(n)))
     if len(without(out)) + room > top:
         raise _does_not_fit(len(without(out)), room, top, settings, max_length_from)
+    highest = max(without(out))
+    if tokenizer.rows is not None and highest >= tokenizer.rows:
+        token = tokenizer.decode([highest], False)
+        raise PromptError(
+            f"The model has no embedding for {token}.", "It does not stand for text.", "Leave it out."
+        )
     return FittedPrompt(token_ids=without(out), left_out=whole.exchanges[:out], limit=top)
 
 

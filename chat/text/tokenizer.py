@@ -39,6 +39,7 @@ class ChatTokenizer:
     template  what messages are put through, if there is a chat template
     entries   what of the tokenizer's files is used
     notices   what is to be said at the start
+    rows      embeddings that the model has; None if unknown
     """
 
     backend: Any
@@ -48,6 +49,7 @@ class ChatTokenizer:
     template: ChatTemplate | None = None
     entries: tuple[Entry, ...] = ()
     notices: tuple[str, ...] = ()
+    rows: int | None = None
     _known: dict[tuple[str, bool], tuple[int, ...]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -165,6 +167,7 @@ def load_tokenizer(
             *(() if template is None else template.entries),
         ),
         notices=tuple(notices),
+        rows=options.rows,
     )
 
 

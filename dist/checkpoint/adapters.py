@@ -105,6 +105,19 @@ def base_tensors(tensors: Mapping[str, SavedTensor]) -> dict[str, SavedTensor]:
     return plain
 
 
+def with_head(kept: Mapping[str, SavedTensor], before: Mapping[str, SavedTensor]) -> dict[str, SavedTensor]:
+    """`kept` with a head of its own, where it has none: the embeddings of the base model, `before`.
+
+    A head that is tied to the embeddings keeps the base model's values, whatever adapters do to the embeddings; an
+    adapter of its own is added to them. Where neither changes, both stay the same, and so tied.
+    """
+    head = next((name for name in kept if name.endswith("lm_head.weight")), None)
+    embeddings = [name for name in before if name.endswith("embed_tokens.weight")]
+    if head is not None or len(embeddings) != 1:
+        return dict(kept)
+    return {**kept, "lm_head.weight": before[embeddings[0]]}
+
+
 def merge_adapters(
     base: Mapping[str, SavedTensor], adapted: Mapping[str, SavedTensor], strength: Strength, folder: Path
 ) -> dict[str, SavedTensor]:

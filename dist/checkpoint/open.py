@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dist.checkpoint.adapters import base_tensors, find_strength, has_adapters, merge_adapters
+from dist.checkpoint.adapters import base_tensors, find_strength, has_adapters, merge_adapters, with_head
 from dist.checkpoint.boxes import SavedTensor
 from dist.checkpoint.config_keys import generation_entries
 from dist.checkpoint.dcp import read_dcp
@@ -61,6 +61,8 @@ class Checkpoint:
     generation_config  generation_config.json as it is, {} if there is none
     tensors            everything that was saved, by the model's names; adapters are updates of their weights
     adapters           what adapters there are, in words, or None
+    assumed_head       lm_head.weight was not saved; should the config tie it, it is what the embeddings were before
+                       adapters changed them
     ledger             what of all this is used, as far as it is known without the model and the tokenizer
     """
 
@@ -80,6 +82,7 @@ class Checkpoint:
     generation_config: Mapping[str, Any]
     tensors: Mapping[str, SavedTensor]
     adapters: str | None
+    assumed_head: bool
     ledger: Ledger
 
     @property
@@ -139,6 +142,7 @@ def open_checkpoint(
         generation_config=generation_config,
         tensors=saved.tensors,
         adapters=saved.adapters,
+        assumed_head=saved.assumed_head,
         ledger=Ledger().plus(entries),
     )
 
@@ -155,6 +159,7 @@ class _Saved:
     world_size: int = 1
     torch_family: str | None = None
     adapters: str | None = None
+    assumed_head: bool = False
     base: Found | None = None
     adapter_folders: tuple[Path, ...] = ()
     entries: tuple[Entry, ...] = ()
@@ -185,11 +190,15 @@ def _with_adapters(found: Found, base: Found | None, lora_alpha: float | None) -
     for other in others:
         files, archives = (*files, *other.files), (*archives, *other.archives)
     where = "" if among else " of lora_adapter/"
+    below = others[0].tensors if alone or found.kind == "adapter" else saved.tensors
+    whole = with_head(kept, base_tensors(below))
+    merged = merge_adapters(whole, added.tensors, strength, added.folder)
     return replace(
         saved,
         files=files,
         archives=archives,
-        tensors=merge_adapters(kept, added.tensors, strength, added.folder),
+        tensors=merged,
+        assumed_head=len(whole) > len(kept),
         adapters=f"LoRA{where}, alpha {strength.alpha:g} ({strength.source}), merged while reading",
         base=base,
         adapter_folders=() if among else (beside,),

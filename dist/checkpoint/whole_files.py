@@ -51,7 +51,7 @@ def read_safetensors(folder: Path, stem: str = "model") -> WholeSet:
     paths = _files(folder, f"{stem}.safetensors", "*.safetensors")
     tensors: dict[str, SavedTensor] = {}
     for path in paths:
-        tensors.update(_safetensors_file(path))
+        _add(tensors, _safetensors_file(path), path)
     return WholeSet(files=tuple(paths), tensors=tensors)
 
 
@@ -60,8 +60,20 @@ def read_torch_bin(folder: Path) -> WholeSet:
     paths = _files(folder, "pytorch_model.bin", "pytorch_model*.bin")
     tensors: dict[str, SavedTensor] = {}
     for path in paths:
-        tensors.update(read_shard_file(path, "The weights file").tensors)
+        _add(tensors, read_shard_file(path, "The weights file").tensors, path)
     return WholeSet(files=tuple(paths), tensors=tensors, archives=tuple(map(Archive, paths)))
+
+
+def _add(tensors: dict[str, SavedTensor], more: Mapping[str, SavedTensor], path: Path) -> None:
+    """Raise CheckpointError for a tensor that two files hold: nothing says which one counts."""
+    twice = next((name for name in more if name in tensors), None)
+    if twice is not None:
+        raise CheckpointError(
+            f"Two weights files hold {twice}: {path.parent}.",
+            f"One of them is {path.name}; the folder has no index that says which counts.",
+            "Move the files of the other save elsewhere.",
+        )
+    tensors.update(more)
 
 
 def read_adapter(folder: Path) -> WholeSet:

@@ -268,7 +268,10 @@ def _match(checkpoint: Checkpoint, described: Described, module: Any) -> Matched
         harmless=tuple(getattr(module, "_keys_to_ignore_on_load_unexpected", None) or ()),
         text_part=described.is_text_part,
     )
-    return match_names(checkpoint.tensors, wanted, partial(convert_names, module))
+    tensors = dict(checkpoint.tensors)
+    if checkpoint.assumed_head and not described.config.get_text_config().tie_word_embeddings:
+        del tensors["lm_head.weight"]
+    return match_names(tensors, wanted, partial(convert_names, module))
 
 
 def _layout(parallel: str, keep: Keep, plan: FillPlan, group: Group) -> Layout:

@@ -160,8 +160,13 @@ KIND.append("adapters")
 
 def adapted(folder: Path, beside: bool = True, **config: Any) -> Any:
     """The base model, an adapter in `lora_adapter/` as verl's merger writes it, and what peft makes of both."""
-    peft = __import__("peft")
     made.copy_of_base(folder)
+    return add_adapter(folder, beside, **config)
+
+
+def add_adapter(folder: Path, beside: bool = True, **config: Any) -> Any:
+    """An adapter of the model in `folder`, in `lora_adapter/` or beside the folder, and what peft makes of both."""
+    peft = __import__("peft")
     settings = {"r": 4, "lora_alpha": 12, "target_modules": ["q_proj", "down_proj"], "task_type": "CAUSAL_LM"}
     model = peft.get_peft_model(hugging_face(folder), peft.LoraConfig(**{**settings, **config}))
     generator = torch.Generator().manual_seed(1)
@@ -202,6 +207,21 @@ row("an adapter with a module trained whole")(lambda folder: adapted(folder, mod
 row("an adapter on embeddings and head")(
     lambda folder: adapted(folder, target_modules=["embed_tokens", "lm_head", "v_proj"])
 )
+
+
+def tied_and_adapted(*targets: str, **more: Any) -> Make:
+    """An adapter in `lora_adapter/` beside a model whose head is tied to its embeddings."""
+
+    def make(folder: Path) -> Any:
+        made.save_model(made.text_model(tie_word_embeddings=True), folder)
+        return add_adapter(folder, target_modules=list(targets), **more)
+
+    return make
+
+
+row("tied, with an adapter on the embeddings")(tied_and_adapted("embed_tokens", "q_proj"))
+row("tied, with an adapter on the head")(tied_and_adapted("lm_head", "q_proj"))
+row("tied, with an adapter on neither", silent=("values of its own",))(tied_and_adapted("v_proj"))
 row("an adapter with trained biases")(lambda folder: adapted(folder, bias="lora_only"))
 row("an adapter with a bias of its own", refused="lora_B.bias cannot be merged here")(
     lambda folder: adapted(folder, lora_bias=True)
@@ -383,6 +403,13 @@ def generation(folder: Path, **values: Any) -> Any:
     made.copy_of_base(folder)
     made.change_json(folder / "generation_config.json", **values)
     return hugging_face(folder)
+
+
+@row("two files hold a tensor, and no index", refused="Two weights files hold lm_head.weight")
+def _twice(folder: Path) -> None:
+    made.copy_of_base(folder)
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+    (folder / "consolidated.safetensors").write_bytes((folder / "model-00001-of-00001.safetensors").read_bytes())
 
 
 @row("quantized weights", refused="The weights are quantized (fp8)")
