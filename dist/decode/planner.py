@@ -16,7 +16,7 @@ from dist.decode.varlen import VarlenForward, other_attention
 from dist.errors import PromptError
 from dist.model.fused_modules import is_exact
 from dist.model.head import Head
-from dist.model.memory import free_bytes, gib, shortage_told
+from dist.model.memory import free_bytes, gib, report_oom
 from dist.protocol import Group, Turn
 from dist.settings import GenerationSettings
 
@@ -137,7 +137,7 @@ class SequenceForward:
         return max(0, self._group.smallest(free_bytes(self._group.device)) - HEADROOM_BYTES)
 
     def _captured(self, rows: int, capacity: int) -> CapturedForward | None:
-        with shortage_told(self._group, "passes were captured", LOWER):
+        with report_oom(self._group, "passes were captured", LOWER):
             forward, problem = capture_problem(self._module, self._head, rows, capacity)
         problems = self._group.gather_errors(problem)
         if problems or forward is None:
@@ -151,7 +151,7 @@ class SequenceForward:
         """None if the model gives rows other logits together than alone; `notice` says so."""
         forward = VarlenForward(self._module, self._head, rows, capacity)
         try:
-            with shortage_told(self._group, "prompts were put together", LOWER):
+            with report_oom(self._group, "prompts were put together", LOWER):
                 agrees = other_attention(self._module) is None and forward.agrees()
         except torch.OutOfMemoryError:
             raise

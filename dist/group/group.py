@@ -137,7 +137,7 @@ class TorchGroup:
         except RuntimeError as problem:
             raise self._ranks.lost(problem) from problem
         self._sums: PeerSums | None = None
-        self._sums_told: str | None = None
+        self._sum_backend: str | None = None
 
     def publish(self, order: Order) -> None:
         """Rank 0: one frame of 4 KiB, length first; a longer order sends its tail in a second broadcast."""
@@ -197,15 +197,15 @@ class TorchGroup:
                 self._broadcast(rows.reshape(-1).view(torch.uint8), None, source)
 
     def open_sums(self) -> str | None:
-        if self.device.type == "cuda" and self._sums_told is None:
-            self._sums_told = SUMS_BY_NCCL
+        if self.device.type == "cuda" and self._sum_backend is None:
+            self._sum_backend = SUMS_BY_NCCL
             if len(self._ranks.process_ids()) == self.size:
                 with contextlib.suppress(NoPeerSums):
                     self._sums = open_peer_sums(
                         self, torch_dist.distributed_c10d._get_default_group(), self._ranks.devices
                     )
-                    self._sums_told = "sums through shared GPU memory"
-        return self._sums_told
+                    self._sum_backend = "sums through shared GPU memory"
+        return self._sum_backend
 
     def sum_in_place(self, tensor: torch.Tensor, added: torch.Tensor | None = None) -> None:
         if self._sums is not None and self._sums.takes(tensor):

@@ -32,7 +32,7 @@ from dist.model.fuse import fuse
 from dist.model.fused_modules import is_exact
 from dist.model.gather import layer_parameters
 from dist.model.head import Head, WholeHead
-from dist.model.memory import free_bytes, gib, shortage_told
+from dist.model.memory import free_bytes, gib, report_oom
 from dist.model.tensor_parallel import Cut, finish_cut, plan_cut
 from dist.protocol import SUMS_BY_NCCL, Group
 
@@ -138,7 +138,7 @@ def load_model(
         head, sums = finish_cut(plan.module, layout.cut, group), group.open_sums()
         words += f"; {sums}" if sums else ""
     if group.device.type == "cuda" and layout.placement != "shares":
-        with shortage_told(group, "linear layers were joined", "Use more GPUs, or free memory."):
+        with report_oom(group, "linear layers were joined", "Use more GPUs, or free memory."):
             head.kernels = fuse(plan.module, group, exact=exact)
     if exact:
         _check_exact(plan.module, layout, group, sums)

@@ -65,7 +65,7 @@ def free_bytes(device: torch.device) -> int:
 
 
 @contextmanager
-def shortage_told(group: Group, doing: str, hint: str) -> Iterator[None]:
+def report_oom(group: Group, doing: str, hint: str) -> Iterator[None]:
     """Turn running out of a GPU's memory into a CheckpointError that says so, with torch's numbers.
 
     Of several ranks the one whose memory runs out ends, and with it the run: the others wait for it within a pass.

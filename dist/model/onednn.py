@@ -35,7 +35,7 @@ class PackedLinear(torch.nn.Module):
 
     @property
     def weight(self) -> torch.Tensor:
-        """The plain weight, bit-equal to what was packed; made anew each time."""
+        """The plain weight, bit-equal to what was packed; made again each time."""
         dense: torch.Tensor = self._packed.to_dense()
         return dense
 

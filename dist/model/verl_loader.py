@@ -1,7 +1,7 @@
 """The original way: a model wrapped by FSDP1 and filled by verl's FSDPCheckpointManager, same world size only.
 
 For those who want exactly that. verl unpickles the shard files without restriction, which runs code that a hostile
-file may hold, and gathers the weights anew in every forward. verl is imported only here.
+file may hold, and gathers the weights again in every forward. verl is imported only here.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from dist.errors import CheckpointError, UsageError
 from dist.group.group import SoloGroup
 from dist.model.build import build_model, choose_dtype, position_limit
 from dist.model.load import load_model
-from dist.model.memory import shortage_told
+from dist.model.memory import report_oom
 
 
 @pytest.fixture(scope="module")
@@ -287,7 +287,7 @@ def test_remote_code_runs_only_when_trusted(tiny_checkpoint, tmp_path, solo):
 
 def test_running_out_of_a_gpus_memory_is_told_with_torchs_numbers_where_one_process_can(solo):
     def runs_out(group):
-        with shortage_told(group, "linear layers were joined", "Use more GPUs."):
+        with report_oom(group, "linear layers were joined", "Use more GPUs."):
             raise torch.OutOfMemoryError("Tried to allocate 2.00 GiB.\nIf reserved but unallocated memory is large")
 
     with pytest.raises(CheckpointError) as told:
