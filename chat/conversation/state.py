@@ -6,15 +6,15 @@ What cannot be raises and changes nothing; what has changed is journaled.
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
 from chat.conversation.page import Page
 from chat.conversation.provenance import checkpoint_record, differences, settings_of
-from chat.loading.checkpoints import Adopted, OnBytes, Steps
-from chat.loading.facts import CheckpointFacts, reading
+from chat.loading.checkpoints import Adopted, Steps
+from chat.loading.facts import CheckpointFacts
+from chat.loading.progress import OnBytes, paced
 from chat.sessions.export import Target, conversation_of, export
 from chat.sessions.folder import Sessions
 from chat.sessions.records import CheckpointRecord
@@ -30,7 +30,6 @@ from dist.errors import ChatError, PromptError, UsageError, WeightsLost
 from dist.protocol import Reply
 from dist.settings import DEFAULT, SETTINGS, GenerationSettings
 
-REDRAW_S = 0.1
 # The origins of a setting that was changed while the conversation went on, and of one that a session brought along.
 BY_HAND = "this conversation"
 OF_SESSION = "the session"
@@ -268,7 +267,8 @@ class Talk:
         """Go on with other weights. Raises ChatError with nothing changed, or WeightsLost."""
         self._page.status(f"checking {argument}")
         try:
-            adopted = self._checkpoints.load(argument, self._reading("loading"), self._reading("verifying"))
+            show = self._page.status
+            adopted = self._checkpoints.load(argument, paced("loading", show), paced("verifying", show))
         except WeightsLost as error:
             self.session.close()
             raise WeightsLost(error.what, error.why, self.farewell) from error
@@ -288,25 +288,11 @@ class Talk:
         )
         for line in (*adopted.notices, *filter(None, (adopted.remark,))):
             self._page.note(line)
+        self._page.ring(self.facts.ready_seconds, "The checkpoint is loaded.")
 
     def checkpoint_record(self) -> CheckpointRecord:
         """What answers now, as the journal has it."""
         return checkpoint_record(self.facts, self.tokenizer, use_template=self.use_template)
-
-    def _reading(self, what: str) -> OnBytes:
-        """Shows how far reading has come, a few times a second."""
-        began = shown = 0.0
-
-        def show(done: int, total: int) -> None:
-            nonlocal began, shown
-            now = time.monotonic()
-            if not began:
-                began = shown = now
-            if now - shown >= REDRAW_S or done == total:
-                shown = now
-                self._page.status(reading(what, done, total, now - began))
-
-        return show
 
     # Files.
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from chat.files import expand
 from chat.loading.facts import CheckpointFacts, checkpoint_facts
 from chat.loading.opening import open_tokenizer, start_notices, warm_up
+from chat.loading.progress import OnBytes
 from chat.start.config_file import ConfigFile
 from chat.start.options import LaunchOptions, resolve_settings
 from dist.checkpoint.digest import digests
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
 LATEST_WORD = "latest"
 STEP_WORD = re.compile(r"(?:global_step_)?(\d+)")
 NAMED_STEPS = 6
-
-OnBytes = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
