@@ -1,6 +1,6 @@
 """Tokens a pass at `auto`: a window with its drafts against blocks, both in one run, every text equal to greedy.
 
-    PYTHONPATH=. python tests/bench/bench_window.py [--questions N] [--only embedded,talk,edits] [--base FOLDER]
+    PYTHONPATH=. python tests/bench/bench_window.py [--questions N] [--brief] [--only PARTS] [--base FOLDER]
 
 Counts do not depend on the machine: all tokens over all passes; prompts this short need none before the first one.
 All sides answer in one batch, which changes no reply. Blocks are refined until they are exact (R = N + 1).
@@ -69,8 +69,9 @@ class Side:
     drafts: Counter[str] = field(default_factory=Counter)
 
 
-def sides(most: int, lengths: Sequence[int]) -> list[Side]:
-    """Token by token, which the others are held to; blocks; windows."""
+def sides(most: int, *, brief: bool) -> list[Side]:
+    """Token by token, which the others are held to; blocks; windows. `brief`: only those that are compared."""
+    lengths = (7, 15)
 
     def wish(n: int, rounds: int | str, drafts: str = "all") -> GenerationSettings:
         return GenerationSettings(
@@ -80,8 +81,9 @@ def sides(most: int, lengths: Sequence[int]) -> list[Side]:
             drafts=drafts,  # type: ignore[arg-type]
         )
 
-    found = [Side("token by token", wish(0, 1)), *(Side(f"blocks, N = {n}", wish(n, n + 1)) for n in lengths)]
-    for drafts in ("own", "all"):
+    blocks = lengths[:1] if brief else lengths
+    found = [Side("token by token", wish(0, 1)), *(Side(f"blocks, N = {n}", wish(n, n + 1)) for n in blocks)]
+    for drafts in ("all",) if brief else ("own", "all"):
         found += [Side(f"window, N = {n}, drafts {drafts}", wish(n, "auto", drafts)) for n in lengths]
     return found
 
@@ -125,9 +127,9 @@ def table(title: str, compared: Sequence[Side]) -> None:
         )
 
 
-def embedded(bench: Bench, count: int) -> None:
+def embedded(bench: Bench, count: int, brief: bool) -> None:
     questions = test_questions()
-    compared = sides(192, (7, 15))
+    compared = sides(192, brief=brief)
     asked = questions[:: max(1, len(questions) // count)][:count]
     prompts = [tuple(opened_for(bench.tokenizer.backend, one.messages, "assistant")) for one in asked]
     for start in range(0, count, TOGETHER):
@@ -135,8 +137,8 @@ def embedded(bench: Bench, count: int) -> None:
     table(f"Embedded model, {count} held-out questions", compared)
 
 
-def talk(bench: Bench) -> None:
-    compared, transcript = sides(96, (7, 15)), Transcript().with_system(DEFAULT_SYSTEM)
+def talk(bench: Bench, brief: bool) -> None:
+    compared, transcript = sides(64, brief=brief), Transcript().with_system(DEFAULT_SYSTEM)
     for message in TALK:
         transcript = transcript.with_user(message)
         (reply,) = compare(bench, compared, [prompt_ids(transcript, bench.tokenizer, True)])
@@ -145,8 +147,8 @@ def talk(bench: Bench) -> None:
     table(f"Plain base, a conversation of {len(TALK)} turns", compared)
 
 
-def edits(bench: Bench) -> None:
-    compared = sides(128, (7, 15))
+def edits(bench: Bench, brief: bool) -> None:
+    compared = sides(96, brief=brief)
     for prompt in EDITS:
         compare(bench, compared, [prompt_ids(Transcript().with_user(prompt), bench.tokenizer, True)])
     table("Plain base, summaries and copies with a word changed", compared)
@@ -162,6 +164,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--questions", type=int, default=30)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--brief", action="store_true", help="blocks at N = 7 and windows with all drafts only")
     parser.add_argument("--only", default="embedded,talk,edits", help="parts, comma-separated")
     parser.add_argument("--base", type=Path, default=Path(tempfile.gettempdir()) / "dllm-chat-base")
     options = parser.parse_args()
@@ -169,12 +172,12 @@ def main() -> None:
     parts = options.only.split(",")
     group = SoloGroup(torch.device("cpu"))
     if "embedded" in parts:
-        embedded(Bench(str(demo_folder()), group, "float32"), options.questions)
+        embedded(Bench(str(demo_folder()), group, "float32"), options.questions, options.brief)
     if {"talk", "edits"} & set(parts):
         bench = Bench(base_folder(options.base), group, "float32")
         for name, part in (("talk", talk), ("edits", edits)):
             if name in parts:
-                part(bench)
+                part(bench, options.brief)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ Rank 0 draws, asks and compares; the first case that differs ends the run with h
 from __future__ import annotations
 
 import json
+import random
 
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from plain_rule import plain_rule
 from tiny_models import FAMILIES, VOCABULARY, tiny_model
 
+from dist.decode.drafts import Drafts, LookUp
 from dist.decode.engine import Engine
 from dist.group.group import TorchGroup
 from dist.protocol import Control, Reply, Turn
@@ -25,7 +27,7 @@ few = settings(max_examples=10, deadline=None, derandomize=True, suppress_health
 def main() -> None:
     group = TorchGroup()
     for family in FAMILIES:
-        engine = Engine(tiny_model(family), group, max_positions=512)
+        engine = Engine(tiny_model(family), group, max_positions=512, drafts=wild)
         if group.rank:
             engine.follow()
         else:
@@ -37,12 +39,26 @@ def main() -> None:
     group.close()
 
 
+class Wild(Drafts):
+    """The program's own drafts, but for those that are nonsense: by chance, which is the same on every rank."""
+
+    def draft(self, text, tail, size, *, own=False):
+        draw = random.Random(f"{len(text)} {text[-1]}")
+        if draw.random() < 0.5:
+            return super().draft(text, tail, size, own=own)
+        return [draw.randrange(-1, VOCABULARY + 1) for _ in range(draw.randrange(2 * size))]
+
+
+def wild(turn, row):
+    return Wild({"lookup": LookUp()})
+
+
 def check(engine: Engine, family: str) -> None:
     @few
     @given(
         prompt=PROMPTS,
         n=st.sampled_from([0, 1, 3, 7, 31, 127]),
-        rounds=st.sampled_from([1, 2, 3, 5, "auto"]),
+        rounds=st.sampled_from([1, 2, 5, "auto", "auto"]),
         new=st.integers(1, 40),
         room=st.integers(1, 60),
         temperature=st.sampled_from([0.0, 0.0, 0.8]),

@@ -30,6 +30,7 @@ CHANGES = {
     "top_p": 0.1,
     "seed": 2**63 - 1,
     "decoder": "plain",
+    "drafts": "own",
 }
 
 
