@@ -177,7 +177,7 @@ def test_captured_passes_serve_other_weights_in_the_same_place():
     model = copy.deepcopy(tiny_model())
 
     class Weights:
-        def swap(self, folder, ready, progress):
+        def swap(self, folder, digest, ready, progress):
             for name, parameter in model.named_parameters():
                 parameter.data.copy_(tiny_model(seed=int(folder)).get_parameter(name))
 
@@ -186,7 +186,7 @@ def test_captured_passes_serve_other_weights_in_the_same_place():
     prompt, wish = range(3, 40), GenerationSettings(add_eos_length=7, refine_iter=2, max_new_tokens=30)
     reply(engine, prompt, wish)
     widths = dict(engine._sequence._alone._widths)
-    engine._swap("1")
+    engine._swap("1", "")
     expected = plain_rule(tiny_model(seed=1), tuple(prompt), wish, PLACEHOLDER, (2,), LIMIT)
     assert reply(engine, prompt, wish).token_ids == expected
     assert widths and engine._sequence._alone._widths == widths
