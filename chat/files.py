@@ -18,7 +18,7 @@ MOST_BYTES = 32 << 20  # of a file whose text goes into a message
 
 
 def config_folder(environ: Mapping[str, str] = os.environ) -> Path:
-    """The folder of the person's settings; it need not exist."""
+    """The folder of the user's settings; it need not exist."""
     return _xdg(environ, "XDG_CONFIG_HOME", ".config")
 
 
@@ -39,7 +39,7 @@ def _xdg(environ: Mapping[str, str], variable: str, fallback: str) -> Path:
 
 
 def home(environ: Mapping[str, str] = os.environ) -> Path:
-    """The person's home folder."""
+    """The user's home folder."""
     return Path(environ["HOME"]) if environ.get("HOME") else Path.home()
 
 

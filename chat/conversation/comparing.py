@@ -43,7 +43,7 @@ class Comparing:
     def compare(self, name: str, values: Sequence[str]) -> None:
         """Answer the last message under each of the values. Raises ChatError before anything is made, or RankError.
 
-        Stopped by the person, it shows what was finished by then.
+        Stopped by the user, it shows what was finished by then.
         """
         if self._talk.transcript.last_question is None:
             raise UsageError("There is nothing to compare yet.", "/compare answers your last message again.")

@@ -1,4 +1,4 @@
-"""What the person does: one thing after the other at the prompt, all at once while the model works. Never draws."""
+"""What the user does: one thing after the other at the prompt, all at once while the model works. Never draws."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from chat.console.events import ConsoleEvent, Failed, Interrupt, Submitted
 class Inbox:
     """The console's events. `run_live` runs a command line in the middle of a reply.
 
-    stop     the person wants the present work stopped
-    leaving  the person wants to leave
+    stop     the user wants the present work stopped
+    leaving  the user wants to leave
     """
 
     def __init__(self, events: queue.Queue[ConsoleEvent], run_live: Callable[[str], None]) -> None:
@@ -46,6 +46,6 @@ class Inbox:
         # Ctrl-C, leaving, or a console that is gone: in each case the work has to stop.
         self.stop = True
         if isinstance(event, Failed):
-            self._waiting.append(event)  # why it is gone is told at the prompt
+            self._waiting.append(event)  # why it is gone is said at the prompt
         elif not isinstance(event, Interrupt):
             self.leaving = True

@@ -95,7 +95,7 @@ class Page:
             self.table([*stats_rows(reply), ("context", f"{used:,} of {limit:,}")])
 
     def echo(self, text: str) -> None:
-        """What the person sent."""
+        """What the user sent."""
         self.console.echo(draw.user_echo(text, self.palette, self.console.width))
 
     def markdown(self, text: str) -> None:

@@ -1,6 +1,6 @@
 """The conversation: read a line, dispatch it or answer it, repeat. Knows no key and no drawing.
 
-Everything runs on the main thread; what the person does in the middle of a reply is looked at once per pass.
+Everything runs on the main thread; what the user does in the middle of a reply is looked at once per pass.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Repl:
     # The loop.
 
     def run(self) -> None:
-        """Hold the conversation until the person leaves. Raises RankError if the ranks fall apart, WeightsLost."""
+        """Hold the conversation until the user leaves. Raises RankError if the ranks fall apart, WeightsLost."""
         while not self._inbox.leaving:
             self.page.console.set_busy(False)
             event = self._inbox.next()
@@ -130,7 +130,7 @@ class Repl:
         self._inbox.leaving = True
 
     def note(self, text: str) -> None:
-        """Say something to the person."""
+        """Say something to the user."""
         self.page.note(text)
 
     def show_conversation(self) -> None:

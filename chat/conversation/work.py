@@ -1,4 +1,4 @@
-"""The model at work on one turn: progress is shown, the person heard once per pass. Knows no transcript."""
+"""The model at work on one turn: progress is shown, the user heard once per pass. Knows no transcript."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ class Work:
 
     @property
     def to_stop(self) -> bool:
-        """Whether the person wanted the last reply stopped, be it finished or not."""
+        """Whether the user wanted the last reply stopped, be it finished or not."""
         return self._inbox.stop
 
     def rest(self) -> None:

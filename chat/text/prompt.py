@@ -129,7 +129,7 @@ def prompt_ids(transcript: Transcript, tokenizer: ChatTokenizer, use_template: b
     """The ids that ask for a reply to `transcript`.
 
     Replies keep the ids they were decoded as where that gives the same text, so that the cache of the turn
-    before stays a prefix; tokenising their text anew can come out otherwise. Without a template the messages'
+    before stays a prefix; tokenizing their text again can come out otherwise. Without a template the messages'
     texts are joined by newlines. Raises PromptError for an empty prompt and for what the template refuses.
     """
     messages = transcript.for_model().messages

@@ -18,7 +18,7 @@ class Message:
 
     token_ids   of a reply: its ids as they were decoded, up to and including the stop token
     stopped     of a reply: it was cancelled, and this is what was finished by then
-    unanswered  of a person's message: no reply was made to it
+    unanswered  of a user's message: no reply was made to it
     left_out    of a reply: how many of the oldest exchanges its prompt had no room for
     """
 
@@ -71,7 +71,7 @@ class Transcript:
 
     @property
     def exchanges(self) -> tuple[tuple[Message, ...], ...]:
-        """The messages after the system prompt, one group from each of the person's messages to the next."""
+        """The messages after the system prompt, one group from each of the user's messages to the next."""
         groups: list[list[Message]] = []
         for message in self.messages[1:] if self.system_messages else self.messages:
             if message.role == USER or not groups:
@@ -86,12 +86,12 @@ class Transcript:
 
     @property
     def last_question(self) -> str | None:
-        """The person's last message, for `/retry`; None if there is none."""
+        """The user's last message, for `/retry`; None if there is none."""
         return next(iter(self.questions), None)
 
     @property
     def questions(self) -> tuple[str, ...]:
-        """The person's messages, the last one first."""
+        """The user's messages, the last one first."""
         return tuple(message.content for message in reversed(self.messages) if message.role == USER)
 
     @property
@@ -99,18 +99,13 @@ class Transcript:
         """The model's last message; None if there is none."""
         return next((one.content for one in reversed(self.messages) if one.role == ASSISTANT), None)
 
-    def before_question(self, n: int) -> Transcript:
-        """What was said before the n-th last message of the person's. Raises IndexError if there are fewer."""
-        places = [at for at, message in enumerate(self.messages) if message.role == USER]
-        return Transcript(self.messages[: places[-n]])
-
     def with_system(self, text: str) -> Transcript:
         """With this system prompt in place of the old one; with none if `text` is empty."""
         system = (Message(SYSTEM, text),) if text else ()
         return Transcript((*system, *self.messages[len(self.system_messages) :]))
 
     def with_user(self, text: str) -> Transcript:
-        """With a new message of the person's. One that still waits for its reply is marked unanswered."""
+        """With a new message of the user's. One that still waits for its reply is marked unanswered."""
         return Transcript((*self.mark_unanswered().messages, Message(USER, text)))
 
     def with_reply(
@@ -122,15 +117,10 @@ class Transcript:
         return Transcript((*before, dataclasses.replace(last, unanswered=False), reply))
 
     def mark_unanswered(self) -> Transcript:
-        """The same; a last message of the person's is marked unanswered."""
+        """The same; a last message of the user's is marked unanswered."""
         if not self.messages or self.messages[-1].role != USER:
             return self
         return Transcript((*self.messages[:-1], dataclasses.replace(self.messages[-1], unanswered=True)))
-
-    def without_last(self, n: int = 1) -> Transcript:
-        """Without the last `n` exchanges; the system prompt stays."""
-        kept = self.exchanges[: max(0, len(self.exchanges) - n)]
-        return self._of(kept)
 
     def without_reply(self) -> Transcript:
         """Without the reply at the end, so that the last message can be answered again."""
@@ -145,14 +135,10 @@ class Transcript:
         """Without the first `n` exchanges; the system prompt stays."""
         return self._of(self.exchanges[n:])
 
-    def cleared(self) -> Transcript:
-        """The system prompt alone."""
-        return self._of(())
-
     def for_model(self) -> Transcript:
         """What a prompt is made of: without messages that got no reply, except the last.
 
-        Templates refuse two messages of the person's in a row, and what was cancelled before it
+        Templates refuse two messages of the user's in a row, and what was cancelled before it
         said anything was most often sent by mistake.
         """
         kept = (one for one in self.messages[:-1] if not one.unanswered)

@@ -61,16 +61,13 @@ def test_the_system_prompt_is_replaced_and_removed() -> None:
     assert Transcript().system == ""
 
 
-def test_undo_takes_whole_exchanges_and_keeps_the_system_prompt() -> None:
+def test_the_oldest_exchanges_are_left_out_whole_and_the_system_prompt_stays() -> None:
     transcript = Transcript().with_system("s")
     for word in "abc":
         transcript = transcript.with_user(word).with_reply(word.upper())
-    assert contents(transcript.without_last()) == ["s", "a", "A", "b", "B"]
-    assert contents(transcript.without_last(2)) == ["s", "a", "A"]
-    assert contents(transcript.without_last(9)) == ["s"]
-    assert contents(transcript.without_last(0)) == contents(transcript)
     assert contents(transcript.without_oldest(2)) == ["s", "c", "C"]
-    assert contents(transcript.cleared()) == ["s"]
+    assert contents(transcript.without_oldest(9)) == ["s"]
+    assert contents(transcript.without_oldest(0)) == contents(transcript)
 
 
 def test_a_message_without_a_reply_is_marked_when_the_next_one_comes() -> None:
