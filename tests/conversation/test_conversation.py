@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from program import Chat
+from program import Chat, replied
 from pty_screen import CTRL_C, CTRL_D
 
 LONG = ("--max_new_tokens", "1800", "--add_eos_length", "3", "--refine_iter", "2", "--max_length", "2000")
@@ -39,7 +39,7 @@ def test_a_conversation_on_two_ranks(tmp_path, checkpoint):
         # A whole turn.
         chat.say("/max_new_tokens 16")
         chat.say("Hello there")
-        chat.wait_for("tok/s")
+        chat.wait_for(replied())
         assert "› Hello there" in chat.text
 
         # A setting changed in the middle of a reply, then the reply stopped.
@@ -98,7 +98,7 @@ def test_a_conversation_on_two_ranks(tmp_path, checkpoint):
 def test_input_history_and_sessions_outlive_the_program(tmp_path, checkpoint):
     with Chat(tmp_path, "1", checkpoint, "--max_new_tokens", "8") as chat:
         chat.say("Remember me")
-        chat.wait_for("tok/s")
+        chat.wait_for(replied())
         chat.say("/quit")
         assert chat.wait_end() == 0
     with Chat(tmp_path, "1", checkpoint, "--max_new_tokens", "8", "--resume") as chat:

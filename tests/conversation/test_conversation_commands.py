@@ -7,7 +7,7 @@ import json
 import re
 
 import pytest
-from program import Chat
+from program import Chat, replied
 from pty_screen import CTRL_C
 
 LONG = ("--max_new_tokens", "1800", "--add_eos_length", "3", "--refine_iter", "2")
@@ -30,7 +30,7 @@ def exported(chat: Chat) -> list[str]:
 
 def replies(chat: Chat, count: int) -> None:
     """Wait until so many replies have been made in all."""
-    chat.wait_for(lambda screen: "\n".join(screen.scrollback).count("tok/s") == count)
+    chat.wait_for(replied(count))
     chat.wait_for("Alt-Enter new line")
 
 

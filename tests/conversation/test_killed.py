@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from program import Chat, run_chat
+from program import Chat, replied, run_chat
 from pty_screen import CTRL_C
 
 from chat.sessions.journal import read_journal
@@ -40,7 +40,7 @@ def test_killed_at_a_drawn_moment_nothing_that_was_shown_is_lost(tmp_path, check
     print("seed", seed, "kills", victim)
     with Chat(tmp_path, "2", checkpoint, *OPTIONS) as chat:
         chat.say("First question")
-        chat.wait_for("tok/s", 60.0)
+        chat.wait_for(replied(), 60.0)
         for number in range(dice.randint(0, 4)):
             chat.say(dice.choice((*LINES, f"Question {number}")))
             time.sleep(dice.uniform(0.0, 0.6))
@@ -75,7 +75,7 @@ def test_killed_at_a_drawn_moment_nothing_that_was_shown_is_lost(tmp_path, check
 def test_a_replay_on_other_weights_says_so_by_its_exit_code(tmp_path, checkpoint, tiny_checkpoint):
     with Chat(tmp_path, "1", checkpoint, *OPTIONS) as chat:
         chat.say("Hello")
-        chat.wait_for("tok/s", 60.0)
+        chat.wait_for(replied(), 60.0)
         chat.say("/save mine")
         chat.wait_for("This session is named mine.")
         chat.say("/quit")

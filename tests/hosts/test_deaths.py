@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from program import READY_S, ROOT, Chat, environment, ranks_below
+from program import READY_S, ROOT, Chat, environment, ranks_below, replied
 
 pytestmark = [pytest.mark.timeout(600)]
 
@@ -34,7 +34,7 @@ def at_the_prompt(chat: Chat) -> None:
     chat.wait_for("/help lists the commands", READY_S)
     chat.say("/max_new_tokens 8")
     chat.say("Hello there")
-    chat.wait_for("tok/s")
+    chat.wait_for(replied())
 
 
 def in_a_reply(chat: Chat) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 from namespaces import Hosts, obstacle
-from program import READY_S, ROOT, Chat, environment
+from program import FIGURES, READY_S, ROOT, Chat, environment, replied
 from pty_screen import CTRL_C, CTRL_D
 
 pytestmark = [pytest.mark.timeout(600)]
@@ -139,12 +139,12 @@ def a_conversation(pair: Pair, slow: int = 0) -> None:
         except subprocess.CalledProcessError as error:
             pytest.skip(f"this kernel cannot slow a cable down (netem): {error.stderr.strip()}")
     pair.chat.say("Hello there")
-    pair.chat.wait_for("tok/s", 60)
+    pair.chat.wait_for(replied(), 60)
     pair.chat.say("/refine_iter 4")
     pair.chat.wait_for("refine_iter is 4")
     pair.chat.say("And again")
-    pair.chat.wait_for(lambda screen: screen.text.count("tok/s") == 2, 60)
-    print("\n".join(line for line in pair.chat.lines if "tok/s" in line))
+    pair.chat.wait_for(replied(2), 60)
+    print("\n".join(line for line in pair.chat.lines if FIGURES.search(line)))
     pair.chat.send(CTRL_D)
     assert pair.chat.wait_end(15) == 0
     assert pair.follower.wait(15) == 0

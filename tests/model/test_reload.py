@@ -14,7 +14,7 @@ import pytest
 import torch
 from known_facts import known_facts
 from plain_rule import plain_rule
-from program import Chat
+from program import Chat, replied
 from ranks import rank_environment
 from scripted_console import ScriptedConsole
 from steps import add_step, cut_in_half
@@ -431,14 +431,14 @@ def test_steps_load_and_model_on_two_ranks_until_the_disk_fails(tmp_path, run, m
     options = [f"--{name}={value}" for name, value in SHORT.items()]
     with Chat(tmp_path, "2", f"{run}/global_step_3", *options, "--dtype=float32") as chat:
         chat.say("Hello there")
-        chat.wait_for("tok/s")
+        chat.wait_for(replied())
         chat.say("/steps")
         chat.wait_for("/load STEP turns to one of them.")
         chat.say("/load 7")
         chat.wait_for("Step 7 answers from here on")
         chat.wait_for("greedy  step 7")
         chat.say("And then?")
-        chat.wait_for(lambda screen: screen.text.count("tok/s") == 2)
+        chat.wait_for(replied(2))
         chat.say("/clear")
         chat.say("/model")
         chat.wait_for("3 when saved, 2 now")

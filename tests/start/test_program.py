@@ -6,7 +6,7 @@ import json
 import shutil
 
 import pytest
-from program import READY_S, ROOT, environment, run_chat
+from program import READY_S, ROOT, environment, replied, run_chat
 from pty_screen import CTRL_D, PtyScreen
 
 PROMPT = "Solve: 25 * 4 = ?"
@@ -92,7 +92,7 @@ def test_a_terminal_that_cannot_be_redrawn_gets_a_conversation_of_plain_lines(tm
     with PtyScreen(command, columns=100, rows=40, env=environment(tmp_path, ACCESSIBLE="1")) as talk:
         talk.wait_for("/help lists the commands", READY_S)
         talk.send("Hello\n")
-        talk.wait_for("tok/s", 60)
+        talk.wait_for(replied(), 60)
         talk.send("/settings\n")
         talk.wait_for("command line")
         talk.send("/undo\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,8 +12,15 @@ from pathlib import Path
 
 from pty_screen import PtyScreen
 
+# The figures after a reply, in full or where there is little room; what is shown while it is made has none of it.
+FIGURES = re.compile(r"(?:context|ctx) [\d,]+(?:/| of )[\d,]+")
 ROOT = Path(__file__).resolve().parents[2]
 READY_S = 120.0
+
+
+def replied(count: int = 1) -> Callable[[PtyScreen], bool]:
+    """Whether so many replies are there, with their figures."""
+    return lambda screen: len(FIGURES.findall("\n".join(screen.scrollback))) == count
 
 
 def environment(home: Path, **more: str) -> dict[str, str]:
