@@ -150,23 +150,39 @@ def second_turns(bench: Bench, rounds: int) -> None:
 
 
 def against_generate(bench: Bench, rounds: int) -> None:
-    """`refine_iter auto` against transformers' generate (greedy, cache on) with the very same module."""
+    """`refine_iter auto` against transformers' generate (greedy, cache on) with the very same module.
+
+    So that both are of one run, blocks refined until they are exact are timed too, and a window without look-ups.
+    """
     prompt = bench.conversation()
-    settings = GenerationSettings(add_eos_length=7, refine_iter="auto", max_new_tokens=NEW_TOKENS)
-    replies: list[Reply] = []
+    window = GenerationSettings(add_eos_length=7, refine_iter="auto", max_new_tokens=NEW_TOKENS)
+    sides = {
+        "window": window,
+        "window, drafts own": window.with_value("drafts", "own"),
+        "blocks": window.with_value("refine_iter", 8),
+    }
+    replies: dict[str, Reply] = {}
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
     generated: list[int] = []
 
-    def ours() -> float:
+    def ours(name: str) -> None:
         bench.drop_cache()
-        return timed(lambda: replies.extend(bench.answer((prompt,), settings)))
+        began = time.perf_counter()
+        (replies[name],) = bench.answer((prompt,), sides[name])
+        seconds[name].append(time.perf_counter() - began)
 
-    def theirs() -> float:
-        return timed(lambda: generated.extend(generate(bench, prompt)))
-
-    compare(f"{NEW_TOKENS} tokens, `auto`, N = 7 / transformers `generate`", rounds, ours, theirs)
-    same = sum(a == b for a, b in zip(replies[0].token_ids, generated))
-    rate = replies[0].stats.tokens_per_forward
-    print(f"| ... {rate:.2f} tokens a forward; {same} of {NEW_TOKENS} tokens the same | | | | |", flush=True)
+    theirs: list[float] = []
+    for _ in range(rounds):
+        for name in sides:
+            ours(name)
+        theirs.append(timed(lambda: generated.extend(generate(bench, prompt))))
+    for name, mine in seconds.items():
+        ratios = [other / one for one, other in zip(mine, theirs)]
+        title = f"{NEW_TOKENS} tokens, `auto`, N = 7, {name} / transformers `generate`"
+        row(title, statistics.median(mine), statistics.median(theirs), ratios)
+        same = sum(a == b for a, b in zip(replies[name].token_ids, generated))
+        rate = replies[name].stats.tokens_per_forward
+        print(f"| ... {rate:.2f} tokens a forward; {same} of {NEW_TOKENS} tokens the same | | | | |", flush=True)
 
 
 def generate(bench: Bench, prompt: tuple[int, ...]) -> list[int]:
@@ -228,7 +244,9 @@ def main() -> None:
         "verdicts": lambda: measure_verdicts(bench.pass_seconds()),
         "defaults": lambda: compare_defaults(options.checkpoint, options.rounds, options.threads),
     }
-    print(f"{bench.loaded.facts}\n{options.threads} threads, {options.rounds} rounds, torch {torch.__version__}\n")
+    print(
+        f"{bench.loaded.facts.path}, {bench.loaded.facts.dtype}\n{options.threads} threads, {options.rounds} rounds, torch {torch.__version__}\n"
+    )
     print("| | ours, s | other, s | ratio | range |\n|---|---|---|---|---|", flush=True)
     for part in options.only.split(","):
         parts[part]()

@@ -133,6 +133,37 @@ def committed(text: str, cuts: list[int], *, width: int = 60, height: int = 24, 
 
 
 @pytest.mark.parametrize("text", [MARKDOWN, ORDINARY], ids=["markdown", "ordinary"])
+def test_a_window_commits_what_the_whole_text_renders_to_and_shows_exact_tokens_as_they_will_stand(
+    text: str,
+) -> None:
+    ids, out, at = tuple(text.encode()), "", 0
+    view = ReplyView(decode, 60, 24, COLOR)
+    while at < len(ids):
+        drafted = (*ids[at : at + 5], *b"??")
+        settled = min(1 + at % 4, len(ids) - at)
+        last = at + settled == len(ids)
+        places = ids[at:] if last else drafted
+        frame = view.update(
+            a_block(
+                places,
+                index=None,
+                iteration=at + 1,
+                done=False,
+                exact=settled,
+                settled=settled,
+                changed=(True,) * len(places),
+                finish="stop" if last else None,
+            )
+        )
+        out += frame.commit
+        at += settled
+        styles = {style for line in frame.live for style, piece in line if "??" in piece}
+        assert last or styles == {"changed"}
+        assert last or not stripped(out).endswith("??")
+    assert out + view.finish(a_reply(ids)) == render_markdown(text, 60, COLOR)
+
+
+@pytest.mark.parametrize("text", [MARKDOWN, ORDINARY], ids=["markdown", "ordinary"])
 @pytest.mark.parametrize("size", [1, 7, 8, 64, 128])
 def test_blocks_of_any_size_commit_what_the_whole_text_renders_to(text: str, size: int) -> None:
     cuts = list(range(0, len(text.encode()), size))

@@ -91,3 +91,25 @@ def test_many_changed_positions_are_counted_not_shown():
     lines = pass_lines(trace, palette, 200, top=True).splitlines()
     assert len(lines) == 1 + 16 + 1
     assert lines[-1] == "    and 24 more positions"
+
+
+def test_a_window_is_one_without_a_number_and_each_pass_begins_behind_what_joined_the_reply():
+    trace = Trace(decode)
+    for number, (ids, settled) in enumerate((([1, 2, 3], 2), ([3, 1, END], 1)), start=1):
+        trace.take(
+            BlockUpdate(
+                index=None,
+                iteration=number,
+                token_ids=tuple(ids),
+                changed=(True,) * 3,
+                exact=settled,
+                settled=settled,
+            )
+        )
+    assert trace.last_head() == "pass 2, 1 of 3 exact:"
+    (window,) = trace.as_blocks()
+    assert window["block"] is None
+    assert [(one["iteration"], one["exact"], one["token_ids"]) for one in window["passes"]] == [
+        (1, 2, [1, 2, 3]),
+        (2, 1, [3, 1, END]),
+    ]
