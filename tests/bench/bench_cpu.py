@@ -244,9 +244,8 @@ def main() -> None:
         "verdicts": lambda: measure_verdicts(bench.pass_seconds()),
         "defaults": lambda: compare_defaults(options.checkpoint, options.rounds, options.threads),
     }
-    print(
-        f"{bench.loaded.facts.path}, {bench.loaded.facts.dtype}\n{options.threads} threads, {options.rounds} rounds, torch {torch.__version__}\n"
-    )
+    print(f"{bench.loaded.facts.path}, {bench.loaded.facts.dtype}")
+    print(f"{options.threads} threads, {options.rounds} rounds, torch {torch.__version__}\n")
     print("| | ours, s | other, s | ratio | range |\n|---|---|---|---|---|", flush=True)
     for part in options.only.split(","):
         parts[part]()
