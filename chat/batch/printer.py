@@ -19,6 +19,9 @@ class ReplyStreams(Protocol):
     @property
     def notices(self) -> TextIO: ...
 
+    @property
+    def progress(self) -> bool: ...
+
 
 class ReplyPrinter:
     """Prints replies as text, or as one JSON object a line. `gone` once nobody reads them any more.

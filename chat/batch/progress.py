@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TextIO
 
 REDRAW_S = 0.1
 
 
 class Progress:
-    """How many of the replies are done, how fast tokens are made, how long it takes. Silent on no terminal."""
+    """How many of the replies are done, how fast tokens are made, how long it takes. Silent unless it `shows`."""
 
     def __init__(
         self,
@@ -18,13 +18,11 @@ class Progress:
         total: int,
         done: int,
         *,
-        environ: Mapping[str, str],
+        shows: bool,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._out = out
-        dumb = environ.get("TERM", "dumb") in ("dumb", "unknown", "")
-        unwanted = environ.get("ACCESSIBLE", "") not in ("", "0") or bool(environ.get("NO_COLOR"))
-        self._shows = total > 1 and out.isatty() and not (dumb or unwanted)
+        self._shows = total > 1 and shows
         self._total = total
         self._first = self._done = done
         self._tokens = 0

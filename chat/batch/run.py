@@ -5,7 +5,6 @@ Order is kept, a prompt that fails becomes a result, and what is done is on disk
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -103,5 +102,5 @@ def _output(options: LaunchOptions, streams: ReplyStreams, jobs: Jobs, file: Res
         )
     done = file.finished if file is not None else 0
     crowded = printer is not None and streams.replies.isatty()
-    progress = Progress(streams.notices, 0 if crowded else len(jobs), done, environ=os.environ)
+    progress = Progress(streams.notices, 0 if crowded else len(jobs), done, shows=streams.progress)
     return Output(jobs, file=file, printer=printer, progress=progress, notices=streams.notices)

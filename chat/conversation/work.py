@@ -72,11 +72,13 @@ class Work:
             return Control(settings=settings(), cancel=self._inbox.stop)
 
         self._inbox.stop = False
-        self._began = self._last_event = time.monotonic()
+        now = self._last_event = time.monotonic()
+        if not self.busy:  # replies that are compared are one piece of work
+            self._began = now
         self.busy = True
         self._page.console.set_stoppable(True)
         self._page.status(f"{doing}thinking")
-        made = Made(self._began)
+        made = Made(now)
         try:
             for event in self._engine.answer(turn, poll):
                 self._last_event = time.monotonic()

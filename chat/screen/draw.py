@@ -49,7 +49,7 @@ def render_markdown(text: str, width: int, palette: Palette, *, as_source: bool 
 
 
 def user_echo(text: str, palette: Palette, width: int = 80) -> str:
-    """What the person sent, as it stays in the scrollback; a long message shows its beginning."""
+    """What the user sent, as it stays in the scrollback; a long message shows its beginning."""
     source = text.split("\n")
     room = max(2, width - 3)
     lines: list[Text] = []

@@ -1,6 +1,6 @@
 """Where one visible character ends and the next begins: accents, flags and families count as one. Knows no screen.
 
-A small part of Unicode's rules (UAX 29): what a person types and sees in a line, not every script's finer points.
+A small part of Unicode's rules (UAX 29): what is typed and seen in a line, not every script's finer points.
 """
 
 from __future__ import annotations

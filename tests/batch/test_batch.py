@@ -127,6 +127,7 @@ class Texts:
 
     replies: io.StringIO = field(default_factory=io.StringIO)
     notices: io.StringIO = field(default_factory=io.StringIO)
+    progress: bool = False
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,7 @@ class Piped:
 
     replies: TextIO
     notices: TextIO
+    progress: bool = False
 
 
 class Screen(io.StringIO):
@@ -752,10 +754,9 @@ def test_when_the_reader_of_stdout_goes_the_run_ends(tokenizer: ChatTokenizer, p
 def test_on_a_terminal_one_line_tells_how_far_it_is(
     run: Run, prompts: str, output: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setattr(progress, "REDRAW_S", 0.0)
-    ran = run("--prompts_file", prompts, "--output_file", str(output), streams=Texts(notices=Screen()))
+    streams = Texts(notices=Screen(), progress=True)
+    ran = run("--prompts_file", prompts, "--output_file", str(output), streams=streams)
     shown = [part.rstrip() for part in ran.err.split("\r") if part.strip()]
     counts = [part.partition(",")[0] for part in shown]
     assert list(dict.fromkeys(counts)) == [f"{done}/6 replies" for done in range(7)]
@@ -767,12 +768,7 @@ def test_on_a_terminal_one_line_tells_how_far_it_is(
     assert "\x1b" not in ran.err
 
 
-@pytest.mark.parametrize(("name", "value"), [("NO_COLOR", "1"), ("TERM", "dumb"), ("ACCESSIBLE", "1")])
-def test_no_progress_is_drawn_where_it_is_not_wanted(
-    run: Run, prompts: str, output: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str
-) -> None:
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv(name, value)
+def test_no_progress_is_drawn_where_the_streams_do_not_want_it(run: Run, prompts: str, output: Path) -> None:
     ran = run("--prompts_file", prompts, "--output_file", str(output), streams=Texts(notices=Screen()))
     assert ran.err == ""
 

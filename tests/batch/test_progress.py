@@ -7,14 +7,9 @@ import io
 from chat.batch.progress import Progress
 
 
-class Screen(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
 def test_it_tells_replies_tokens_a_second_and_the_time_left() -> None:
     now = 100.0
-    progress = Progress(Screen(), 1_000_010, 10, environ={"TERM": "xterm"}, clock=lambda: now)
+    progress = Progress(io.StringIO(), 1_000_010, 10, shows=True, clock=lambda: now)
     assert progress.text(0) == "10/1000010 replies"
     now += 2
     progress.tokens(3000, 0)
@@ -26,8 +21,8 @@ def test_it_tells_replies_tokens_a_second_and_the_time_left() -> None:
 
 
 def test_a_million_replies_do_not_draw_it_a_million_times() -> None:
-    now, screen = 0.0, Screen()
-    progress = Progress(screen, 10_000, 0, environ={"TERM": "xterm"}, clock=lambda: now)
+    now, screen = 0.0, io.StringIO()
+    progress = Progress(screen, 10_000, 0, shows=True, clock=lambda: now)
     for _ in range(10_000):
         now += 1e-4
         progress.step(0)

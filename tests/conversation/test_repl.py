@@ -564,6 +564,7 @@ def test_a_model_that_fails_in_mid_reply_is_told_and_the_message_kept(talk, tiny
         with torch.no_grad():
             weight[5] = kept
     assert "The model's output is not a number (NaN)." in console.shown
+    assert console.cut  # what was seen of it stays
     assert repl.talk.transcript.messages[-1].unanswered
 
 
