@@ -181,8 +181,9 @@ def test_whatever_is_drafted_the_reply_is_that_token_by_token_in_no_more_passes(
 # The rule with real models.
 
 
+@pytest.mark.drawn
 @pytest.mark.parametrize("family", FAMILIES)
-@settings(quick, max_examples=3)
+@settings(quick, max_examples=4)
 @given(data=st.data())
 def test_drawn_drafters_change_no_reply_of_any_family(family, data):
     prompts = data.draw(st.lists(PROMPT, min_size=1, max_size=3))
