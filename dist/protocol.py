@@ -32,6 +32,8 @@ class Turn:
     ranks must not draw their own. The decoder is that of `settings`.
     `changes` and `earlier` have one entry a prompt or none: recorded changes as (reply length, settings in force
     from there on), and an earlier reply to draw drafts from, which changes no token.
+    So many replies as `together` says are made at once, where memory allows it, by default all of them; the next
+    prompt's begins when one ends.
     """
 
     prompts: tuple[tuple[int, ...], ...]
@@ -42,6 +44,7 @@ class Turn:
     row_settings: tuple[GenerationSettings, ...] | None = None
     changes: tuple[tuple[tuple[int, GenerationSettings], ...], ...] = ()
     earlier: tuple[tuple[int, ...], ...] = ()
+    together: int | None = None
 
     def __post_init__(self) -> None:
         if self.row_settings is not None and len(self.row_settings) != len(self.prompts):

@@ -21,6 +21,8 @@ from dist.settings import GenerationSettings
 
 # How far prompts may be begun before an earlier one is answered: so many results wait in memory at most.
 MOST_AHEAD = 4096
+# How many times as many prompts an engine gets as it decodes together: a row that ends is filled with the next one.
+ROUNDS = 4
 
 Poll = Callable[[], Control]
 
@@ -95,7 +97,7 @@ class Task:
 
     system      for prompts that bring no system message themselves
     trace       whether every pass is recorded
-    batch_size  prompts to a turn; None: as many as fit
+    batch_size  prompts decoded together; None: as many as fit
     shared      what all records hold
     """
 
@@ -120,7 +122,7 @@ class Answerer:
         self._output = output
         self._stop = stop
         self._remark = engine.remark
-        self._again: deque[Asked] = deque()
+        self._again: deque[list[Asked]] = deque()
         self._next: Asked | None = None
         self._undone = 0
         self._fitting: Iterator[Asked] = iter(())
@@ -144,19 +146,26 @@ class Answerer:
         if self._output.cancelled or self._stop():
             return None
         if self._again:
-            return self._batch([self._again.popleft()])
+            again = self._again.popleft()
+            return self._batch(again, self._most_together(again))
         # Of few prompts each worker gets its share.
         share = -(-self._undone // self._workers.count)
         asked: list[Asked] = []
+        together = 1
         while (one := self._peek()) is not None:
             ahead = one.job.place - self._output.written >= MOST_AHEAD
-            if asked and (ahead or len(asked) >= min(share, self._most_together([*asked, one]))):
+            if asked and (ahead or len(asked) >= share):
                 break
             if ahead and self._workers.count > 1:
                 return None
+            fitting = self._most_together([*asked, one])
+            # A long prompt leaves room for fewer beside it: it begins the next turn.
+            if asked and len(asked) >= (fitting if fitting < together else _most_in_turn(fitting)):
+                break
+            together = fitting
             asked.append(one)
             self._next = None
-        return self._batch(asked) if asked else None
+        return self._batch(asked, together) if asked else None
 
     def _put(self, job: Job, record: Record) -> None:
         self._undone -= 1
@@ -200,7 +209,7 @@ class Answerer:
         seed = self._task.settings.seed
         return None if seed is None else derive_seed(seed, job.sample)
 
-    def _batch(self, asked: Sequence[Asked]) -> Batch:
+    def _batch(self, asked: Sequence[Asked], together: int) -> Batch:
         task = self._task
         own = tuple(replace(task.settings, seed=one.seed) for one in asked)
         turn = Turn(
@@ -210,6 +219,7 @@ class Answerer:
             stop_ids=task.tokenizer.stop_ids,
             trace=task.trace,
             row_settings=own if task.settings.samples else None,
+            together=together,
         )
         return Batch(turn, asked, [Row(one.job, task, self._output) for one in asked])
 
@@ -227,12 +237,13 @@ class Answerer:
             raise ChatError(f"{len(batch.waiting)} prompts of a turn got no reply.")
 
     def _refused(self, batch: Batch, error: PromptError) -> None:
-        """An engine has refused a turn: each of its prompts gets a turn of its own."""
-        if len(batch.turn.prompts) > 1:
-            self._again.extend(batch.waiting.values())
+        """An engine has refused a turn: each half of it is tried again, down to the prompt that is to blame."""
+        left = list(batch.waiting.values())
+        if len(batch.turn.prompts) == 1:
+            self._put(left[0].job, failed(left[0].job, error, left[0].seed, self._task.shared))
             return
-        for one in batch.waiting.values():
-            self._put(one.job, failed(one.job, error, one.seed, self._task.shared))
+        half = -(-len(left) // 2)
+        self._again.extend(part for part in (left[:half], left[half:]) if part)
 
 
 class Row:
@@ -260,6 +271,11 @@ class Row:
 
     def add_to(self, record: Record) -> Record:
         return record if self._trace is None else {**record, "trace": self._trace.as_blocks()}
+
+
+def _most_in_turn(together: int) -> int:
+    """Prompts that are answered one by one get a turn each: its reply is written before the next turn begins."""
+    return 1 if together == 1 else ROUNDS * together
 
 
 def transcript_of(job: Job, system: str | None) -> Transcript:

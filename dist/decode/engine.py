@@ -6,8 +6,9 @@ the settings of the next block) is what counts everywhere, so that no rank can l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -31,6 +32,7 @@ from dist.protocol import (
     Group,
     Load,
     PrefillUpdate,
+    Reply,
     Shutdown,
     Turn,
 )
@@ -223,54 +225,71 @@ class Engine:
         self._group.close()
 
     def _run(self, turn: Turn, poll: Poll | None) -> Iterator[Event]:
-        rows = range(len(turn.prompts))
         causal = turn.settings.decoder == "cached" and all(
             self._is_causal_for(prompt, turn.settings_of(row)) for row, prompt in enumerate(turn.prompts)
         )
         rewinds = causal and self._causality.problem is None
         forward = self._sequence.for_turn(turn) if rewinds else self._plain
-        for first in rows[:: forward.rows]:
-            yield from self._replies(turn, rows[first : first + forward.rows], forward, causal, poll)
+        yield from self._replies(turn, forward, causal, poll)
 
-    def _replies(
-        self, turn: Turn, rows: Sequence[int], forward: Forward, causal: bool, poll: Poll | None
-    ) -> Iterator[Event]:
-        """The replies to some of a turn's prompts, made together. `active` are those not finished, by place."""
-        active = {place: self._refinement(turn, row, causal, forward.capacity) for place, row in enumerate(rows)}
-        clocks = [Clock() for _ in rows]
-        # 1. Read the prompts, but for what the first pass reads anyway.
+    def _replies(self, turn: Turn, forward: Forward, causal: bool, poll: Poll | None) -> Iterator[Event]:
+        """The replies to a turn's prompts, as many at once as there are places; a free one is filled anew.
+
+        `active` are the replies that are being made, by place.
+        """
+        waiting = deque(range(len(turn.prompts)))
+        free = list(range(min(forward.rows, turn.together or forward.rows)))
+        active: dict[int, _Reply] = {}
         cancelled = False
-        first_passes = [refinement.next_pass() for refinement in active.values()]
-        for places, done, total in forward.prefill(list(active), first_passes, self._chunk):
-            for place in places:
-                clocks[place].prefill_forwards += 1
-            cancelled = self._agree(Verdict.of(poll, turn.settings, []), 0).cancel
-            if cancelled:
-                break
-            yield PrefillUpdate(done=done, total=total)
-        # 2. Pass after pass, until every reply has ended.
-        while active and not cancelled:
-            steps = [refinement.next_pass() for refinement in active.values()]
-            for place in active:
-                clocks[place].pass_begins()
+        while (waiting or active) and not cancelled:
+            # 1. Read the prompts of replies that begin, but for what their first pass reads anyway.
+            new = {}
+            while free and waiting:
+                new[free.pop(0)] = self._reply(turn, waiting.popleft(), causal, forward.capacity)
+            active |= new
+            if new:
+                cancelled = yield from self._read(turn, new, forward, poll)
+                if cancelled:
+                    break
+            # 2. One pass over all that are being made.
+            steps = [reply.refinement.next_pass() for reply in active.values()]
+            for reply in active.values():
+                reply.clock.pass_begins()
             choices = forward(list(active), steps, trace=turn.trace)
             mine = [token for choice in choices for token in choice.token_ids]
             verdict = self._agree(Verdict.of(poll, turn.settings, mine), len(mine))
             cancelled = verdict.cancel
             tokens = iter(verdict.token_ids)
-            for (place, refinement), step, choice in zip(list(active.items()), steps, choices):
+            for (place, reply), step, choice in zip(list(active.items()), steps, choices):
                 agreed = list(islice(tokens, step.wanted))
-                wish = turn.settings_of(rows[place], verdict.settings)
-                update = refinement.accept(agreed, wish, choice.candidates)
-                clocks[place].pass_ended(update.settled)
+                settings = turn.settings_of(reply.row, verdict.settings)
+                update = reply.refinement.accept(agreed, settings, choice.candidates)
+                reply.clock.pass_ended(update.settled)
                 yield update
-                if refinement.finish is not None:
+                if reply.refinement.finish is not None:
                     del active[place]
-                    yield clocks[place].reply(rows[place], refinement)
+                    free.append(place)
+                    yield reply.ended()
         # 3. What was cancelled keeps what is finished.
-        for place, refinement in active.items():
-            refinement.cancel()
-            yield clocks[place].reply(rows[place], refinement)
+        for reply in (*active.values(), *(self._reply(turn, row, causal, forward.capacity) for row in waiting)):
+            reply.refinement.cancel()
+            yield reply.ended()
+
+    def _read(
+        self, turn: Turn, new: dict[int, _Reply], forward: Forward, poll: Poll | None
+    ) -> Generator[Event, None, bool]:
+        """Prefill the prompts of `new` replies, by place; returns whether the turn was cancelled meanwhile."""
+        first_passes = [reply.refinement.next_pass() for reply in new.values()]
+        for places, done, total in forward.prefill(list(new), first_passes, self._chunk):
+            for place in places:
+                new[place].clock.prefill_forwards += 1
+            if self._agree(Verdict.of(poll, turn.settings, []), 0).cancel:
+                return True
+            yield PrefillUpdate(done=done, total=total)
+        return False
+
+    def _reply(self, turn: Turn, row: int, causal: bool, capacity: int) -> _Reply:
+        return _Reply(row, self._refinement(turn, row, causal, capacity), Clock())
 
     def _refinement(self, turn: Turn, row: int, causal: bool, capacity: int) -> Refinement:
         return Refinement(
@@ -304,3 +323,15 @@ class Engine:
                 "Try an earlier step, or --dtype float32.",
             )
         return verdict
+
+
+@dataclass(frozen=True, slots=True)
+class _Reply:
+    """A reply that is being made, to prompt `row` of its turn."""
+
+    row: int
+    refinement: Refinement
+    clock: Clock
+
+    def ended(self) -> Reply:
+        return self.clock.reply(self.row, self.refinement)

@@ -85,7 +85,9 @@ class SequenceForward:
         ranks, the one whose memory runs out ends, and with it the run. Raises PromptError, on all ranks, if a
         model that is to be exact would have to run as it comes.
         """
-        return (self._for_batch(turn) if len(turn.prompts) > 1 else None) or self._for_one(turn)
+        return (self._for_batch(turn) if len(turn.prompts) > 1 and turn.together != 1 else None) or self._for_one(
+            turn
+        )
 
     def _for_one(self, turn: Turn) -> CachedForward | CapturedForward:
         """With room for all that a conversation may grow to."""
@@ -114,7 +116,7 @@ class SequenceForward:
 
     def _for_batch(self, turn: Turn) -> VarlenForward | None:
         """With room for these prompts and their replies, or for as many of them at once as memory holds."""
-        rows, capacity, row_need = len(turn.prompts), 0, 0
+        rows, capacity, row_need = min(len(turn.prompts), turn.together or len(turn.prompts)), 0, 0
         for row, prompt in enumerate(turn.prompts):
             wish = turn.settings_of(row)
             longest, block = min(len(prompt) + wish.max_new_tokens, self._limit(wish)), wish.add_eos_length + 1

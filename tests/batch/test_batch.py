@@ -213,7 +213,8 @@ def test_many_prompts_print_their_replies_in_order(run: Run, prompts: str) -> No
     ran = run("--prompts_file", prompts, "--batch_size", "4")
     assert ran.out == "".join(f"You said prompt number-{number} ok, None.\n" for number in range(6))
     assert (ran.code, ran.err) == (0, "")
-    assert [len(turn.prompts) for turn in ran.engine.turns] == [4, 2]
+    # More than are decoded together: where one ends, the next begins.
+    assert [(len(turn.prompts), turn.together) for turn in ran.engine.turns] == [(6, 4)]
 
 
 def test_json_prints_one_object_a_line(run: Run, prompts: str) -> None:
@@ -340,7 +341,9 @@ def test_json_on_a_terminal_holds_no_control_characters_and_reads_the_same() -> 
     assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", screen.getvalue())
 
 
-def test_a_turn_that_the_engine_refuses_is_tried_prompt_by_prompt(run: Run, prompts: str, tmp_path: Path) -> None:
+def test_of_a_turn_that_the_engine_refuses_only_the_prompt_to_blame_fails(
+    run: Run, prompts: str, tmp_path: Path
+) -> None:
     def say(text: str, seed: int | None) -> str:
         if "number-1" in text:
             raise PromptError("The model's output is not a number (NaN).")
@@ -350,7 +353,8 @@ def test_a_turn_that_the_engine_refuses_is_tried_prompt_by_prompt(run: Run, prom
     ran = run("--prompts_file", prompts, "--output_file", str(output), "--batch_size", "3", say=say)
     assert ran.code == 4
     assert [record["finish_reason"] for record in records(output)] == ["stop", "error"] + ["stop"] * 4
-    assert [len(turn.prompts) for turn in ran.engine.turns] == [3, 1, 1, 3]
+    # What is left of it is tried by halves.
+    assert [len(turn.prompts) for turn in ran.engine.turns] == [6, 3, 2, 2, 1, 1, 1]
 
 
 def test_the_model_s_own_limit_counts(run: Run) -> None:
@@ -387,7 +391,7 @@ def test_samples_have_seeds_of_their_own_and_keep_the_order_of_prompts(run: Run,
     assert all(one["response"] == f"You said {one['prompt']}, {one['seed']}." for one in found)
     # Turns are filled in the order of the results, so a turn may hold several samples of a prompt.
     drawn = [[own.seed for own in turn.row_settings or ()] for turn in ran.engine.turns]
-    assert drawn == [[seeds[place % 3] for place in (start, start + 1)] for start in range(0, 18, 2)]
+    assert drawn == [[seeds[place % 3] for place in range(start, min(start + 8, 18))] for start in (0, 8, 16)]
 
 
 def test_what_fits_is_asked_for_the_longest_prompt_of_a_turn(run: Run, tmp_path: Path) -> None:
@@ -400,8 +404,8 @@ def test_what_fits_is_asked_for_the_longest_prompt_of_a_turn(run: Run, tmp_path:
         return 4 if tokens < 100 else 2
 
     ran = run("--prompts_file", str(path), fits=fits)
-    # The long prompt takes only one beside it.
-    assert [len(turn.prompts) for turn in ran.engine.turns] == [4, 2, 3]
+    # The long prompt takes only one beside it, so the others before it are answered without it.
+    assert [(len(turn.prompts), turn.together) for turn in ran.engine.turns] == [(5, 4), (4, 2)]
     longest = max(len(prompt) for turn in ran.engine.turns for prompt in turn.prompts)
     assert (longest + 40, 4) in asked
     assert {block for _, block in asked} == {4}

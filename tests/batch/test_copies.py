@@ -108,7 +108,7 @@ def test_all_copies_work_and_results_are_those_of_one(
     assert (ran.code, ran.err) == (0, "")
     made = results(tmp_path)
     assert [one["prompt"] for one in made] == [f"prompt number-{number} ok" for number in range(30)]
-    assert all(len(engine.turns) >= 2 for engine in ran.engines)
+    assert all(engine.turns for engine in ran.engines)
     assert sum(len(turn.prompts) for engine in ran.engines for turn in engine.turns) == 30
     assert all(engine.was_let_go for engine in ran.engines[1:])
     assert not [key for key in ran.store.values if "/work/" in key or "/made/" in key]
