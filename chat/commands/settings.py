@@ -281,5 +281,5 @@ def settings(repl: Repl, argument: str) -> None:
     for choice in CHOICES.values():
         value = choice.present(repl)
         rows.append((choice.name, value, choice.default, "-", "default" if value == choice.default else BY_HAND))
-    rows.append(("replies end at", talk.tokenizer.stop_words(), "EOS", "-", "checkpoint"))
     repl.page.table(rows, head=("setting", "value", "default", "last reply", "from"))
+    repl.note(f"Replies end at {talk.tokenizer.stop_words()}.")

@@ -38,6 +38,8 @@ SAME_FOR_TEXT = {
     "qwen3_vl_text": "qwen3",
     "qwen3_vl_moe_text": "qwen3_moe",
 }
+# What transformers 4 computes with state that outlives a reply.
+STATE_IN_MODULES = ("recurrent_gemma",)
 MULTIMODAL_ROPE = ("mrope_section", "mrope_interleaved")
 DLLM_IS = "qwen2"
 
@@ -201,6 +203,7 @@ def _older_names(raw: Mapping[str, Any], version: str) -> dict[str, Any]:
 
 def _refuse_other_kinds(file: Path, raw: Mapping[str, Any], whole: Any) -> None:
     """Raise CheckpointError for encoder-decoder models, encoders and models of sound, by their model type."""
+    import transformers
     from transformers.models.auto import modeling_auto
 
     name = raw.get("model_type")
@@ -223,6 +226,9 @@ def _refuse_other_kinds(file: Path, raw: Mapping[str, Any], whole: Any) -> None:
     if whole.model_type in masked and not getattr(whole, "is_decoder", False):
         builds = masked[whole.model_type]
         raise refusal("an encoder", f"transformers builds {builds} of it, which fills in masked words.")
+    if whole.model_type in STATE_IN_MODULES and int(transformers.__version__.partition(".")[0]) < 5:
+        why = f"transformers {transformers.__version__} keeps its state in its modules from one reply to the next."
+        raise refusal("not usable with this transformers", why)
     if text is whole and whole.model_type not in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise refusal("no causal language model", "transformers has no causal language model of this type.")
 

@@ -24,6 +24,7 @@ from chat.sessions.session import Asked
 from chat.text.prompt import prompt_ids
 from chat.text.tokenizer import ChatTokenizer, load_tokenizer
 from chat.text.transcript import Transcript
+from dist.checkpoint.templates import Template
 from dist.decode.engine import Engine
 from dist.errors import PromptError, UsageError
 from dist.group.group import SoloGroup
@@ -258,6 +259,18 @@ def test_clear_and_system_keep_what_they_should(talk):
     repl, console = talk("Hello", "/clear", "/system Talk like a clerk.", "/context", "/system -")
     assert repl.talk.transcript == Transcript()
     assert "Cleared 1 exchange." in console.shown
+
+
+IGNORES_SYSTEM = "{% for message in messages if message.role != 'system' %}|{{ message.content }}{% endfor %}|"
+
+
+def test_a_system_prompt_that_the_template_ignores_is_said_to_have_no_effect(tiny, tmp_path):
+    tokenizer = tiny[2].with_template(Template(text=IGNORES_SYSTEM, source="a test"))
+    hold = holder(tiny[1], tokenizer, tmp_path, START)
+    _, console = hold("/system Be kind.", "/context", "/system -", "/settings")
+    assert "The system prompt has no effect: the chat template ignores it. /system - removes it." in console.shown
+    assert "The system prompt is removed." in console.shown
+    assert "Replies end at <|im_end|> (2: EOS)." in console.shown
 
 
 def test_help_names_every_command_and_completion_offers_names_and_values(talk):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from checkpoints import save_tokenizer
 from hypothesis import given, settings
@@ -266,6 +268,49 @@ def test_what_cannot_fit_is_refused_with_the_numbers(tokenizer: ChatTokenizer) -
         f"The prompt is too long. It has {length} tokens; with room for 20 tokens of reply the limit is 200 "
         "(max_length). Shorten it, or raise max_length."
     )
+
+
+def test_a_limit_that_the_checkpoint_sets_is_named_as_its_own(tokenizer: ChatTokenizer) -> None:
+    transcript = exchanges(1).with_user("word " * 100)
+    source = "checkpoint's generation_config.json"
+    with pytest.raises(PromptError, match=r"\(max_length, from the checkpoint's generation_config.json\)"):
+        fit(transcript, tokenizer, SMALL, None, use_template=True, max_length_from=source)
+
+
+def test_a_token_that_the_model_has_no_embedding_for_is_refused(tokenizer: ChatTokenizer) -> None:
+    few = dataclasses.replace(tokenizer, rows=200)
+    with pytest.raises(PromptError, match="The model has no embedding for "):
+        fit(Transcript().with_user("The capital of France"), few, SMALL, None, use_template=True)
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("{% for message in messages if message.role != 'system' %}{{ message.content }}{% endfor %}", "ignored"),
+        (
+            "{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}"
+            "{% for message in messages %}{{ message.content }}{% endfor %}",
+            "refused",
+        ),
+        ("{% for message in messages %}{{ message.content }}{% endfor %}", "used"),
+    ],
+)
+def test_what_becomes_of_a_system_prompt_is_seen_when_a_template_is_taken(
+    tokenizer: ChatTokenizer, body: str, words: str
+) -> None:
+    taken = with_template(tokenizer, body)
+    assert taken.template is not None
+    assert taken.template.behaviour.system == words
+    if words == "refused":
+        with pytest.raises(PromptError, match=r"It says: no /system - removes the system prompt\."):
+            prompt_ids(Transcript().with_system("s").with_user("a"), taken, True)
+
+
+def test_contents_go_as_parts_where_a_template_wants_them_so(tokenizer: ChatTokenizer) -> None:
+    part = "{% for part in message.content %}<{{ part.text }}>{% endfor %}"
+    taken = with_template(tokenizer, "{% for message in messages %}" + part + "{% endfor %}")
+    assert taken.template is not None and taken.template.behaviour.parts
+    assert tokenizer.decode(prompt_ids(Transcript().with_user("Hello"), taken, True), False) == "<Hello>"
 
 
 def test_the_model_s_positions_limit_too(tokenizer: ChatTokenizer) -> None:
