@@ -7,26 +7,25 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Literal, Protocol
 
+from chat.conversation.kept import Kept, count
 from chat.conversation.page import Page
 from chat.conversation.provenance import checkpoint_record, differences, settings_of
 from chat.loading.checkpoints import Adopted, Steps
 from chat.loading.facts import CheckpointFacts
 from chat.loading.progress import OnBytes, paced
-from chat.sessions.export import Target, conversation_of, export
 from chat.sessions.folder import Sessions
 from chat.sessions.records import CheckpointRecord
 from chat.sessions.reimport import import_session, is_file_to_import
 from chat.sessions.session import Asked, Session
-from chat.sessions.tree import ROOT, Made, Node, Tree
+from chat.sessions.tree import Made, Node
 from chat.text.context import Context, context
 from chat.text.prompt import ROOM_FOR_REPLY, FittedPrompt, fit, prompt_digest
 from chat.text.tokenizer import ChatTokenizer
 from chat.text.transcript import Transcript
 from dist.decode.trial import Trial, undecided
-from dist.errors import ChatError, PromptError, UsageError, WeightsLost
+from dist.errors import PromptError, UsageError, WeightsLost
 from dist.protocol import Reply
 from dist.settings import DEFAULT, SETTINGS, GenerationSettings
 
@@ -46,13 +45,11 @@ class Checkpoints(Protocol):
     def load(self, argument: str, progress: OnBytes | None = None, verifying: OnBytes | None = None) -> Adopted: ...
 
 
-class Talk:
+class Talk(Kept):
     """One conversation with one model, which may change its weights.
 
     `origins` says where each setting came from, `facts` what is known of the checkpoint (facts are only shown).
     `positions` is how many the model has, None for no limit. `overflow` says what happens when the prompt is full.
-    `how_to_continue` gives the command that resumes a session of some name; `announce` is handed what to tell
-    a user whose program was killed.
     """
 
     def __init__(
@@ -71,37 +68,22 @@ class Talk:
         how_to_continue: Callable[[str], str] = "--resume {}".format,
         announce: Callable[[str], None] = lambda text: None,
     ) -> None:
+        super().__init__(page, session, how_to_continue, announce)
         self.tokenizer = tokenizer
         self.settings = settings
         self.origins = dict(origins)
         self.facts = facts
-        self.session = session
         self.sessions = sessions
         self.overflow: Overflow = "drop"
         self.last_reply: Reply | None = None
-        self._page = page
         self.use_template = use_template
         self._checkpoints = checkpoints
         self._positions = positions
-        self._how_to_continue = how_to_continue
-        self._announce = announce
-        self._announced = ""
-        self._fault = ""  # what was said of saving
         self._used: tuple[int, int] | None = None
         self._used_at = -1  # where in the tree that was so
         if not session.tree.checkpoints:
             self.journal(lambda session: session.checkpoint(self.checkpoint_record()))
         self.show_toolbar()
-
-    @property
-    def tree(self) -> Tree:
-        """All that was said, on all branches."""
-        return self.session.tree
-
-    @property
-    def transcript(self) -> Transcript:
-        """What was said on the present branch."""
-        return self.session.transcript
 
     # The next prompt.
 
@@ -214,6 +196,12 @@ class Talk:
         settings = f"N {s.add_eos_length}  R {s.refine_iter}  {sampling}{step}"
         self._page.console.set_toolbar(f"{self.session.name}  {used}{saved}{settings}")
 
+    def head_moved(self) -> None:
+        """What the context holds is not known any more where the conversation is now."""
+        if self._used and self.tree.head != self._used_at:
+            self._used = None
+            self.show_toolbar()
+
     def show_used(self, used: int, limit: int) -> None:
         """How much of the context the conversation takes, after a reply."""
         self._used, self._used_at = (used, limit), self.tree.head
@@ -232,30 +220,6 @@ class Talk:
             self.origins.update(dict.fromkeys(names, MEASURED))
         self.show_toolbar()
         return why
-
-    # Where the conversation is.
-
-    def undo(self, question: Node) -> None:
-        """Go back to before a message of the user's."""
-        self.journal(lambda session: session.go(question.parent, "undo"))
-
-    def clear(self) -> None:
-        """Go back to before everything; the system prompt stays."""
-        self.journal(lambda session: session.go(ROOT, "clear"))
-
-    def redo(self) -> None:
-        """Take the last undo or clear back. Raises UsageError if there is none."""
-        if not self.tree.undone:
-            raise UsageError("There is nothing to redo.", "", "/branches lists everything that was said.")
-        self.journal(lambda session: session.go(session.tree.undone[-1], "redo"))
-
-    def go_to(self, leaf: Node) -> None:
-        """Go on from the end of another branch."""
-        self.journal(lambda session: session.go(leaf.id, "branch"))
-
-    def set_system(self, text: str) -> None:
-        """Another system prompt from here on, none if it is empty."""
-        self.journal(lambda session: session.set_system(text))
 
     # The model.
 
@@ -294,16 +258,7 @@ class Talk:
         """What answers now, as the journal has it."""
         return checkpoint_record(self.facts, self.tokenizer, use_template=self.use_template)
 
-    # Files.
-
-    def export(self, argument: str) -> Path:
-        """Write the conversation, or a range of it, to a file; raises ChatError."""
-        target = Target(argument)
-        return export(target, conversation_of(self.tree, self.session.name, target))
-
-    def save(self, name: str = "") -> None:
-        """Put the session on disk, under a name if one is given; raises ChatError."""
-        self.journal(lambda session: session.save(name))
+    # Coming back.
 
     def resume(self, name: str) -> None:
         """Go on with another session, the latest if `name` is empty; raises ChatError if there is none."""
@@ -348,51 +303,3 @@ class Talk:
             )
         for difference in differences(before, record) if before is not None else ():
             self._page.note(difference)
-
-    def journal(self, write: Callable[[Session], None]) -> None:
-        """Write to the journal; a disk that refuses ends no conversation, but is said, and so is its end."""
-        write(self.session)
-        if self._used and self.tree.head != self._used_at:
-            self._used = None
-            self.show_toolbar()
-        if self.session.on_disk and self._announced != self.session.name:
-            self._announced = self.session.name
-            self._announce(f"Session {self.session.name}. Continue: {self._how_to_continue(self.session.name)}")
-        if bool(self.session.fault) == bool(self._fault):
-            return
-        self._fault = self.session.fault
-        if self._fault:
-            self._page.error(
-                ChatError(
-                    "The conversation is not being saved.",
-                    self._fault,
-                    "What is missing is written as soon as that works. /export FILE writes it elsewhere.",
-                )
-            )
-        else:
-            self._page.note("The conversation is saved again, with everything that was missing.")
-        self.show_toolbar()
-
-    @property
-    def farewell(self) -> str:
-        """How the conversation is continued later, and what of it is lost; "" if nothing was said."""
-        lines = []
-        if self.session.on_disk:
-            said = count(len(self.transcript.exchanges), "exchange")
-            how = self._how_to_continue(self.session.name)
-            lines.append(f"Session {self.session.name}, {said}. Continue: {how}")
-        if self.session.unsaved:
-            missing = count(self.session.unsaved, "record")
-            lines.append(f"Not saved: {missing} of this conversation. {self.session.fault}")
-        return "\n".join(lines)
-
-    def close(self) -> None:
-        """Let go of the journal, and say how to continue and what is not on disk."""
-        self.session.close()
-        if self.farewell:
-            self._page.note(self.farewell)
-
-
-def count(n: int, what: str) -> str:
-    """A number of things, in words."""
-    return f"{n} {what}{'' if n == 1 else 's'}"
