@@ -154,7 +154,7 @@ def differ_on_last_rank(group, run: Path, keep: str) -> dict:
     rank = Rank(group, run, keep)
     if rank.is_last and group.size > 1:
         # Under the same name its host has something else.
-        config = next(shutil.copytree(rank.step(7), rank.step(70)).rglob("config.json"))
+        config = next(shutil.copytree(rank.step(7), rank.step(70)).rglob("generation_config.json"))
         config.write_text(config.read_text().replace("{", '{"note": "another run",', 1))
         rank.stands_for = lambda folder: folder.replace("step_7", "step_70")
     return rank.run_script(load_step_7)
