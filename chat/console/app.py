@@ -43,6 +43,7 @@ from chat.console.keyboard import GuardedKeys, Keyboard
 from chat.console.keys import console_keys
 from chat.console.layout import View, console_layout, console_style
 from chat.console.line import WAITS, InputLine
+from chat.console.orders import Orders
 from chat.console.output import HeldOutput, terminal_output
 from chat.console.painter import Painter
 from chat.console.plain import PlainLines
@@ -97,21 +98,17 @@ class Console:
         self.events: queue.Queue[ConsoleEvent] = queue.Queue()
         self._streams = streams
         self._mode = mode or BaseMode(streams.keyboard_fd)
+        self._orders = Orders()
         output = output or terminal_output(streams.replies, color=streams.color)
         self._state = LineState(self.events, waits=WAITS, commands=commands, on_abort=on_abort)
         self._view = View(self._state, ascii=streams.ascii)
         self._painter = Painter(output, self._view)
         self._line = InputLine(
-            self._view, self._state, history_file=history_file, complete=complete, settle=self._carry_out
+            self._view, self._state, history_file=history_file, complete=complete, settle=self._orders.carry_out
         )
         self._draft = Draft(history_file.parent / "drafts")
-        # Crossing the threads: what is to be done by the console's, in order, and the bell for it.
-        self._orders: deque[Callable[[], None]] = deque()
         self._after_paint: list[Callable[[], None]] = []
         self._last_paint = 0.0
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._bell: asyncio.Event | None = None
-        self._rung = False
         self._running = threading.Event()
         self._failure: BaseException | None = None
         self._faults: deque[float] = deque(maxlen=MAX_FAULTS)
@@ -141,11 +138,11 @@ class Console:
 
     def close(self) -> None:
         """Show what is still to be committed, end the thread. A live zone that was not cleared is cut."""
-        self._order(self._exit)
+        self._orders.add(self._exit)
         if self._thread.is_alive():
             self._thread.join()
         # If the thread has died, the last words stand here still.
-        self._carry_out()
+        self._orders.carry_out()
         with suppress(OSError, ValueError):
             self._streams.replies.write(self._painter.take_added())
             self._streams.replies.flush()
@@ -153,7 +150,7 @@ class Console:
     def commit(self, text: str) -> None:
         """Append `text` (ANSI styles allowed) to the scrollback, exactly once and in order, in whole lines."""
         if text:
-            self._order(lambda: self._painter.add(text))
+            self._orders.add(lambda: self._painter.add(text))
 
     def note(self, text: str) -> None:
         """As `commit`, for what is no reply: where output is piped the two go different ways."""
@@ -162,69 +159,61 @@ class Console:
     def echo(self, text: str) -> None:
         """As `commit`, for what the user sent: a blank line stands before it."""
         if text:
-            self._order(lambda: self._painter.add(text, apart=True))
+            self._orders.add(lambda: self._painter.add(text, apart=True))
 
     def show_live(self, lines: Sequence[Line] | Callable[[], Sequence[Line]]) -> None:
         """Replace the live zone. Of frames that follow within 50 ms only the last is drawn.
 
         A function is called when its frame is drawn, on the console's thread.
         """
-        self._order(lambda: setattr(self._painter, "live", lines))
+        self._orders.add(lambda: setattr(self._painter, "live", lines))
 
     def clear_live(self) -> None:
         self.show_live(())
 
     def set_status(self, text: str) -> None:
         """What goes on now, at the left of the bottom line; "" for nothing."""
-        self._order(lambda: setattr(self._view, "status", text))
+        self._orders.add(lambda: setattr(self._view, "status", text))
 
     def set_toolbar(self, text: str) -> None:
         """What is set, at the right of the bottom line."""
-        self._order(lambda: setattr(self._view, "toolbar", text))
+        self._orders.add(lambda: setattr(self._view, "toolbar", text))
 
     def set_busy(self, busy: bool) -> None:
         """A reply is being made (or other work goes on), or (False) the next line is waited for."""
-        self._order(lambda: self._line.set_busy(busy))
+        self._orders.add(lambda: self._line.set_busy(busy))
 
     def set_stoppable(self, stoppable: bool) -> None:
         """What makes the console busy is a reply, which Ctrl-C stops."""
-        self._order(lambda: setattr(self._state, "stoppable", stoppable))
+        self._orders.add(lambda: setattr(self._state, "stoppable", stoppable))
 
     def cut_live(self) -> None:
         """Commit the live zone as it stands, marked as cut: what made it is broken off."""
-        self._order(self._painter.cut)
+        self._orders.add(self._painter.cut)
 
     def edit(self, text: str) -> None:
         """Put `text` into the input line; what is sent next is marked as edited, unless Ctrl-C comes first."""
-        self._order(lambda: self._line.edit(text))
+        self._orders.add(lambda: self._line.edit(text))
 
     def insert(self, text: str, label: str) -> None:
         """Put `text` into the input line at the cursor; if it is long it shows as a chip called `label`."""
-        self._order(lambda: self._line.insert(text, label))
+        self._orders.add(lambda: self._line.insert(text, label))
 
     def put_back(self, text: str) -> None:
         """Give a line back that could not be used, unless something else has been typed by now."""
-        self._order(lambda: self._line.put_back(text))
+        self._orders.add(lambda: self._line.put_back(text))
 
     def send(self, code: str) -> bool:
         """Send the terminal a code that shows nothing; whether that can be done here."""
-        self._order(lambda: self._painter.send(code))
+        self._orders.add(lambda: self._painter.send(code))
         return True
 
     def flush(self) -> None:
         """Wait until all that was ordered so far is on the screen."""
         shown = threading.Event()
-        self._order(lambda: self._after_paint.append(shown.set))
+        self._orders.add(lambda: self._after_paint.append(shown.set))
         while self._thread.is_alive() and not shown.wait(0.1):
             pass
-
-    def _order(self, order: Callable[[], None]) -> None:
-        self._orders.append(order)
-        loop, bell = self._loop, self._bell
-        if loop is not None and bell is not None and not self._rung:
-            self._rung = True  # once a frame: waking the loop costs more than an order
-            with suppress(RuntimeError):  # the loop has ended
-                loop.call_soon_threadsafe(bell.set)
 
     # The console's thread.
 
@@ -257,10 +246,8 @@ class Console:
             self.events.put(Failed(self._failure))
 
     async def _main(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._bell = asyncio.Event()
-        self._bell.set()
-        self._loop.set_exception_handler(self._on_exception)
+        self._orders.attach()
+        asyncio.get_running_loop().set_exception_handler(self._on_exception)
 
         def ready() -> None:
             self._app.create_background_task(self._paint_when_asked())
@@ -292,12 +279,10 @@ class Console:
             self._app.exit()
 
     async def _paint_when_asked(self) -> None:
-        assert self._bell is not None
         while True:
-            await self._bell.wait()
+            await self._orders.come()
             await asyncio.sleep(max(0.0, self._last_paint + FRAME_SECONDS - time.monotonic()))
-            self._bell.clear()
-            self._rung = False
+            self._orders.take_note()
             try:
                 self._paint()
             except Exception as error:  # noqa: BLE001  (the edge of the thread: handed to the main thread)
@@ -314,17 +299,13 @@ class Console:
 
     def _paint(self) -> None:
         """Carry out all orders and show what came of them."""
-        self._carry_out()
+        self._orders.carry_out()
         if self._app.is_done:
             return
         self._painter.paint()
         self._last_paint = time.monotonic()
         while self._after_paint:
             self._after_paint.pop()()
-
-    def _carry_out(self) -> None:
-        while self._orders:
-            self._orders.popleft()()
 
     def _exit(self) -> None:
         if self._app.is_running and not self._app.is_done:
