@@ -121,7 +121,7 @@ class PublishedLoop:
     def blocks(self, prompt: Ids, settings: GenerationSettings) -> list[list[Look]]:
         """Every block's passes. A pass after one that changed nothing is left out: it would choose the same."""
         n, prefix, blocks = settings.add_eos_length, prompt, []
-        rounds = n + 1 if settings.refine_iter == "auto" else int(settings.refine_iter)
+        rounds = int(settings.refine_iter)
         while True:
             draft: Ids = (self.placeholder,) * (n + 1)
             looks: list[Look] = []
