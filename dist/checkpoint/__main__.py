@@ -18,7 +18,7 @@ from typing import Any
 from dist.checkpoint.config_keys import CONFIG, GENERATION, TOKENIZER, config_entries, tokenizer_entries
 from dist.checkpoint.folder import read_json
 from dist.checkpoint.ledger import Entry
-from dist.checkpoint.open import Checkpoint, open_checkpoint
+from dist.checkpoint.open import DLLM, Checkpoint, open_checkpoint
 from dist.checkpoint.templates import (
     DEFAULT,
     Behaviour,
@@ -78,7 +78,8 @@ def describe(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
 
 def _config_entries(checkpoint: Checkpoint) -> tuple[Entry, ...]:
     """What config.json's keys are good for, and its refusals. Without transformers: what names alone tell."""
-    if importlib.util.find_spec("transformers") is None or checkpoint.config.get("auto_map"):
+    own_code = checkpoint.config.get("auto_map") and checkpoint.config.get("model_type") != DLLM
+    if importlib.util.find_spec("transformers") is None or own_code:
         return tuple(config_entries(checkpoint.config, None, "transformers"))
     from dist.checkpoint.model_config import describe as describe_config
 

@@ -13,6 +13,7 @@ from field_models import change_json, copy_of_base, save_as_verl_shards
 from chat.loading.opening import open_asked, open_tokenizer
 from chat.start.config_file import ConfigFile
 from chat.start.options import LaunchOptions, resolve_settings
+from dist.checkpoint.__main__ import main
 from dist.checkpoint.ledger import FILES, TENSORS, Entry, Ledger
 from dist.errors import ChatError
 from dist.group.group import SoloGroup
@@ -134,6 +135,24 @@ def test_every_file_and_tensor_has_an_entry_and_counts_if_it_says_so(folder: Pat
     for name in list(state)[::5]:
         save_as_verl_shards({**state, name: state[name].flip(0) + 1}, folder)
         assert outcome(folder)[0] != before, name
+
+
+def test_the_report_tells_template_stop_tokens_and_what_is_not_used(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "optimizer.pt").write_bytes(b"x")
+    change_json(folder / "generation_config.json", eos_token_id=0)
+    change_json(folder / "tokenizer_config.json", eos_token="<|endoftext|>")
+    assert main([str(folder)]) == 0
+    told = capsys.readouterr().out
+    assert "chat template   chat_template.jinja\n" in told
+    assert "replies end at  <|endoftext|> (EOS), [0] (generation_config.json), <|im_end|> (the chat" in told
+    assert "repetition_penalty 1.2, min_p 0.1 (not supported: replies are made without it)" in told
+    assert "mystery 1 (not known to transformers' Qwen2Config)" in told
+    assert "optimizer.pt (optimizer state, for training)" in told
+    change_json(folder / "config.json", model_type="t5")
+    assert main([str(folder)]) == 3
+    assert capsys.readouterr().err.startswith("t5 is an encoder-decoder model: ")
 
 
 def test_lines_group_what_is_not_used_by_place_and_reason() -> None:
