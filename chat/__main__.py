@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 from chat.start.options import LaunchOptions, asked_options, load_config, parse_options, with_config
 from chat.terminal.lifeline import (
     LEAVE_S,
+    TORCHRUN_PID,
     Lifeline,
     die_with_parent,
     end_within,
@@ -50,7 +51,8 @@ def main() -> None:
             print(error, file=sys.stderr)
         sys.exit(error.exit_code)
     if "RANK" in os.environ or "DLLM_LAUNCHER_PID" in os.environ:
-        die_with_parent(signal.SIGTERM if rank == 0 else signal.SIGKILL)
+        parent = os.environ.get(TORCHRUN_PID if "RANK" in os.environ else "DLLM_LAUNCHER_PID")
+        die_with_parent(signal.SIGTERM if rank == 0 else signal.SIGKILL, parent)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     os.environ["HF_HUB_OFFLINE"] = "1"

@@ -18,7 +18,7 @@ from typing import Any
 
 from chat.start.options import LaunchOptions, asked_options, load_config, version_text, with_config
 from chat.terminal.fate import in_words
-from chat.terminal.lifeline import die_with_parent, watch_rank_0, write_ending, write_status
+from chat.terminal.lifeline import TORCHRUN_PID, die_with_parent, watch_rank_0, write_ending, write_status
 from chat.terminal.streams import NoticeStream
 from dist.errors import ChatError
 from dist.group.hosts import Hosts, check_interfaces, host_name, own_address, resolve
@@ -58,7 +58,8 @@ class Waiting:
 def main() -> None:
     """Start the ranks of this host; ends with torchrun's exit code, or with an error's own."""
     log, count, *arguments = sys.argv[1:]
-    die_with_parent(signal.SIGKILL)
+    die_with_parent(signal.SIGKILL, os.environ.get("DLLM_LAUNCHER_PID"))
+    os.environ[TORCHRUN_PID] = str(os.getpid())
     run_dir = Path(os.environ.get("DLLM_RUN_DIR") or Path(log).parent)
     waiting = Waiting(2)
     # Only the Python object changes: the workers inherit descriptor 2 as it is. Never closed, since the

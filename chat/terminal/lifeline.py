@@ -34,6 +34,8 @@ OTHER_HOSTS_WAIT_S = 3.0
 SILENCE_S = 5.0
 ANSWER_S = 60.0
 PR_SET_PDEATHSIG = 1
+# The variable that names the ranks' parent.
+TORCHRUN_PID = "DLLM_TORCHRUN_PID"
 WAKE, ABORT = 0, 255
 
 EXIT_RANK_DIED = 5
@@ -315,7 +317,15 @@ def write_ending(run_dir: Path, text: str) -> None:
         file.write(f"{text}\n")
 
 
-def die_with_parent(number: signal.Signals) -> None:
-    """Let the kernel send `number` to this process when its parent dies, so that no rank is orphaned."""
+def die_with_parent(number: signal.Signals, parent: str | None = None) -> None:
+    """Let the kernel send `number` to this process when its parent dies, so that no rank is orphaned.
+
+    `parent` is the id of the process that started this one: it may have died already.
+    """
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(number), 0, 0, 0)
+    try:
+        if parent is not None:
+            os.kill(int(parent), 0)
+    except ProcessLookupError:
+        os.kill(os.getpid(), number)
