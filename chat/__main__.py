@@ -141,9 +141,9 @@ def join(options: LaunchOptions, streams: Streams) -> Ranks:
 def serve(options: LaunchOptions, ranks: Ranks, checkpoint: Checkpoint) -> None:
     """Load with the others and answer until rank 0 shuts down. Raises ChatError."""
     from chat.batch.copies import serve as serve_copy
-    from chat.batch.copies import tell_failure, wait_for_the_end
+    from chat.batch.copies import tell_failure
     from chat.loading.opening import import_libraries, load
-    from dist.group.copies import hear_division, open_copy, tell_free_memory
+    from dist.group.copies import hear_division, open_copy, tell_free_memory, wait_for_the_end
     from dist.model.memory import free_bytes
 
     import_libraries(options)
@@ -152,7 +152,7 @@ def serve(options: LaunchOptions, ranks: Ranks, checkpoint: Checkpoint) -> None:
     copy = division.copy_of(ranks.rank)
     if copy is None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        wait_for_the_end(ranks.store)
+        wait_for_the_end(ranks)
         return
     group = open_copy(ranks, division)
     leads = copy > 0 and group.rank == 0

@@ -142,6 +142,11 @@ def run(options: LaunchOptions, streams: Streams, lifeline: Lifeline) -> int:
         ),
     )
 
+    if division.copies == 1 and division.words:
+        status.say(division.words)
+
+    from dist.group.copies import tell_the_end
+
     copies = None
     if ranks is not None and division.copies > 1:
         from chat.batch.copies import Copies
@@ -152,6 +157,8 @@ def run(options: LaunchOptions, streams: Streams, lifeline: Lifeline) -> int:
         lifeline.leave(code)
         if copies is not None:
             copies.let_go()
+        if ranks is not None and division.copies * division.ranks < ranks.size:
+            tell_the_end(ranks)
         engine.shutdown()
         engine.close()
 

@@ -23,7 +23,7 @@ STOP_LOOK_S = 0.1
 ERRORS: dict[str, type[ChatError]] = {
     kind.__name__: kind for kind in (ChatError, CheckpointError, PromptError, RankError, UsageError)
 }
-STOP, ENDED = "stop", "ended"
+STOP = "stop"
 
 
 class LedEngine(TurnAnswerer, Protocol):
@@ -42,7 +42,6 @@ class Copies:
         self._made = {copy: Box(store, f"made/{copy}") for copy in range(1, count)}
         self._stop = Flag(store, STOP)
         self._stopped = False
-        self._ended = Flag(store, ENDED)
         # Copies that have loaded, and what each of them is at.
         self._at: dict[int, Batch | None] = {}
         self._looked = 0.0
@@ -63,7 +62,6 @@ class Copies:
 
     def let_go(self) -> None:
         """Nothing more is to come."""
-        self._ended.raise_it()
         for box in self._work.values():
             box.put(_order(Shutdown()))
 
@@ -136,13 +134,6 @@ def serve(engine: LedEngine, store: Store, copy: int) -> None:
             made.put(failure(error))
         else:
             made.put({"free": True})
-
-
-def wait_for_the_end(store: Store) -> None:
-    """A rank that belongs to no copy."""
-    ended = Flag(store, ENDED)
-    while not ended.is_up():
-        time.sleep(STOP_LOOK_S)
 
 
 def tell_failure(store: Store, copy: int, error: ChatError) -> None:

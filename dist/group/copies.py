@@ -22,7 +22,7 @@ from dist.group.ranks import Ranks
 KEY = "chat/copies"
 # A store takes values of at most 8 MiB.
 PIECE_BYTES = 1 << 20
-SHORT_S, LONG_S = 1e-3, 0.02
+SHORT_S, LONG_S, IDLE_S = 1e-3, 0.02, 0.2
 # How long rank 0 waits for all ranks to be ready to load.
 JOIN_S = 600.0
 
@@ -111,10 +111,16 @@ class Flag:
         self._key = f"{KEY}/{name}"
 
     def raise_it(self) -> None:
-        self._store.set(self._key, "1")
+        try:
+            self._store.set(self._key, "1")
+        except RuntimeError as problem:
+            raise _lost(problem) from problem
 
     def is_up(self) -> bool:
-        return self._store.check([self._key])
+        try:
+            return self._store.check([self._key])
+        except RuntimeError as problem:
+            raise _lost(problem) from problem
 
 
 class RanksOfCopy:
@@ -162,6 +168,18 @@ def open_copy(ranks: Ranks, division: Division) -> SoloGroup | TorchGroup:
     if division.ranks == 1:
         return SoleRank(ranks)
     return TorchGroup(RanksOfCopy(ranks, copy * division.ranks, division.ranks))
+
+
+def tell_the_end(ranks: Ranks) -> None:
+    """Rank 0: those that belong to no copy may go."""
+    Flag(ranks.store, "ended").raise_it()
+
+
+def wait_for_the_end(ranks: Ranks) -> None:
+    """A rank that belongs to no copy."""
+    ended = Flag(ranks.store, "ended")
+    while not ended.is_up():
+        time.sleep(IDLE_S)
 
 
 def tell_free_memory(ranks: Ranks, free: int) -> None:

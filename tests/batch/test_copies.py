@@ -229,11 +229,11 @@ def test_a_message_may_be_longer_than_what_the_store_takes_at_once() -> None:
 
 
 def division(
-    ranks: int, parallel: str = "auto", replies: int = 100, gib: int = 100, gpu: bool = True, heads: int = 28
+    ranks: int, parallel: str = "auto", replies: int = 100, gib: int = 100, gpu: bool = True, **config: int
 ) -> tuple[int, int, str]:
     """(copies, ranks each, mode) for 7B parameters in 16 bits where each rank has so many GiB free."""
-    config = {"num_attention_heads": heads}
-    checkpoint: Any = SimpleNamespace(config=config, parameters=7_600_000_000, dtype="bfloat16")
+    shape = {"num_attention_heads": 28, "num_key_value_heads": 4, "intermediate_size": 18944, **config}
+    checkpoint: Any = SimpleNamespace(config=shape, parameters=7_600_000_000, dtype="bfloat16")
     device = torch.device("cuda" if gpu else "cpu")
     store = DictStore()
     all_ranks: list[Any] = [
@@ -248,10 +248,12 @@ def division(
 
 def test_many_prompts_get_copies_on_as_few_ranks_as_hold_the_model() -> None:
     assert division(4) == (4, 1, "none")
-    assert division(4, gib=10) == (2, 2, "tp")
+    assert division(4, gib=10) == (2, 2, "auto")
     # 28 heads: not by 3.
-    assert division(8, gib=7) == (2, 4, "tp")
-    assert division(7, gib=10) == (3, 2, "tp")
+    assert division(8, gib=7) == (2, 4, "auto")
+    assert division(7, gib=10) == (3, 2, "auto")
+    # Experts are not cut.
+    assert division(4, gib=10, num_experts=8) == (1, 4, "auto")
     assert division(7, gib=3) == (1, 7, "auto")
     assert division(2, gpu=False) == (2, 1, "none")
 
@@ -265,6 +267,19 @@ def test_a_conversation_and_a_few_prompts_get_one_model_on_all_ranks() -> None:
     assert division(2, replies=2, gpu=False) == (2, 1, "none")
     assert division(4, "tp") == (1, 4, "tp")
     assert division(4, "fsdp") == (1, 4, "fsdp")
+
+
+def test_one_model_is_cut_over_as_many_gpus_as_its_parts_can_be_shared_out_to() -> None:
+    assert division(3, replies=0) == (1, 2, "auto")
+    assert division(6, replies=1) == (1, 4, "auto")
+    # 7 divides the query heads, but not the key-value heads.
+    assert division(7, replies=0) == (1, 4, "auto")
+    assert division(5, replies=0, num_attention_heads=25, num_key_value_heads=5) == (1, 5, "auto")
+    # Where fewer do not hold it, or none can, all take part in another way.
+    assert division(3, replies=0, gib=7) == (1, 3, "auto")
+    assert division(3, replies=0, num_experts=8) == (1, 3, "auto")
+    assert division(3, replies=0, gpu=False) == (1, 3, "auto")
+    assert division(3, "tp", replies=0) == (1, 3, "tp")
 
 
 def test_copies_can_be_asked_for_by_name() -> None:
