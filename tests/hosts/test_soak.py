@@ -129,12 +129,41 @@ def look(pid: int) -> dict[str, int]:
     }
 
 
+def listening(pid: int) -> list[str]:
+    """The addresses that a process's TCP sockets listen on."""
+    own = set()
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            own.add(str(entry.readlink()))
+        except OSError:
+            continue
+    found = []
+    for name in ("tcp", "tcp6"):
+        for line in Path(f"/proc/{pid}/net/{name}").read_text().splitlines()[1:]:
+            words = line.split()
+            if words[3] == "0A" and f"socket:[{words[9]}]" in own:
+                address, _, port = words[1].partition(":")
+                shown = (
+                    ".".join(str(byte) for byte in reversed(bytes.fromhex(address))) if name == "tcp" else address
+                )
+                found.append(f"{shown}:{int(port, 16)}")
+    return found
+
+
 def soak(home: Path, checkpoint: str, turns: int, seed: int) -> list[dict[int, dict[str, int]]]:
     """What every rank holds after each turn of a conversation that ends well."""
     curves = []
     print(f"seed {seed}")
     with Chat(home, "3", checkpoint, *OPTIONS, variables=SMALL_CACHE) as chat:
         ranks = chat.ranks()
+        (launcher,) = map(
+            int, Path(f"/proc/{chat.process.pid}/task/{chat.process.pid}/children").read_text().split()
+        )
+        listened = {pid: listening(pid) for pid in (launcher, *ranks.values())}
+        print("listening:", listened)
+        # torchrun's store, and gloo on every rank: nothing that another host could reach.
+        assert all(listened.values())
+        assert not [one for places in listened.values() for one in places if not one.startswith("127.0.0.1:")]
         driver = Driver(chat, seed)
         for number in range(turns):
             act = driver.turn(number)
