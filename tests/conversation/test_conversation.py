@@ -19,10 +19,15 @@ def checkpoint(tiny_checkpoint):
     return str(tiny_checkpoint("fsdp2", 3))
 
 
+def tokens_made(screen) -> int:
+    """How many tokens of the reply in the making are finished, by the status line."""
+    found = re.search(r"pass [\d,]+ · ([\d,]+) tokens · ", screen.text)
+    return int(found[1].replace(",", "")) if found else 0
+
+
 def in_mid_reply(screen) -> bool:
     """At least two blocks are finished, more are to come."""
-    found = re.search(r"block (\d+), pass", screen.text)
-    return found is not None and int(found[1]) > 2
+    return tokens_made(screen) >= 8
 
 
 def cpu_seconds(pid: int) -> float:
@@ -49,7 +54,8 @@ def test_a_conversation_on_two_ranks(tmp_path, checkpoint):
         chat.wait_for(in_mid_reply)
         chat.say("/refine_iter 4")
         chat.wait_for("refine_iter is 4 from the next block on.")
-        chat.wait_for("pass 4")
+        seen = tokens_made(chat)
+        chat.wait_for(lambda screen: tokens_made(screen) > seen + 8)
         chat.send(CTRL_C)
         chat.wait_for("[stopped]")
         chat.wait_for("R 4  greedy")
