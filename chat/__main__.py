@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def lead(options: LaunchOptions, streams: Streams) -> NoReturn:
-    """Rank 0: everything the person sees."""
+    """Rank 0: everything the user sees."""
     from chat.leader import run
 
     say = partial(say_on, streams)
@@ -81,8 +81,8 @@ def lead(options: LaunchOptions, streams: Streams) -> NoReturn:
     except Exception as error:  # noqa: BLE001  (the edge of the program)
         detail = traceback.format_exc()
         print(detail, file=sys.stderr)
-        told = f"{type(error).__name__}: {error}\nDetails: {streams.run_dir}/rank0.log, or start with --debug."
-        say(detail if options.debug else told)
+        message = f"{type(error).__name__}: {error}\nDetails: {streams.run_dir}/rank0.log, or start with --debug."
+        say(detail if options.debug else message)
         code = 1
     lifeline.leave(code)
     os._exit(code)

@@ -65,7 +65,7 @@ def read_text(name: str) -> str:
         if path.is_dir():
             raise UsageError(f"{path} is a folder.", hint="Name a file.")
         if path.exists() and not path.is_file():  # opening a pipe would wait for a writer
-            raise UsageError(f"{path} is no regular file.", hint="Name a file on disk.")
+            raise UsageError(f"{path} is not a regular file.", hint="Name a file on disk.")
         with path.open("rb") as file:
             data = file.read(MOST_BYTES + 1)
     except FileNotFoundError:

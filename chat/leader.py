@@ -112,14 +112,17 @@ def run(options: LaunchOptions, streams: Streams, lifeline: Lifeline) -> int:
     group, division = open_own_group(options, checkpoint, ranks, len(prompts) * options.n)
     engine, reloader = load(options, group, checkpoint, division.mode, status.loading)
     # The others of several copies get no warm-up either: they find their kernels with the first batch.
-    remark = warm_up(engine, settings) if division.copies == 1 else engine.remark
+    slow_notice = warm_up(engine, settings) if division.copies == 1 else engine.slow_notice
     status.clear()
     about = ABOUT if options.checkpoint_dir is None else None
     seconds = time.monotonic() - started
     facts = checkpoint_facts(reloader.loaded, tokenizer, use_template, group.size, seconds, about, told_apart_by)
     if division.copies > 1:
         facts = facts.in_copies(division.words)
-    for line in (*start_notices(facts, tokenizer, use_template, default_system(options)), *filter(None, (remark,))):
+    for line in (
+        *start_notices(facts, tokenizer, use_template, default_system(options)),
+        *filter(None, (slow_notice,)),
+    ):
         status.say(line)
     ready = Ready(
         options=options,

@@ -1,4 +1,4 @@
-"""Errors that a person is meant to read. Knows no terminal and no rank.
+"""Errors for the user to read. Knows no terminal and no rank.
 
 ChatError                 1  anything below
 ├── UsageError            2  an option, a setting or a command that cannot be

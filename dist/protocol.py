@@ -28,7 +28,7 @@ class Turn:
     """Answer these prompts. `placeholder` fills a fresh block; a reply ends at any of `stop_ids`.
 
     `row_settings` are the prompts' own, one each, which later settings don't change; None: all are answered under
-    `settings`, and from a block's end on under what the person has changed. Where there is sampling, a seed is set:
+    `settings`, and from a block's end on under what the user has changed. Where there is sampling, a seed is set:
     ranks must not draw their own. The decoder is that of `settings`.
     `changes` and `earlier` have one entry a prompt or none: recorded changes as (reply length, settings in force
     from there on), and an earlier reply to draw drafts from, which changes no token.
@@ -78,7 +78,7 @@ Order = Turn | Load | Shutdown
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Control:
-    """Rank 0's wish, asked for once per iteration: stop now, and the settings of the next block."""
+    """What rank 0's user wants, asked once per iteration: stop now, and the settings of the next block."""
 
     settings: GenerationSettings
     cancel: bool = False

@@ -105,7 +105,7 @@ def lines_of_array(path: Path) -> Iterator[bytes]:
                 if line != b"]\n":
                     yield line.removesuffix(b"\n").removesuffix(b",") + b"\n"
         return
-    # Written anew by another program: it has to be read whole.
+    # Written again by another program: it has to be read whole.
     try:
         records = json.loads(path.read_bytes())
     except ValueError:
@@ -118,7 +118,7 @@ def lines_of_array(path: Path) -> Iterator[bytes]:
 
 def foreign(path: Path) -> UsageError:
     return UsageError(
-        f"{path} is there already and is not a results file.", hint="Move it away, or choose another output file."
+        f"{path} already exists and is not a results file.", hint="Move it away, or choose another output file."
     )
 
 

@@ -61,7 +61,7 @@ class Output:
 
     def __enter__(self) -> Output:
         if self.kept:
-            self.say(f"{self.kept} of {len(self._jobs)} results are there already.")
+            self.say(f"{self.kept} of {len(self._jobs)} results were already there.")
         self._progress.start()
         self._pass_on()
         return self
@@ -103,7 +103,7 @@ class Output:
             self._printer.so_far(text())
 
     def trace(self, job: Job, trace: Trace) -> None:
-        """A pass was made. Where no record will tell of it, it is told on stderr."""
+        """A pass was made. Where no record will show it, it is reported on stderr."""
         if self._file is None and self._printer is not None and not self._printer.as_json:
             self.say(f"{self._named(job)}, {trace.last_line()}")
 
@@ -115,7 +115,7 @@ class Output:
 
     def tell_interrupted(self) -> None:
         """Say how far it came, and how to go on."""
-        more = " Run the same command again to go on." if self._file is not None else ""
+        more = " Run the same command again to continue." if self._file is not None else ""
         self.say(f"Interrupted: {self._made} of {len(self._jobs)} replies are done.{more}")
 
     def _named(self, job: Job) -> str:

@@ -273,7 +273,7 @@ def _from_value(value: object, place: str) -> Prompt:
 
 def _message(role: str, content: str, place: str) -> Message:
     if has_lone_surrogates(content):
-        raise UsageError(f"{place} holds half a surrogate pair, which is no character.")
+        raise UsageError(f"{place} holds half a surrogate pair, which is not a character.")
     return Message(role, content)
 
 

@@ -205,5 +205,5 @@ def _refused(path: Path, error: OSError) -> ChatError:
     return ChatError(
         f"The results cannot be written to {path}.",
         f"{error.strerror}.",
-        "What was written before is kept; run the same command again to go on.",
+        "What was written before is kept; run the same command again to continue.",
     )

@@ -33,7 +33,7 @@ class TurnAnswerer(Protocol):
     max_positions: int | None
 
     @property
-    def remark(self) -> str | None: ...
+    def slow_notice(self) -> str | None: ...
 
     def answer(self, turn: Turn, poll: Poll) -> Iterator[Event]: ...
 
@@ -121,7 +121,7 @@ class Answerer:
         self._task = task
         self._output = output
         self._stop = stop
-        self._remark = engine.remark
+        self._slow_notice = engine.slow_notice
         self._again: deque[list[Asked]] = deque()
         self._next: Asked | None = None
         self._undone = 0
@@ -140,9 +140,9 @@ class Answerer:
     def _next_batch(self) -> Batch | None:
         """What the next free worker is to answer, None if there is nothing at present."""
         # That prompts cannot be read together, say, is found out when the first ones are.
-        if self._engine.remark not in (None, self._remark):
-            self._remark = self._engine.remark
-            self._output.say(self._remark)
+        if self._engine.slow_notice not in (None, self._slow_notice):
+            self._slow_notice = self._engine.slow_notice
+            self._output.say(self._slow_notice)
         if self._output.cancelled or self._stop():
             return None
         if self._again:

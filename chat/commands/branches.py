@@ -135,7 +135,7 @@ def branches(repl: Repl, argument: str) -> None:
     leaves = tree.leaves()
     if not argument:
         if not leaves:
-            repl.note("Nothing was said yet.")
+            repl.note("There are no messages yet.")
             return
         repl.page.table(_rows(tree), head=("branch", "begins to differ with", "last"))
         return
@@ -154,7 +154,7 @@ def history(repl: Repl, argument: str) -> None:
     n = whole_number(argument, "/history", default=SHOWN_EXCHANGES)
     groups = repl.talk.transcript.exchanges
     if not groups:
-        repl.note("Nothing was said yet.")
+        repl.note("There are no messages yet.")
         return
     if len(groups) > n:
         repl.note(f"{exchanges(len(groups) - n)} before these.")

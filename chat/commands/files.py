@@ -33,11 +33,11 @@ def steps(repl: Repl, argument: str) -> None:
     found = repl.talk.steps()
     rows = [(f"step {step.number}", about) for step, about in _described(found)][:SHOWN_STEPS]
     if not rows:
-        repl.note("The run's folder holds no steps any more.")
+        repl.note("The run's folder no longer holds any steps.")
         return
     repl.page.table(rows)
     older = len(found.steps) - len(rows)
-    repl.note(f"{f'{older} older ones are not shown. ' if older else ''}/load STEP turns to one of them.")
+    repl.note(f"{f'{older} older ones are not shown. ' if older else ''}/load STEP switches to one of them.")
 
 
 def _described(found: Steps) -> Iterator[tuple[Step, str]]:
@@ -190,4 +190,4 @@ def find(repl: Repl, argument: str) -> None:
         return
     repl.page.table([(one.name, one.role, one.around) for one in found[:SHOWN_FOUND]])
     more = f"There are more than {SHOWN_FOUND}; a longer word finds fewer. " if len(found) > SHOWN_FOUND else ""
-    repl.note(f"{more}/resume NAME goes on with a session.")
+    repl.note(f"{more}/resume NAME continues a session.")

@@ -92,7 +92,7 @@ def copy(repl: Repl, argument: str) -> None:
 def show_context(repl: Repl, argument: str) -> None:
     found = repl.talk.context()
     if found is None:
-        repl.note("Nothing was said yet.")
+        repl.note("There are no messages yet.")
         return
     cached = repl.cached_tokens
     rows = []

@@ -43,7 +43,7 @@ def _key_presses(found: Iterable[Key | Paste]) -> Iterable[KeyPress]:
 
 
 class GuardedKeys(KeyProcessor):
-    """A key processor whose bindings may fail: `on_error` is told, and the next key is taken."""
+    """A key processor whose bindings may fail: `on_error` is called, and the next key is taken."""
 
     def __init__(self, bindings: KeyBindingsBase, on_error: Callable[[Exception], None]) -> None:
         super().__init__(bindings)

@@ -50,7 +50,7 @@ class Orders:
         await self._bell.wait()
 
     def take_note(self) -> None:
-        """Those that come from now on wake the loop anew; to be called before the others are carried out."""
+        """Those that come from now on wake the loop again; to be called before the others are carried out."""
         assert self._bell is not None
         self._bell.clear()
         self._rung = False

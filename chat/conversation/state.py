@@ -250,7 +250,7 @@ class Talk(Kept):
         self._page.note(
             f"{who} answers from here on, ready in {self.facts.ready_seconds} s: {self.facts.checkpoint}"
         )
-        for line in (*adopted.notices, *filter(None, (adopted.remark,))):
+        for line in (*adopted.notices, *filter(None, (adopted.slow_notice,))):
             self._page.note(line)
         self._page.ring(self.facts.ready_seconds, "The checkpoint is loaded.")
 
@@ -264,7 +264,7 @@ class Talk(Kept):
         """Go on with another session, the latest if `name` is empty; raises ChatError if there is none."""
         present = self.session.name
         if name == present:
-            raise UsageError(f"The session {name} is the present one.", hint="/sessions lists the others.")
+            raise UsageError(f"The session {name} is the current one.", hint="/sessions lists the others.")
         if not name:
             others = (info.name for info in self.sessions.latest() if info.name != present)
             name = next(others, "")

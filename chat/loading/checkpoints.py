@@ -51,8 +51,8 @@ class Steps:
 class Adopted:
     """What a conversation goes on with after other weights were loaded.
 
-    `settings` and `origins` are those of a start with this checkpoint; `remark` says why answers take longer than
-    they might, or is None; `notices` say what is not used and what counts unexpectedly.
+    `settings` and `origins` are those of a start with this checkpoint; `slow_notice` says why answers take longer
+    than they might, or is None; `notices` say what is not used and what counts unexpectedly.
     """
 
     tokenizer: ChatTokenizer
@@ -61,7 +61,7 @@ class Adopted:
     origins: Mapping[str, str]
     facts: CheckpointFacts
     notices: tuple[str, ...]
-    remark: str | None
+    slow_notice: str | None
 
 
 class Checkpoints:
@@ -92,7 +92,7 @@ class Checkpoints:
             raise UsageError(
                 "The checkpoint has no steps beside it.",
                 f"{self._reloader.loaded.facts.path} does not lie in a global_step_* folder.",
-                "/load FOLDER turns to any other folder.",
+                "/load FOLDER switches to any other folder.",
             )
         steps = run_steps(self._run) if self._run.is_dir() else ()
         loaded = self._reloader.loaded.facts.step
@@ -129,7 +129,7 @@ class Checkpoints:
             origins=origins,
             facts=facts,
             notices=start_notices(facts, tokenizer, use_template, ""),
-            remark=warm_up(self._engine, settings),
+            slow_notice=warm_up(self._engine, settings),
         )
 
     def _folder(self, argument: str) -> Path:
@@ -139,7 +139,9 @@ class Checkpoints:
             return expand(argument).absolute()
         found = self.steps()
         if not found.steps:
-            raise CheckpointError(f"{self._run} has no steps any more.", hint="/load FOLDER turns to another run.")
+            raise CheckpointError(
+                f"{self._run} no longer has any steps.", hint="/load FOLDER switches to another run."
+            )
         newest = found.steps[-1].number if found.latest is None else found.latest
         wanted = int(word[1]) if word else newest
         for step in found.steps:
@@ -170,7 +172,7 @@ class Checkpoints:
             f"The tokenizer in {folder} has another vocabulary than the loaded one.",
             f"It has {len(new):,} tokens, the loaded one {len(old):,}; {len(differing):,} differ, "
             f"{differing[0]!r} for one.",
-            "Only weights can be changed while the program runs. Start anew with that folder.",
+            "Only weights can be changed while the program runs. Start the program again with that folder.",
         )
 
 

@@ -147,7 +147,7 @@ def start_notices(
     notices += tokenizer.notices
     template = tokenizer.template if use_template else None
     if template is not None and system and template.behaviour.system != "used":
-        notices.append(f"The system prompt has no effect: the chat template {template.remarks[0][3:]}.")
+        notices.append(f"The system prompt has no effect: the chat template {template.notices[0][3:]}.")
     return tuple(notices)
 
 
@@ -157,6 +157,6 @@ def warm_up(engine: Engine, settings: GenerationSettings) -> str | None:
         try:
             engine.warm_up(settings)
         except PromptError as problem:
-            # Weights that give no number, say: the person may want to load others.
+            # Weights that give no number, say: the user may want to load others.
             return str(problem)
-    return engine.remark
+    return engine.slow_notice

@@ -55,7 +55,7 @@ class Status:
         self.show("")
 
     def say(self, text: str) -> None:
-        """A line that stays; what is read after it is timed anew."""
+        """A line that stays; what is read after it is timed from there."""
         self._paced.clear()
         self.clear()
         print(text, file=self._out, flush=True)

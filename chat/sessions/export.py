@@ -62,7 +62,7 @@ def conversation_of(tree: Tree, name: str, target: Target) -> Conversation:
     path = tree.path()
     questions = [at for at, node in enumerate(path) if node.role == USER]
     if not questions or target.first > len(questions):
-        there = f"There are {len(questions)} exchanges." if questions else "Nothing was said yet."
+        there = f"There are {len(questions)} exchanges." if questions else "There are no messages yet."
         raise UsageError("There is nothing to export.", there)
     last = len(questions) if target.last is None else min(target.last, len(questions))
     begin = questions[target.first - 1]

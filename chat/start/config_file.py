@@ -1,4 +1,4 @@
-"""The person's config file and where each setting comes from. Knows no command line syntax and no model.
+"""The user's config file and where each setting comes from. Knows no command line syntax and no model.
 
 Precedence: command line, config file, the checkpoint's generation_config.json, defaults.
 """

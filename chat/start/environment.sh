@@ -5,7 +5,7 @@
 export HOME=${HOME:-~}
 # shellcheck disable=SC2154 # `root` is set by the script that sources this
 venv=$root/.venv
-venv_mark=$venv/.dllm-chat  # says that this folder was made here, and so may be made anew
+venv_mark=$venv/.dllm-chat  # says that this folder was made here, and so may be made again
 constraints=$root/chat/start/constraints.txt
 python_range="3.10 to 3.13"
 # The pinned torch is built for CUDA 13, which needs this driver.
@@ -187,5 +187,5 @@ pip_install() { # WHAT ARGUMENTS...
     [[ ! -t 2 || ${TERM:-dumb} == dumb || -n ${NO_COLOR:-} ]] || printf '\r\033[K' >&2
     ((code == 0)) || fail 1 "Installing $what failed." \
         "pip says: $(grep -i error "$venv/setup.log" | tail -n 1)" \
-        $'\n'"The whole output is in $venv/setup.log. Start again to go on from here."
+        $'\n'"The whole output is in $venv/setup.log. Start again to continue from here."
 }

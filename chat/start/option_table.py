@@ -188,7 +188,7 @@ OPTIONS: dict[str, Option] = {
             group=PROMPTS,
             metavar="FILE",
             read=_path,
-            help="write the results to a .json or .jsonl file; run again to go on after an interruption",
+            help="write the results to a .json or .jsonl file; run again to continue after an interruption",
         ),
         Option(
             name="use_chat_template",

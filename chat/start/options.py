@@ -271,7 +271,7 @@ def _check_suffix(what: str, path: Path, known: tuple[str, ...]) -> None:
 
 
 def load_config(environ: Mapping[str, str] = os.environ) -> ConfigFile:
-    """The person's config file, checked; an empty one if there is none. Raises UsageError."""
+    """The user's config file, checked; an empty one if there is none. Raises UsageError."""
     return read_config(config_path(environ), CONFIG_READERS)
 
 

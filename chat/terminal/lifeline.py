@@ -30,7 +30,7 @@ RECORD_WAIT_S = 0.4
 PARENT_WAIT_S = 0.3
 PARENT_KILLED = "The start script or torchrun was killed."
 OTHER_HOSTS_WAIT_S = 3.0
-# How long a rank may give no sign of life before the user is told, and before the program ends by default.
+# How long a rank may give no sign of life before a notice, and before the program ends by default.
 SILENCE_S = 5.0
 ANSWER_S = 60.0
 PR_SET_PDEATHSIG = 1
@@ -144,7 +144,7 @@ class Lifeline:
         os._exit(code)
 
     def ask_abort(self) -> None:
-        """The person's way out of a reply that does not stop; from any thread, returns at once."""
+        """The user's way out of a reply that does not stop; from any thread, returns at once."""
         self._wake(ABORT)
 
     def end_after_rank_failure(self, otherwise: str = "A rank was lost.") -> NoReturn:
@@ -153,7 +153,7 @@ class Lifeline:
 
     def _closing(self, text: str) -> str:
         kept = ""
-        with contextlib.suppress(Exception):  # the edge of a thread: it is told without
+        with contextlib.suppress(Exception):  # the edge of a thread: the message goes without it
             kept = self.kept()
         return "\n".join(filter(None, (text, kept, f"Logs: {self._run_dir}")))
 

@@ -51,7 +51,7 @@ class ChatTemplate:
         return text
 
     @property
-    def remarks(self) -> tuple[str, ...]:
+    def notices(self) -> tuple[str, ...]:
         """What is worth knowing about it, in words."""
         system = {
             "used": (),
@@ -63,7 +63,7 @@ class ChatTemplate:
     @property
     def words(self) -> str:
         """Where it comes from and what is worth knowing about it."""
-        return "; ".join((self.template.words, *self.remarks))
+        return "; ".join((self.template.words, *self.notices))
 
     @property
     def entries(self) -> tuple[Entry, ...]:

@@ -1,7 +1,7 @@
 """A tokenizer checked against its own tokenizer.json, which counts where both differ. Knows no template.
 
-Some classes of transformers 5 build pre-tokenizer and decoder anew by their own idea of the model, whatever the
-file says: texts then lose their blanks, and replies show byte marks.
+Some classes of transformers 5 build a pre-tokenizer and decoder of their own, whatever the file says: texts then
+lose their blanks, and replies show byte marks.
 """
 
 from __future__ import annotations

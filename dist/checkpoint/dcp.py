@@ -16,7 +16,7 @@ from dist.checkpoint.torch_archive import ARCHIVE_ERRORS, Archive, TorchArchive,
 from dist.checkpoint.whole_files import WholeSet
 from dist.errors import CheckpointError
 
-# What a model's own names are told by, whatever a trainer put before them.
+# What a model's own names are known by, whatever a trainer put before them.
 ANCHORS = ("model.embed_tokens.weight", "lm_head.weight", "transformer.wte.weight")
 AGAIN = "Copy the folder again from where training wrote it."
 

@@ -82,9 +82,9 @@ class Ledger:
 
     def short_lines(self) -> Iterator[str]:
         """The same in few lines: keys that have no effect on replies are counted."""
-        told = tuple(one for one in self.entries if one.matters or one.place in (FILES, TENSORS, TEMPLATES))
-        yield from Ledger(told).lines()
-        counted = Counter(one.place for one in self.not_used if one not in told)
+        named = tuple(one for one in self.entries if one.matters or one.place in (FILES, TENSORS, TEMPLATES))
+        yield from Ledger(named).lines()
+        counted = Counter(one.place for one in self.not_used if one not in named)
         if counted:
             places = ", ".join(f"{count} of {place}" for place, count in counted.items())
             yield f"keys without effect on replies: {places} (python -m dist.checkpoint lists them)"

@@ -52,7 +52,7 @@ class Checkpoint:
     step, steps        its number in the run and all steps of the run, oldest first; None and () outside a run
     world_size         ranks that saved it, 1 for whole files
     layout             in words, such as "FSDP2" or "safetensors"
-    torch_family       the torch versions that write this form, or None if it cannot be told
+    torch_family       the torch versions that write this form, or None if unknown
     dtype              the dtype that most of the weights are saved in
     parameters         number of weights; tied ones count once
     config             config.json as it is

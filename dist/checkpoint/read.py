@@ -30,7 +30,7 @@ Job = tuple[SavedTensor, Box, torch.Tensor]
 
 
 class TensorReader:
-    """Reads from checkpoint files; a context manager that closes them. `on_bytes(n)` is told of every read.
+    """Reads from checkpoint files; a context manager that closes them. `on_bytes(n)` is called for every read.
 
     `bytes_read` counts what came from the files.
     """

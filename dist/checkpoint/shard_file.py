@@ -29,7 +29,7 @@ class ShardFile:
     rank          the rank that the file says it was saved by, or None where it does not say
     world_size    how many ranks the file says there were, or None
     mesh          sizes of the device mesh, () if there is none
-    torch_family  the torch versions that write this form, such as "2.5-2.9", or None if it cannot be told
+    torch_family  the torch versions that write this form, such as "2.5-2.9", or None if unknown
     """
 
     path: Path
@@ -67,7 +67,7 @@ def read_shard_file(path: Path, label: str) -> ShardFile:
         raise CheckpointError(
             f"{label} cannot be read: {path}.",
             f"Its index is not one that torch.save writes for model weights ({problem}).",
-            "Copy the file again; if that does not help, the checkpoint must be saved anew.",
+            "Copy the file again; if that does not help, the checkpoint must be saved again.",
         ) from problem
     except ARCHIVE_ERRORS as problem:
         raise damaged(path, label, problem) from problem

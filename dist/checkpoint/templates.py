@@ -121,7 +121,7 @@ def _from_file(asked: str, names: Sequence[str]) -> Template:
     path = Path(asked).expanduser()
     if not path.is_file():
         known = f"The checkpoint's are called {', '.join(names)}." if names else "The checkpoint has none."
-        raise UsageError(f"--chat_template cannot be {asked}.", f"It is no file. {known}")
+        raise UsageError(f"--chat_template cannot be {asked}.", f"It is not a file. {known}")
     if path.suffix == ".json":
         found = _from_json(path)
         if DEFAULT not in found:

@@ -45,10 +45,10 @@ def verify(checkpoint: Checkpoint, progress: OnProgress | None = None) -> str:
 def check_sums(archive: Archive, label: str, on_bytes: OnBytes | None = None) -> None:
     """Compare the CRC-32 of every entry of one archive with its bytes.
 
-    `label` names the file in errors, such as "File 3 of 4". `on_bytes(n)` is told of progress: in all, of as many
-    bytes as the archive has. Raises CheckpointError naming the first damaged entry.
+    `label` names the file in errors, such as "File 3 of 4". `on_bytes(n)` is called with the
+    progress: in all, as many bytes as the archive has. Raises CheckpointError naming the first damaged entry.
     """
-    told = 0
+    reported = 0
     try:
         with archive.path.open("rb") as file:
             size = archive.path.stat().st_size if archive.length is None else archive.length
@@ -56,7 +56,7 @@ def check_sums(archive: Archive, label: str, on_bytes: OnBytes | None = None) ->
                 for entry in entries.infolist():
                     with entries.open(entry) as content:
                         while block := content.read(BLOCK_BYTES):
-                            told += len(block)
+                            reported += len(block)
                             if on_bytes is not None:
                                 on_bytes(len(block))
     except (*ARCHIVE_ERRORS, OSError) as problem:
@@ -65,7 +65,7 @@ def check_sums(archive: Archive, label: str, on_bytes: OnBytes | None = None) ->
             f"{label} is damaged: {archive.path}.", f"{whose} do not match their checksums ({problem}).", AGAIN
         ) from problem
     if on_bytes is not None:
-        on_bytes(size - told)  # what names the entries and lies between them
+        on_bytes(size - reported)  # the directory and the bytes between entries
 
 
 def _checked(checkpoint: Checkpoint, passed_over: int) -> str:

@@ -119,7 +119,9 @@ def _safetensors_file(path: Path) -> dict[str, SavedTensor]:
         return {name: _entry(path, name, entry, 8 + length, size) for name, entry in entries.items()}
     except (ValueError, AttributeError, KeyError, TypeError) as problem:
         raise CheckpointError(
-            f"The weights file cannot be read: {path}.", f"It is no safetensors file ({_looks_like(head)}).", AGAIN
+            f"The weights file cannot be read: {path}.",
+            f"It is not a safetensors file ({_looks_like(head)}).",
+            AGAIN,
         ) from problem
     except OSError as problem:
         raise CheckpointError(

@@ -47,7 +47,7 @@ def probe_causality(module: Any, head: Head) -> Causality:
     whole, other = _logits(module, head, torch.stack([ids[:LONG], changed]), use_cache=False)
     (short,) = _logits(module, head, ids[None, :SHORT], use_cache=False)
     if whole.isnan().any():
-        # Nothing can be told from it; the first reply says what is wrong.
+        # Nothing follows from it; the first reply says what is wrong.
         return Causality(holds_up_to=limit)
     if not logits_agree(whole[:SHORT], other[:SHORT]):
         return Causality(problem="its attention looks ahead (it is not causal)", causal=False)

@@ -123,7 +123,7 @@ def capture_problem(
 
 
 class FixedWidth:
-    """Forwards of one and the same size, told by `size` numbers, captured or not; `kept` rows of logits.
+    """Forwards of one size, given by `size` numbers, captured or not; `kept` rows of logits.
 
     `logits` [K, V] (this rank's part) are those of the last `run`.
     """

@@ -94,7 +94,7 @@ class Engine:
         return self._sequence.captures
 
     @property
-    def remark(self) -> str | None:
+    def slow_notice(self) -> str | None:
         """Why answers take longer than they might, as a sentence, or None."""
         if self.slow_reason is not None:
             greedy = "" if self._causality.causal else " Its replies at refine_iter auto are not greedy."
@@ -112,7 +112,7 @@ class Engine:
         return len(self._sequence.token_ids)
 
     def answer(self, turn: Turn, poll: Poll) -> Iterator[Event]:
-        """Rank 0: answer a turn on all ranks; `poll` is asked once per pass for what the person wants.
+        """Rank 0: answer a turn on all ranks; `poll` is asked once per pass for what the user wants.
 
         Leaving the iterator early cancels the turn everywhere. Raises PromptError before anything is
         published if a prompt is empty or leaves no room for a reply.
@@ -130,11 +130,11 @@ class Engine:
         self._group.publish(turn)
         abandoned = False
 
-        def wish() -> Control:
+        def wanted() -> Control:
             control = poll()
             return replace(control, cancel=True) if abandoned else control
 
-        events = self._run(turn, wish)
+        events = self._run(turn, wanted)
         try:
             # Not `yield from`: it would close the inner generator first.
             for event in events:
@@ -171,7 +171,7 @@ class Engine:
                     for _ in self._run(order, None):
                         pass
             except (PromptError, CheckpointError):
-                # Every rank raised it at the same place; rank 0 tells the person.
+                # Every rank raised it at the same place; rank 0 reports it.
                 continue
 
     def load(self, ready: Ready, progress: OnProgress | None = None) -> None:
@@ -233,7 +233,7 @@ class Engine:
         yield from self._replies(turn, forward, causal, poll)
 
     def _replies(self, turn: Turn, forward: Forward, causal: bool, poll: Poll | None) -> Iterator[Event]:
-        """The replies to a turn's prompts, as many at once as there are places; a free one is filled anew.
+        """The replies to a turn's prompts, as many at once as there are places; a free one is filled again.
 
         `active` are the replies that are being made, by place.
         """

@@ -1,8 +1,9 @@
 """One forward over pieces of several sequences, laid one behind the other. Knows no decoding rule.
 
-To the model it is a single sequence whose positions start anew (varlen, packed sequences); only the storage and the
-attention know which token belongs to which sequence. Nothing need be padded, and all that differs from forward to
-forward of the same sizes is one array of numbers, which a captured CUDA graph copies to the device itself.
+To the model it is a single sequence whose positions start again at 0 (varlen, packed sequences); only the storage
+and the attention know which token belongs to which sequence. Nothing need be padded, and all that differs from
+forward to forward of the same sizes is one array of numbers, which a captured CUDA graph copies to the device
+itself.
 
 Shape suffixes: T tokens of the forward, S pieces, K logits kept, V vocabulary.
 """
@@ -38,7 +39,7 @@ class Piece:
 
 
 def order_of(pieces: Sequence[Piece], capacity: int, limit: int | None) -> Order:
-    """All that a forward is told, as one int64 array: T ids, T positions, T slots, K places, S x 4 for `Pieces`.
+    """The input of a forward, as one int64 array: T ids, T positions, T slots, K places, S x 4 for `Pieces`.
 
     `capacity` is how many slots a row has, `limit` how many positions the model has: only what nobody reads ever
     stands past them.

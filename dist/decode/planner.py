@@ -91,8 +91,8 @@ class SequenceForward:
 
     def _for_one(self, turn: Turn) -> CachedForward | CapturedForward:
         """With room for all that a conversation may grow to."""
-        wishes = [turn.settings_of(row) for row in range(len(turn.prompts))]
-        capacity = max(self._limit(wish) + 2 * wish.add_eos_length + 2 for wish in wishes)
+        asked = [turn.settings_of(row) for row in range(len(turn.prompts))]
+        capacity = max(self._limit(settings) + 2 * settings.add_eos_length + 2 for settings in asked)
         capacity = -(-capacity // ROUND_TOKENS) * ROUND_TOKENS
         kept = isinstance(self._alone, CapturedForward) and self._alone.capacity >= capacity
         if self.captures and not kept and (self._too_much is None or capacity < self._too_much):
@@ -118,8 +118,11 @@ class SequenceForward:
         """With room for these prompts and their replies, or for as many of them at once as memory holds."""
         rows, capacity, row_need = min(len(turn.prompts), turn.together or len(turn.prompts)), 0, 0
         for row, prompt in enumerate(turn.prompts):
-            wish = turn.settings_of(row)
-            longest, block = min(len(prompt) + wish.max_new_tokens, self._limit(wish)), wish.add_eos_length + 1
+            settings = turn.settings_of(row)
+            longest, block = (
+                min(len(prompt) + settings.max_new_tokens, self._limit(settings)),
+                settings.add_eos_length + 1,
+            )
             capacity = max(capacity, row_slots(longest, block))
             row_need = max(row_need, row_bytes(self._module, longest, block))
         if self._batch is None or self._asked < rows or self._batch.capacity < capacity:
@@ -131,8 +134,8 @@ class SequenceForward:
                 self._batch = self._uncaptured(rows, capacity)
         return self._batch
 
-    def _limit(self, wish: GenerationSettings) -> int:
-        return min(wish.max_length, self._max_positions or wish.max_length)
+    def _limit(self, settings: GenerationSettings) -> int:
+        return min(settings.max_length, self._max_positions or settings.max_length)
 
     def _free(self) -> int:
         """Bytes for keys and values, on each rank."""

@@ -27,8 +27,8 @@ def undecided(origins: Mapping[str, str]) -> frozenset[str]:
 
 def trial_turn(prompt: tuple[int, ...], settings: GenerationSettings, placeholder: int) -> Turn:
     """One block of the reply to `prompt`, refined until it is exact."""
-    wish = replace(settings, add_eos_length=BLOCK - 1, refine_iter=BLOCK, max_new_tokens=BLOCK, temperature=0.0)
-    return Turn(prompts=(prompt,), settings=wish, placeholder=placeholder, stop_ids=())
+    trial = replace(settings, add_eos_length=BLOCK - 1, refine_iter=BLOCK, max_new_tokens=BLOCK, temperature=0.0)
+    return Turn(prompts=(prompt,), settings=trial, placeholder=placeholder, stop_ids=())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -83,7 +83,7 @@ class VarlenForward:
         )
         expected = torch.cat([logits_after(self._module, one, wanted, use_cache=False) for one in inputs])
         self.cache.truncate(0)
-        # Weights that give no numbers are told of when they answer; others may be loaded.
+        # Weights that give NaN are reported when they answer; others may be loaded.
         judged = ~expected.isnan().any(dim=-1)
         return logits_agree(logits[judged], expected[judged])
 

@@ -167,6 +167,6 @@ def _rank(rank: int, intent: Intent) -> str:
 def _silent(ranks: list[int], seconds: float) -> RankError:
     named = ", ".join(map(str, ranks))
     return RankError(
-        f"Rank{'s' * (len(ranks) > 1)} {named} did not come within {seconds:.0f} s.",
-        "What is wrong there stands in the logs of that host.",
+        f"Rank{'s' * (len(ranks) > 1)} {named} did not join within {seconds:.0f} s.",
+        "See the logs of that host.",
     )

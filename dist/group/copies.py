@@ -188,7 +188,7 @@ def tell_free_memory(ranks: Ranks, free: int) -> None:
 
 
 def least_free_memory(ranks: Ranks) -> int:
-    """Rank 0: the least of what the ranks told. Waits for all of them. Raises RankError."""
+    """Rank 0: the least of what the ranks reported. Waits for all of them. Raises RankError."""
     keys = [f"{KEY}/free/{rank}" for rank in range(ranks.size)]
     return min(int(_wait(ranks.store, key)) for key in keys)
 

@@ -207,7 +207,7 @@ class Meeting(RendezvousHandler):
         seconds = time.monotonic() - self._began
         if seconds > self._join_s:
             raise RankError(
-                f"Waited {seconds:.0f} s for {whom}; it did not come.",
+                f"Waited {seconds:.0f} s for {whom}; it did not join.",
                 f"The last attempt: {why}." if why else "",
                 "Check MASTER_ADDR, MASTER_PORT and firewalls; --join_timeout waits longer.",
             )

@@ -2,7 +2,7 @@
 
 A forward's tokens are pieces of several sequences, one behind the other. Their keys and values lie in the storage
 already; a token sees its own sequence's slots up to its own, whatever the slots behind hold. What belongs where is
-told by a table on the device, so that the same kernels serve every length.
+given by a table on the device, so that the same kernels serve every length.
 
 Shape suffixes: T tokens of the forward, S pieces, H query heads, K key heads, C stored slots, D head size.
 """

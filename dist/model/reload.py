@@ -76,7 +76,7 @@ class Reloader:
             raise CheckpointError(
                 "The weights cannot be changed while the program runs.",
                 f"They are held as {self.loaded.facts.parallel}.",
-                f"Start anew with {folder}.",
+                f"Start the program again with {folder}.",
             )
         try:
             checkpoint = self._open(folder)
@@ -154,7 +154,7 @@ class Reloader:
             self._fill(together(self._group, lambda: self.check(old)), progress)
         except CheckpointError as second:
             raise WeightsLost(
-                "The model has no weights any more.",
+                "The model no longer has any weights.",
                 f"Reading {failed.checkpoint.path} failed half-way: {error.what} {error.why} "
                 f"Reading {old} again failed too: {second.what} {second.why}",
             ) from second
@@ -184,5 +184,5 @@ def _check_same_model(loaded: Any, new: Any, checkpoint: Checkpoint) -> None:
         raise CheckpointError(
             f"{checkpoint.path} holds another model than the loaded one.",
             f"It differs: {'; '.join(differing[:SHOWN])}{more}.",
-            "Only weights can be changed while the program runs. Start anew with that folder.",
+            "Only weights can be changed while the program runs. Start the program again with that folder.",
         )

@@ -207,8 +207,8 @@ def _attention_parts(
         or query % head_size
         or key % head_size
     ):
-        told = ", ".join(f"{child} {width}" for child, width in widths.items())
-        raise _refusal(size, f"{name} is not made of heads as it must be: {told} wide, {output} takes {inputs}.")
+        listed = ", ".join(f"{child} {width}" for child, width in widths.items())
+        raise _refusal(size, f"{name} is not made of heads as it must be: {listed} wide, {output} takes {inputs}.")
     _check_rest(name, attention, children, (head_size,), size)
     queries, keys = query // head_size, key // head_size
     if queries % keys or queries % size or (keys % size and size % keys):
@@ -233,8 +233,10 @@ def _mlp_parts(name: str, mlp: Any, children: Mapping[str, str], rank: int, size
     width = getattr(mlp, output).in_features
     widths = {child: getattr(mlp, child).out_features for child in children if child != output}
     if not widths or set(widths.values()) != {width}:
-        told = ", ".join(f"{child} gives {width}" for child, width in widths.items()) or "nothing before it is cut"
-        raise _refusal(size, f"In {name}, {output} takes {width} values and {told}.")
+        listed = (
+            ", ".join(f"{child} gives {width}" for child, width in widths.items()) or "nothing before it is cut"
+        )
+        raise _refusal(size, f"In {name}, {output} takes {width} values and {listed}.")
     _check_rest(name, mlp, children, (), size)
     bounds = even_bounds(width, size)
     first, count = bounds[rank], bounds[rank + 1] - bounds[rank]

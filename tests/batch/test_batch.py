@@ -34,7 +34,7 @@ BLOCK = 4
 
 
 def question(prompt: str) -> str:
-    """The last line of the person's in the text of a prompt, with or without the template."""
+    """The last line of the user's in the text of a prompt, with or without the template."""
     return [line for line in prompt.split("\n") if line and line != "assistant"][-1]
 
 
@@ -62,7 +62,7 @@ class ScriptedEngine:
     remark_after: Callable[[int], str | None] = lambda turns: None
 
     @property
-    def remark(self) -> str | None:
+    def slow_notice(self) -> str | None:
         return self.remark_after(len(self.turns))
 
     def rows_that_fit(self, tokens: int, block: int) -> int:
@@ -500,7 +500,7 @@ def test_a_finished_output_is_left_as_it_is(run: Run, prompts: str, output: Path
     again = run(*argv)
     assert (output.read_bytes(), output.stat().st_mtime_ns) == before
     assert (again.code, again.engine.turns) == (0, [])
-    assert again.err == "6 of 6 results are there already.\n"
+    assert again.err == "6 of 6 results were already there.\n"
     assert not growing(output).exists() or growing(output) == output
 
 
@@ -642,7 +642,7 @@ def test_a_file_that_holds_no_results_is_never_written_over(
 ) -> None:
     output.write_text(content)
     for _ in range(2):
-        with pytest.raises(UsageError, match="is there already and is not a results file"):
+        with pytest.raises(UsageError, match="already exists and is not a results file"):
             run("--prompts_file", prompts, "--output_file", str(output))
     assert output.read_text() == content
     assert sorted(path.name for path in output.parent.iterdir()) == sorted(["prompts.txt", output.name])
@@ -707,11 +707,11 @@ def test_replies_that_were_finished_when_an_earlier_one_was_interrupted_are_kept
     kept = [json.loads(line) for line in growing(output).read_text().splitlines()]
     finished = sum(record["finish_reason"] == "stop" for record in kept)
     assert (ran.code, kept[0]["finish_reason"] == "cancelled" or passes > 60) == (130, True)
-    assert ran.err == f"Interrupted: {finished} of 6 replies are done. Run the same command again to go on.\n"
+    assert ran.err == f"Interrupted: {finished} of 6 replies are done. Run the same command again to continue.\n"
     again = run(*argv)
     assert sum(len(turn.prompts) for turn in again.engine.turns) == 6 - finished
     assert (again.code, output.read_bytes()) == (0, undisturbed)
-    assert not finished or again.err == f"{finished} of 6 results are there already.\n"
+    assert not finished or again.err == f"{finished} of 6 results were already there.\n"
 
 
 def test_only_a_second_ctrl_c_ends_at_once(tmp_path: Path) -> None:

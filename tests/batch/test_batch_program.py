@@ -48,13 +48,13 @@ def test_ctrl_c_ends_after_the_present_pass_and_a_rerun_goes_on(tmp_path, tiny_c
     kept = records(output)
     finished = sum(record["finish_reason"] != "cancelled" for record in kept)
     assert 4 <= finished < len(kept) <= 12
-    assert f"Interrupted: {finished} of 12 replies are done. Run the same command again to go on." in screen
+    assert f"Interrupted: {finished} of 12 replies are done. Run the same command again to continue." in screen
     # The replies under way were cut between two blocks.
     cut = [record for record in kept if record["finish_reason"] == "cancelled"]
     assert all(len(record["token_ids"]) % 4 == 0 for record in cut)
     again = run_chat(tmp_path, *asked, *SLOW)
     assert (again.returncode, again.stdout) == (0, "")
-    assert f"{finished} of 12 results are there already." in again.stderr
+    assert f"{finished} of 12 results were already there." in again.stderr
     made = records(output)
     assert [record["prompt"] for record in made] == prompts.read_text().splitlines()
     assert {record["finish_reason"] for record in made} <= {"length", "stop"}

@@ -26,7 +26,7 @@ class Engine:
     """Its block stands after two passes, or `never`; keeps what it was asked."""
 
     max_positions = None
-    remark = None
+    slow_notice = None
     auto_length = 7
 
     def __init__(self, stands: bool, error: PromptError | None = None) -> None:

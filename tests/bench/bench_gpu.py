@@ -341,8 +341,8 @@ def measure(bench: Bench) -> None:
     )
     started = time.perf_counter()
     bench.answer([bench.prompt(1024)], 7, 2, 24)
-    bench.say(f"first reply with captures: {time.perf_counter() - started:.1f} s; {bench.engine.remark}")
-    if bench.engine.remark is None:
+    bench.say(f"first reply with captures: {time.perf_counter() - started:.1f} s; {bench.engine.slow_notice}")
+    if bench.engine.slow_notice is None:
         bench.say("\n| rows | keys | ms a forward | forwards/s | share of the floor |\n|---|---|---|---|---|")
         for context in (1024, 8192):
             if context not in options.contexts:

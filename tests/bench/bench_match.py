@@ -76,7 +76,7 @@ class Bench:
     def words(self) -> str:
         """Where this ran, and how C decoded."""
         device = torch.cuda.get_device_name() if self.loaded.device.type == "cuda" else "CPU"
-        way = self.engine.remark or ("captured" if self.engine.captures else "uncaptured")
+        way = self.engine.slow_notice or ("captured" if self.engine.captures else "uncaptured")
         versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
         return f"{device}, {versions}, {self.loaded.facts.dtype}. C: {way}"
 

@@ -184,10 +184,10 @@ def family(name: str) -> bool:
     forward += f", batches {type(engine._sequence._batch).__name__}"
     print(
         f"{name}: {same} of {count} replies the same, {forward}, {time.monotonic() - started:.1f} s; "
-        f"{engine.remark or 'captured'}",
+        f"{engine.slow_notice or 'captured'}",
         flush=True,
     )
-    return same == count and (engine.remark is None or "experts" in name)
+    return same == count and (engine.slow_notice is None or "experts" in name)
 
 
 if __name__ == "__main__":

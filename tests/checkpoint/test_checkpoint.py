@@ -456,7 +456,7 @@ def test_a_safetensors_file_that_is_none(tiny_checkpoint, tmp_path, content):
     folder = shutil.copytree(tiny_checkpoint("fsdp1", 2) / "reference", tmp_path / "model")
     path = folder / "model.safetensors"
     path.write_bytes(content)
-    assert refusal(folder).startswith(f"The weights file cannot be read: {path}. It is no safetensors file (it ")
+    assert refusal(folder).startswith(f"The weights file cannot be read: {path}. It is not a safetensors file (it ")
 
 
 def test_a_safetensors_file_cut_short(tiny_checkpoint, tmp_path):

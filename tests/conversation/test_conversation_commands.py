@@ -20,7 +20,7 @@ def checkpoint(tiny_checkpoint):
 
 
 def exported(chat: Chat) -> list[str]:
-    """What the person said, by an export."""
+    """What the user said, by an export."""
     target = chat.home / f"{len(list(chat.home.glob('*.json')))}.json"
     chat.say(f"/export {target}")
     chat.wait_for(lambda screen: f"Wrote{target}" in "".join(screen.text.split()))

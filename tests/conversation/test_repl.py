@@ -119,7 +119,7 @@ def test_ctrl_c_before_the_first_block_leaves_the_message_unanswered_for_retry(t
         ("/set overflow cut", "overflow cannot be 'cut'.\nIt takes drop or refuse."),
         ("/set stats no", "stats cannot be 'no'.\nIt takes line, full or off."),
         ("/trace all", "/trace cannot be 'all'.\nIt takes on, off or top."),
-        ("/export x.md", "There is nothing to export.\nNothing was said yet."),
+        ("/export x.md", "There is nothing to export.\nThere are no messages yet."),
         ("/resume nothing", "There is no session to resume."),
         ("/help nothing", "/nothing does not exist."),
         ("/read a\0b", "A file's name cannot hold a NUL character."),
@@ -209,7 +209,7 @@ def test_a_file_is_read_into_the_next_message_or_refused(talk, tmp_path):
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     repl, console = talk(*(f"/read {path}" for path in (notes, binary, large, empty, pipe)))
-    assert f"{pipe} is no regular file." in console.shown
+    assert f"{pipe} is not a regular file." in console.shown
     assert console.inserted == ("One line\nand another", "notes.txt")
     assert re.search(r"notes.txt is part of your next message: 20 characters, \d+ tokens.", console.shown)
     assert f"{binary} is not text in UTF-8.\nByte 3 cannot be read: invalid start byte." in console.shown
@@ -652,7 +652,7 @@ def test_a_comparison_says_what_its_prompt_leaves_out_and_counts_what_was_answer
 
 def test_a_session_does_not_go_on_with_itself(talk, tmp_path):
     repl, console = talk("Hello", "/save mine", "/resume mine", "/resume")
-    assert "The session mine is the present one." in console.shown
+    assert "The session mine is the current one." in console.shown
     assert "There is no other session to resume." in console.shown
     talk("Else", "/save other")
     assert [text for text, _, _ in complete(repl, "/resume ")] == ["other"]

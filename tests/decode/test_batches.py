@@ -215,12 +215,12 @@ def test_prompts_that_cannot_be_read_together_are_answered_one_by_one_and_the_pe
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
     engine = Engine(model, SoloGroup(torch.device("cpu")), max_positions=512)
-    assert engine.remark is None
+    assert engine.slow_notice is None
     prompts, wish = [(5, 9, 11), (40, 7)], GenerationSettings(add_eos_length=3, refine_iter=2, max_new_tokens=9)
     _, replies = answers(engine, prompts, wish)
     for prompt, reply in zip(prompts, replies):
         assert reply.token_ids == plain_rule(model, prompt, wish, 2, (2,))
-    assert engine.remark is not None and "one by one" in engine.remark
+    assert engine.slow_notice is not None and "one by one" in engine.slow_notice
 
 
 def test_weights_without_numbers_leave_batches_on_for_the_next_weights():

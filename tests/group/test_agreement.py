@@ -99,7 +99,7 @@ def test_all_ranks_begin_or_all_refuse_with_the_same_words():
 
 
 def test_a_rank_that_does_not_come_is_named():
-    with pytest.raises(RankError, match=r"Ranks 1, 2 did not come within 0 s\."):
+    with pytest.raises(RankError, match=r"Ranks 1, 2 did not join within 0 s\."):
         agree(torch_dist.HashStore(), 0, 3, MINE, wait_s=0.1)
 
 

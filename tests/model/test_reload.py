@@ -277,7 +277,7 @@ def test_steps_and_latest_are_looked_up_anew_each_time(run, talk):
         lambda: shutil.rmtree(run / "global_step_3"),
         "/steps",
     )
-    tables = console.shown.split("/load STEP turns to one of them.")
+    tables = console.shown.split("/load STEP switches to one of them.")
     rows = [[line.split() for line in table.splitlines() if line.startswith("  step")] for table in tables]
     assert [[row[1] for row in table] for table in rows[:3]] == [["7", "3"], ["12", "7", "3"], ["12", "7"]]
     assert [row[4:] for row in rows[0]] == [["loaded,", "latest"], []]
@@ -333,7 +333,7 @@ def test_another_architecture_is_refused_by_name(run, talk, tiny_checkpoint):
     other = tiny_checkpoint("fsdp2_tied", 3)
     repl, console = talk(run / "global_step_3", f"/load {other}")
     assert "It differs: it is a LlamaForCausalLM, the loaded one is a Qwen2ForCausalLM" in console.shown
-    assert "Start anew with that folder." in console.shown
+    assert "Start the program again with that folder." in console.shown
     assert repl.talk.facts.step == 3
 
 
@@ -433,7 +433,7 @@ def test_steps_load_and_model_on_two_ranks_until_the_disk_fails(tmp_path, run, m
         chat.say("Hello there")
         chat.wait_for(replied())
         chat.say("/steps")
-        chat.wait_for("/load STEP turns to one of them.")
+        chat.wait_for("/load STEP switches to one of them.")
         chat.say("/load 7")
         chat.wait_for("Step 7 answers from here on")
         chat.wait_for("greedy  step 7")
@@ -448,7 +448,7 @@ def test_steps_load_and_model_on_two_ranks_until_the_disk_fails(tmp_path, run, m
         flag.touch()
         chat.say("/load 3")
         assert chat.wait_end() == 3
-        chat.wait_for("The model has no weights any more.")
+        chat.wait_for("The model no longer has any weights.")
         shown = "".join("".join(chat.scrollback).split())  # without the breaks that the terminal makes
         assert shown.count("Input/outputerroratbyte") == 2
         assert "Continue:bashrun_chat.sh" in shown

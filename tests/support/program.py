@@ -1,4 +1,4 @@
-"""Start the whole program as a person does: run_chat.sh, real ranks, a real terminal, folders of its own."""
+"""Start the whole program as a user does: run_chat.sh, real ranks, a real terminal, folders of its own."""
 
 from __future__ import annotations
 
