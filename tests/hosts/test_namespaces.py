@@ -241,7 +241,7 @@ def a_stopped_rank(pair: Pair) -> None:
     pair.chat.say("Hello there")
     pair.chat.wait_for(lambda screen: re.search(r"block [2-9]|[1-9]\d+ tokens", screen.text) is not None)
     pair.chat.send(CTRL_C)
-    pair.chat.wait_for("[stopped]")
+    pair.chat.wait_for(lambda screen: "[stopped]" in screen.text or "Stopped before" in screen.text)
     os.kill(rank, signal.SIGSTOP)
     assert pair.chat.wait_end(30) == 5
     os.kill(rank, signal.SIGKILL)
