@@ -32,7 +32,7 @@ parse_arguments() { # sets count and options
         shift
     fi
     if (($#)) && ! is_option "$1"; then
-        fail 2 "Unexpected argument: $1." "After COUNT, CHECKPOINT and PROMPT come options only." \
+        fail 2 "Unexpected argument: $1." "COUNT, CHECKPOINT and PROMPT come first, then options only." \
             "Put a prompt of several words in quotes."
     fi
     options+=("$@")

@@ -104,7 +104,7 @@ class BlockUpdate:
     iteration  passes made so far over this block, or by this window, from 1
     token_ids  the draft; when `finish` is set, cut after the first stop token or at the budget
     changed    for each of token_ids: does it differ from what stood there before this iteration
-    exact      how many leading tokens can no longer change
+    exact      how many leading tokens are those of greedy decoding after what stands before them
     settled    how many of them joined the reply with this pass: all of a finished block's, none of an unfinished
                one's, what is exact of a window's; the next update begins behind them
     finish     why the whole reply ended, or None

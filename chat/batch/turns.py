@@ -124,6 +124,7 @@ class Answerer:
         self._slow_notice = engine.slow_notice
         self._again: deque[list[Asked]] = deque()
         self._next: Asked | None = None
+        self._wrong: ChatError | None = None
         self._undone = 0
         self._fitting: Iterator[Asked] = iter(())
 
@@ -138,7 +139,7 @@ class Answerer:
         return Control(settings=self._task.settings, cancel=self._stop())
 
     def _next_batch(self) -> Batch | None:
-        """What the next free worker is to answer, None if there is nothing at present."""
+        """What the next free worker is to answer, None if there is nothing at present. Raises ChatError."""
         # That prompts cannot be read together, say, is found out when the first ones are.
         if self._engine.slow_notice not in (None, self._slow_notice):
             self._slow_notice = self._engine.slow_notice
@@ -165,6 +166,8 @@ class Answerer:
             together = fitting
             asked.append(one)
             self._next = None
+        if not asked and self._wrong is not None:
+            raise self._wrong
         return self._batch(asked, together) if asked else None
 
     def _put(self, job: Job, record: Record) -> None:
@@ -174,7 +177,10 @@ class Answerer:
     def _peek(self) -> Asked | None:
         """The next prompt to send, which stays the next one."""
         if self._next is None:
-            self._next = next(self._fitting, None)
+            try:
+                self._next = next(self._fitting, None)
+            except ChatError as error:  # a line that is wrong; what stands before it is answered first
+                self._wrong = error
         return self._next
 
     def _those_that_fit(self, jobs: Iterable[Job]) -> Iterator[Asked]:

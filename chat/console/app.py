@@ -38,7 +38,7 @@ from chat.console.events import (
     Line,
     Submitted,
 )
-from chat.console.input import clean
+from chat.console.input import clean, typed_early
 from chat.console.keyboard import GuardedKeys, Keyboard
 from chat.console.keys import console_keys
 from chat.console.layout import View, console_layout, console_style
@@ -70,6 +70,7 @@ __all__ = [
 FRAME_SECONDS = 0.05
 SIZE_POLL_SECONDS = 0.2
 TAKEN_OVER = "This line was not sent last time. Ctrl-C clears it."
+TYPED_EARLY = "Typed while the program was loading. Enter sends it, Ctrl-C clears it."
 MAX_FAULTS, FAULT_SECONDS = 20, 2.0
 
 
@@ -130,9 +131,10 @@ class Console:
 
     def start(self) -> None:
         """Draw the input line and read keys; returns once that is so (or has failed)."""
-        if left := self._draft.take_over():
-            self._line.put_back(left)
-            self._line.hint(TAKEN_OVER)
+        left, early = self._draft.take_over(), typed_early(self._streams.keyboard_fd)
+        if left or early:
+            self._line.put_back("\n".join(filter(None, (left, early))))
+            self._line.hint(TYPED_EARLY if early else TAKEN_OVER)
         self._thread.start()
         self._running.wait()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -127,6 +128,20 @@ class ShowChips(Processor):
             return max((i for i, shown in enumerate(shown_at) if shown <= at), default=0)
 
         return Transformation([*fragments], source_to_display, display_to_source)
+
+
+def typed_early(fd: int) -> str:
+    """What was typed on the terminal `fd` before its keys are read, without the Enter at its end.
+
+    The Enter of that time is a newline of its own, which would be part of the message.
+    """
+    data = b""
+    while os.isatty(fd) and select.select([fd], [], [], 0)[0]:
+        chunk = os.read(fd, 4096)
+        if not chunk:
+            break
+        data += chunk
+    return clean(data.decode("utf-8", errors="replace")).strip("\n")
 
 
 def clean(text: str) -> str:

@@ -146,6 +146,12 @@ def _session_keys(line: LineActions, screen: ScreenActions) -> KeyBindings:
     def _clear(event: KeyPressEvent) -> None:
         screen.clear_screen()
 
+    for end in ("(", ")", "e"):  # keyboard macros: an Enter in one would send
+
+        @keys.add("c-x", end)
+        def _no_macro(event: KeyPressEvent) -> None:
+            pass
+
     @keys.add("c-x", "c-e", filter=has_focus(DEFAULT_BUFFER) & emacs_mode)
     @keys.add("v", filter=has_focus(DEFAULT_BUFFER) & vi_navigation_mode)
     def _edit(event: KeyPressEvent) -> None:

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from chat.files import write_whole
+from dist.settings import SETTINGS
 
 WORD_FILE = "continue"
 
@@ -19,21 +20,24 @@ def command_line(options: Sequence[str], environ: Mapping[str, str], name: str) 
     words = ["bash", "run_chat.sh"]
     ranks = environ.get("LOCAL_WORLD_SIZE", "1")
     words += [ranks] if ranks != "1" else []
-    rest = _without_resume(options)
+    rest = _without(options)
     if rest and rest[0].startswith("--checkpoint_dir="):  # as the second argument of the script
         words.append(rest.pop(0).partition("=")[2])
     return shlex.join([*words, *rest, "--resume", name])
 
 
-def _without_resume(options: Sequence[str]) -> list[str]:
+def _without(options: Sequence[str]) -> list[str]:
+    """The options but for --resume and for settings, which the session restores as they were last."""
     kept: list[str] = []
     skip = False
     for word in options:
         if skip and not word.startswith("--"):
             skip = False
             continue
-        skip = word == "--resume"
-        if not skip and not word.startswith("--resume="):
+        name, equals, _ = word.partition("=")
+        dropped = word.startswith("--") and name[2:].replace("-", "_") in {"resume", *SETTINGS}
+        skip = dropped and not equals
+        if not dropped:
             kept.append(word)
     return kept
 

@@ -91,7 +91,7 @@ class Kept:
         self.head_moved()
         if self.session.on_disk and self._announced != self.session.name:
             self._announced = self.session.name
-            self._announce(f"Session {self.session.name}. Continue: {self._how_to_continue(self.session.name)}")
+            self._announce(f"Session {self.session.name}. Continue:\n  {self._how_to_continue(self.session.name)}")
         if bool(self.session.fault) == bool(self._fault):
             return
         self._fault = self.session.fault
@@ -114,7 +114,7 @@ class Kept:
         if self.session.on_disk:
             said = count(len(self.transcript.exchanges), "exchange")
             how = self._how_to_continue(self.session.name)
-            lines.append(f"Session {self.session.name}, {said}. Continue: {how}")
+            lines.append(f"Session {self.session.name}, {said}. Continue:\n  {how}")
         if self.session.unsaved:
             missing = count(self.session.unsaved, "record")
             lines.append(f"Not saved: {missing} of this conversation. {self.session.fault}")

@@ -57,14 +57,14 @@ def differences(before: CheckpointRecord, now: CheckpointRecord) -> Iterator[str
         yield "The tokenizer is another one: earlier replies are tokenized again for the prompt."
     for what, was, is_now in (
         ("dtype", before.dtype, now.dtype),
-        ("way the model is spread", before.parallel, now.parallel),
+        ("layout over the ranks", _layout(before.parallel), _layout(now.parallel)),
         ("number of processes", before.world_size, now.world_size),
         ("chat template", before.template, now.template),
         ("set of stop tokens", before.stop_ids, now.stop_ids),
     ):
         if was and was != is_now:
-            shown = "" if what in ("chat template", "set of stop tokens") else f": {is_now}, before {was}"
-            yield f"The {what} is another one{shown}."
+            shown = "" if what in ("chat template", "set of stop tokens") else f": {is_now}, before: {was}"
+            yield f"The {what} differs{shown}."
 
 
 def promise(tree: Tree, now: CheckpointRecord) -> str:
@@ -74,10 +74,15 @@ def promise(tree: Tree, now: CheckpointRecord) -> str:
     if others:
         return f"Made by {', '.join(others)}; replayed on {_named(now)}."
     if now.dtype != "float32" and any(one.dtype != "float32" for one in makers):
-        return f"In {now.dtype} near ties can come out otherwise; float32 promises the same tokens."
+        return f"In {now.dtype} near-ties can differ; float32 promises the same tokens."
     if any(one.world_size != now.world_size for one in makers):
-        return f"They were not made on {now.world_size} processes as here; near ties can come out otherwise."
+        return f"Made on another number of ranks than the {now.world_size} of this run; near-ties can differ."
     return ""
+
+
+def _layout(parallel: str) -> str:
+    """How the model is laid out over the ranks, without the reason, which has figures of the moment."""
+    return parallel.partition(": ")[0]
 
 
 def _is_other(before: CheckpointRecord, now: CheckpointRecord) -> bool:

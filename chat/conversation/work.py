@@ -29,7 +29,7 @@ class Made:
     def take(self, update: BlockUpdate) -> None:
         self._passes += 1
         self._settled += update.settled
-        self._exact = update.exact - update.settled
+        self._exact = max(0, update.exact - update.settled)
 
     def words(self, now: float) -> list[str]:
         """Pass, tokens that stand, tokens a second, seconds."""

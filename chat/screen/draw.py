@@ -15,6 +15,7 @@ from chat.screen.markdown.stream import MarkdownStream
 from chat.screen.palette import Palette
 from chat.screen.reply_view import LIVE_LINES, Frame, ReplyView
 from chat.screen.thought_lines import dimmed
+from chat.terminal.streams import is_command
 from chat.text.cells import cells, source_spans, visible
 from chat.text.thinking import split_thinking
 from dist.errors import ChatError
@@ -69,8 +70,12 @@ def user_echo(text: str, palette: Palette, width: int = 80) -> str:
 
 
 def notice(text: str, palette: Palette, width: int = 80) -> str:
-    """Something the program says, quietly."""
-    lines = wrap(Text(visible(text)), max(2, width - 1))
+    """Something the program says, quietly. An indented line is a command: it is kept whole, to be copied."""
+    lines = [
+        line
+        for written in visible(text).split("\n")
+        for line in ([Text(written)] if is_command(written) else wrap(Text(written), max(2, width - 1)))
+    ]
     for line in lines:
         line.stylize(palette.style("quiet"))
     return palette.ansi(lines)

@@ -200,7 +200,7 @@ class ReplyView:
         Where all have, placeholders stand for the next block.
         """
         cell = self._palette.mark("░", ".")
-        ids, exact = update.token_ids[update.settled :], update.exact - update.settled
+        ids, exact = update.token_ids[update.settled :], max(0, update.exact - update.settled)
         if not ids:
             return [("placeholder", cell * len(update.token_ids))], 0
         fragments: list[tuple[str, str]] = []

@@ -150,8 +150,8 @@ def _scan(argv: Sequence[str]) -> dict[str, Any]:
         if not word.startswith("--") or word == "--":
             raise UsageError(
                 f"Unexpected argument: {word}.",
-                "Options begin with --.",
-                "Put a prompt of several words in quotes: --prompt 'several words'.",
+                "The checkpoint and a prompt come before the options, which begin with --.",
+                "Put a prompt of several words in quotes.",
             )
         spelled, equals, attached = word[2:].partition("=")
         row, on = _find(spelled)

@@ -138,15 +138,23 @@ def columns_of(out: TextIO) -> int:
         return 80
 
 
+def is_command(line: str) -> bool:
+    """Whether a line of a notice is a command to be copied, which is indented, and so kept whole."""
+    return line.startswith("  ")
+
+
 def say(streams: Streams, text: str) -> None:
-    """A notice in lines of its own, wrapped at words on a terminal; a progress line makes room for it."""
+    """A notice in lines of its own, wrapped at words on a terminal except commands; progress makes room for it."""
     out = streams.notices
     if streams.progress:
         out.write(CLEAR_LINE)
     if out.isatty():
         width = columns_of(out) - 1
         wrapped = (
-            textwrap.wrap(line, width, break_long_words=False, break_on_hyphens=False) for line in text.split("\n")
+            [line]
+            if is_command(line)
+            else textwrap.wrap(line, width, break_long_words=False, break_on_hyphens=False)
+            for line in text.split("\n")
         )
         text = "\n".join("\n".join(lines) for lines in wrapped)
     print(text, file=out, flush=True)

@@ -154,7 +154,7 @@ class Refinement:
             iteration=iteration,
             token_ids=token_ids,
             changed=tuple(changed[: len(token_ids)]),
-            exact=settled if self._causal or done else 0,
+            exact=known + min(len(kept), exact),
             settled=settled if done else 0,
             finish=self.finish,
             candidates=shown,

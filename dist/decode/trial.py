@@ -66,5 +66,5 @@ class Trial:
         if not self.tells:
             return chosen, f"{what} for this reply: its first block is too short to measure refinement by."
         share = f"{self.same} of {self.of} tokens of a first block were final after {PASSES} passes"
-        rule = "" if refines else f", and fewer than {ENOUGH:.0%} make a fixed number write garbage"
+        rule = "" if refines else f", and below {ENOUGH:.0%} a fixed refine_iter writes garbage"
         return chosen, f"{what}, measured: {share}{rule}."

@@ -80,7 +80,7 @@ def test_a_replay_on_other_weights_says_so_by_its_exit_code(tmp_path, checkpoint
         chat.wait_for("This session is named mine.")
         chat.say("/quit")
         assert chat.wait_end() == 0
-        assert "Session mine, 1 exchange. Continue: bash run_chat.sh" in " ".join(chat.scrollback)
+        assert "Session mine, 1 exchange. Continue: bash run_chat.sh" in " ".join(" ".join(chat.scrollback).split())
     other = str(tiny_checkpoint("fsdp1_tied", 2))
     done = run_chat(tmp_path, "1", other, "--dtype", "float32", "--replay", "mine")
     assert done.returncode == 6, done.stderr

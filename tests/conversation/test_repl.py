@@ -717,7 +717,7 @@ def test_a_session_shows_its_end_as_it_was_and_brings_its_settings_along(talk, t
 
 def test_leaving_says_how_to_continue_and_what_is_not_on_disk(talk, tmp_path, monkeypatch):
     _, console = talk("Hello", "/save mine")
-    assert console.shown.endswith("Session mine, 1 exchange. Continue: --resume mine\n")
+    assert console.shown.endswith("Session mine, 1 exchange. Continue:\n  --resume mine\n")
     assert "Continue" not in talk()[1].shown
     (tmp_path / "sessions").rename(tmp_path / "moved")
     (tmp_path / "sessions").write_text("a file")

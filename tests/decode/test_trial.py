@@ -34,7 +34,7 @@ def test_a_model_that_was_never_trained_for_it_is_decoded_through_a_window():
     assert (settings.refine_iter, settings.add_eos_length) == ("auto", 7)
     assert why == (
         f"refine_iter auto, add_eos_length 7, measured: {trial.same} of 16 tokens of a first block were final "
-        "after 2 passes, and fewer than 80% make a fixed number write garbage."
+        "after 2 passes, and below 80% a fixed refine_iter writes garbage."
     )
 
 

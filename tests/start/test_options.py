@@ -170,7 +170,7 @@ def test_the_last_of_two_equal_options_counts() -> None:
             ["--parallel", "fdsp"],
             "--parallel cannot be 'fdsp'. It takes auto, tp, fsdp, none, verl or copies. Did you mean fsdp?",
         ),
-        (["hello"], "Unexpected argument: hello. Options begin with --."),
+        (["hello"], "Unexpected argument: hello. The checkpoint and a prompt come before the options,"),
         (["--prompt", "a", "--prompts_file", "b"], "--prompt and --prompts_file cannot be given together."),
         (["--prompt", "a", "--resume"], "--resume opens a conversation"),
         (["--json"], "--json is for prompts given at the start, and there are none."),
