@@ -49,6 +49,7 @@ LAYERS = {
     "chat/commands": f"{WORDS} dist/checkpoint chat/files chat/text chat/screen chat/console chat/sessions "
     "chat/loading chat/conversation",
     "chat/batch": f"{WORDS} dist/group dist/decode/trial chat/files chat/terminal chat/text chat/start",
+    "chat/activities": "dist chat",
     "chat/leader": "dist chat",
     "chat/__main__": "dist chat",
 }

@@ -118,10 +118,12 @@ def source_spans(text: str, width: int) -> list[Span]:
         if at and (text[at - 1] in " \t" or char_cells(text[at - 1]) == 2) and is_boundary(text, at):
             word = at
         size = TAB_STOP - used % TAB_STOP if character == "\t" else char_cells(character)
-        if used + size > width:
+        # What is left after a cut at a word may be too wide once more: a tab is wider at a line's beginning.
+        while used + size > width and start < at:
             cut = word if word > start and character not in " \t" else at
             if not is_boundary(text, cut):
-                cut = max(previous_boundary(text, cut + 1), start) or at
+                cut = previous_boundary(text, cut + 1)
+            cut = cut if cut > start else at
             spans.append((start, cut))
             start, used, word = cut, 0, -1
             for earlier in text[cut:at]:

@@ -288,11 +288,12 @@ def another_parallel(pair: Pair) -> None:
 
 
 def another_transformers(pair: Pair) -> None:
-    info = pair.folder / "older" / "transformers-4.0.dist-info"
+    # A newer one: the start script refuses what is too old.
+    info = pair.folder / "newer" / "transformers-99.0.dist-info"
     info.mkdir(parents=True)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: transformers\nVersion: 4.0\n")
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: transformers\nVersion: 99.0\n")
     pair.start(*LONG, wait=False, PYTHONPATH=str(info.parent))
-    is_refused(pair, 5, "different versions of transformers.", "4.0 on rank 1 (hostb)")
+    is_refused(pair, 5, "different versions of transformers.", "99.0 on rank 1 (hostb)")
 
 
 CASES: list[Callable[[Pair], None]] = [

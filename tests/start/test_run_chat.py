@@ -174,7 +174,7 @@ def test_the_script_may_be_called_through_links(machine: Machine) -> None:
         (["123456789", "c"], "COUNT cannot be 123456789. It is"),
         (
             ["2", "c", "several", "words"],
-            "Unexpected argument: words. After COUNT, CHECKPOINT and PROMPT come options",
+            "Unexpected argument: words. COUNT, CHECKPOINT and PROMPT come first, then options",
         ),
     ],
 )
