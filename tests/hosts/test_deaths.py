@@ -15,7 +15,18 @@ from program import READY_S, ROOT, Chat, environment, ranks_below, replied
 
 pytestmark = [pytest.mark.timeout(600)]
 
-LONG = ("--max_new_tokens", "1800", "--add_eos_length", "3", "--max_length", "2000", "--answer_timeout", "8")
+LONG = (
+    "--max_new_tokens",
+    "1800",
+    "--add_eos_length",
+    "3",
+    "--refine_iter",
+    "2",
+    "--max_length",
+    "2000",
+    "--answer_timeout",
+    "8",
+)
 GONE_S = 2.0
 # Machines that run the tests may have more to do than the program has time.
 SLACK_S = 6.0

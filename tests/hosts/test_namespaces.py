@@ -29,7 +29,18 @@ if WHY_NOT is not None:
 
 # Across hosts; a machine that runs the tests may have more to do than the program has time.
 LEFT_S = 15.0
-LONG = ("--max_new_tokens", "1800", "--add_eos_length", "3", "--max_length", "2000", "--answer_timeout", "9")
+LONG = (
+    "--max_new_tokens",
+    "1800",
+    "--add_eos_length",
+    "3",
+    "--refine_iter",
+    "2",
+    "--max_length",
+    "2000",
+    "--answer_timeout",
+    "9",
+)
 
 
 class Pair:
