@@ -320,12 +320,10 @@ def write_ending(run_dir: Path, text: str) -> None:
 def die_with_parent(number: signal.Signals, parent: str | None = None) -> None:
     """Let the kernel send `number` to this process when its parent dies, so that no rank is orphaned.
 
-    `parent` is the id of the process that started this one: it may have died already.
+    `parent` is the id of the process that started this one. It may have died already, and be a zombie where
+    process 1 reaps none, as in many containers: this process then has another parent.
     """
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(number), 0, 0, 0)
-    try:
-        if parent is not None:
-            os.kill(int(parent), 0)
-    except ProcessLookupError:
+    if parent is not None and os.getppid() != int(parent):
         os.kill(os.getpid(), number)
