@@ -44,7 +44,7 @@ def record(prompt: str, options: list[str]) -> tuple[list[tuple[float, list[Span
             began = time.monotonic()
             talk.type(prompt)
             talk.send("\r")
-            while "tok/s" not in talk.text or "pass" in talk.lines[-1] or time.monotonic() - began < 1:
+            while "/s · first " not in talk.text:
                 lines = [tuple((at, text, css(style)) for at, text, style in line) for line in talk.spans[head:]]
                 if not frames or lines != frames[-1][1]:
                     frames.append((time.monotonic() - began, lines))
