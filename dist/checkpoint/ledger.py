@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,14 +98,3 @@ def short(value: Any) -> str:
     """A key's value as the ledger shows it."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= VALUE_WIDTH else f"{text[: VALUE_WIDTH - 3]}..."
-
-
-def key_entries(
-    place: str, keys: Mapping[str, Any], used: Mapping[str, str], unused: Mapping[str, str]
-) -> Iterator[Entry]:
-    """Entries for the keys that one of the two tables {key: why} has."""
-    for key, value in keys.items():
-        if key in used:
-            yield Entry(place, key, True, used[key], short(value))
-        elif key in unused:
-            yield Entry(place, key, False, unused[key], short(value))

@@ -119,10 +119,8 @@ class SequenceForward:
         rows, capacity, row_need = min(len(turn.prompts), turn.together or len(turn.prompts)), 0, 0
         for row, prompt in enumerate(turn.prompts):
             settings = turn.settings_of(row)
-            longest, block = (
-                min(len(prompt) + settings.max_new_tokens, self._limit(settings)),
-                settings.add_eos_length + 1,
-            )
+            longest = min(len(prompt) + settings.max_new_tokens, self._limit(settings))
+            block = settings.add_eos_length + 1
             capacity = max(capacity, row_slots(longest, block))
             row_need = max(row_need, row_bytes(self._module, longest, block))
         if self._batch is None or self._asked < rows or self._batch.capacity < capacity:
