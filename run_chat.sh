@@ -57,6 +57,9 @@ check_options() { # sets model to `demo` or `checkpoint`; refuses bad options be
     model=$("$any_python" -m chat.start.preflight ${options[@]+"${options[@]}"})
     code=$?
     ((code == 0)) || exit "$code"
+    # The user wants another step than the run's newest one; the last of several --checkpoint_dir counts.
+    [[ $model != *$'\n'* ]] || options+=("--checkpoint_dir=${model#*$'\n'}")
+    model=${model%%$'\n'*}
 }
 
 # --- Environment -----------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 ChatError                 1  anything below
 ├── UsageError            2  an option, a setting or a command that cannot be
 ├── CheckpointError       3  a checkpoint folder that cannot be used
+│   ├── StepIncomplete    3  the step that a run stands for lacks a part; an older one is complete
 │   └── WeightsLost       3  neither the new weights nor the old ones could be read: nothing answers any more
 ├── PromptError           4  a prompt that cannot be answered (too long, empty)
 └── RankError             5  a rank died or failed in the middle of work
@@ -39,6 +40,14 @@ class CheckpointError(ChatError):
     """A checkpoint folder or file that cannot be used."""
 
     exit_code = 3
+
+
+class StepIncomplete(CheckpointError):
+    """The step that a run's folder stands for lacks a part. `complete` is the newest step's folder that lacks none."""
+
+    def __init__(self, what: str, why: str, hint: str, complete: str) -> None:
+        super().__init__(what, why, hint)
+        self.complete = complete
 
 
 class WeightsLost(CheckpointError):

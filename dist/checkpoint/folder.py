@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from dist.errors import CheckpointError
+from dist.errors import CheckpointError, StepIncomplete
 
 SHARD_NAME = re.compile(r"model_world_size_(\d+)_rank_(\d+)\.pt")
 STEP_NAME = re.compile(r"global_step_(\d+)")
@@ -95,7 +95,7 @@ def _with_inner(folder: Path) -> list[Path]:
 
 
 def _step_folders_by_preference(root: Path) -> list[Path]:
-    """The step that the run stands for; raises CheckpointError, naming the newest whole one, if it lacks a part."""
+    """The step that the run stands for; raises StepIncomplete, with the newest complete one, if it lacks a part."""
     steps = run_steps(root)
     if not steps:
         return []
@@ -107,10 +107,11 @@ def _step_folders_by_preference(root: Path) -> list[Path]:
         return [step.path for step in (*chosen, *reversed(steps))]
     by = f"{LATEST} names" if named is not None else "The newest step is"
     number = chosen[0].number if chosen else named
-    raise CheckpointError(
+    raise StepIncomplete(
         f"{by} global_step_{number}, which cannot be opened: {root}.",
         f"{fault[0].upper()}{fault[1:]}. The newest complete step is global_step_{complete.number}.",
         f"Give {complete.path} to open that one.",
+        complete=str(complete.path),
     )
 
 

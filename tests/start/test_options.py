@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pexpect
 import pytest
 
 from chat.start.config_file import ConfigFile
@@ -132,6 +133,42 @@ def test_the_start_script_on_a_host_of_followers_asks_for_no_file_of_rank_0(node
     hosts = {"NNODES": "2", "NODE_RANK": node, "MASTER_ADDR": "127.0.0.1"} if node else {}
     done = subprocess.run(command, cwd=ROOT, env=os.environ | hosts, stdin=subprocess.DEVNULL, capture_output=True)
     assert (done.returncode, done.stdout) == (code, b"" if code else b"checkpoint\n")
+
+
+def half_written_run(folder: Path) -> Path:
+    """A run with a complete step 3 and a step 4 of which one shard of two is there. Nothing looks into the files."""
+    for step, ranks in ((3, 2), (4, 1)):
+        actor = folder / f"global_step_{step}" / "actor"
+        actor.mkdir(parents=True)
+        for rank in range(ranks):
+            (actor / f"model_world_size_2_rank_{rank}.pt").write_bytes(b"PK\x05\x06" + bytes(18))
+    return folder
+
+
+@pytest.mark.parametrize("answer", ["y", "Yes", "n", ""])
+def test_a_user_at_a_terminal_is_asked_whether_to_open_the_newest_complete_step(
+    answer: str, tmp_path: Path
+) -> None:
+    run = half_written_run(tmp_path)
+    script = f"{sys.executable} -m chat.start.preflight --checkpoint_dir {run} > {tmp_path}/out; echo code $?"
+    child = pexpect.spawn("sh", ["-c", script], cwd=str(ROOT), encoding="utf-8", timeout=30)
+    child.expect_exact("It is half written: 1 of 2 shards are missing.")
+    child.expect_exact("The newest complete step is global_step_3.")
+    child.expect_exact("Open global_step_3? [y/N] ")
+    child.sendline(answer)
+    agreed = answer.lower().startswith("y")
+    if not agreed:
+        child.expect_exact(f"Give {run}/global_step_3 to open that one.")
+    child.expect_exact(f"code {0 if agreed else 3}")
+    child.expect(pexpect.EOF)
+    assert (tmp_path / "out").read_text() == (f"checkpoint\n{run}/global_step_3\n" if agreed else "")
+
+
+def test_nobody_is_asked_where_no_terminal_is(tmp_path: Path) -> None:
+    run = half_written_run(tmp_path)
+    command = [sys.executable, "-m", "chat.start.preflight", "--checkpoint_dir", str(run), "--prompt", "hi"]
+    done = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "checkpoint\n", "")
 
 
 def test_a_prompt_may_begin_with_hyphens_unless_it_is_an_option() -> None:

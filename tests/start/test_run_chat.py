@@ -503,6 +503,17 @@ def test_a_relative_state_folder_is_ignored_as_the_program_ignores_it(machine: M
     assert not (machine.folder / "relative").exists()
 
 
+def test_the_step_that_the_user_agreed_to_is_opened_in_place_of_the_run(machine: Machine) -> None:
+    machine.fake["complete"] = "/runs/a b/global_step_3"
+    machine.start("1", "/runs/a b", "hello")
+    assert machine.calls(*ONE)[0]["arguments"] == [
+        *ONE,
+        "--checkpoint_dir=/runs/a b",
+        "--prompt=hello",
+        "--checkpoint_dir=/runs/a b/global_step_3",
+    ]
+
+
 def test_a_closed_stdin_is_no_obstacle(machine: Machine) -> None:
     command = f'bash "{machine.project}/run_chat.sh" 1 c <&-'
     run = subprocess.run(["bash", "-c", command], env=machine.variables(), capture_output=True, text=True)

@@ -64,6 +64,8 @@ def run_module(module: str, arguments: list[str], fake: dict[str, object], own: 
         return 0
     if module == "chat.start.preflight":
         print("checkpoint" if any(word.startswith("--checkpoint") for word in arguments) else "demo")
+        if "complete" in fake:
+            print(fake["complete"])
         return 2 if "--bogus" in arguments else 0
     if module == "chat.demo":
         answers = {("--check",): "demo_ready", ("--can-prepare",): "can_prepare"}
