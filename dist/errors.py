@@ -43,7 +43,7 @@ class CheckpointError(ChatError):
 
 
 class StepIncomplete(CheckpointError):
-    """The step that a run's folder stands for lacks a part. `complete` is the newest step's folder that lacks none."""
+    """The step that a run stands for lacks a part; `complete` is the folder of the newest step that lacks none."""
 
     def __init__(self, what: str, why: str, hint: str, complete: str) -> None:
         super().__init__(what, why, hint)

@@ -136,7 +136,7 @@ def test_the_start_script_on_a_host_of_followers_asks_for_no_file_of_rank_0(node
 
 
 def half_written_run(folder: Path) -> Path:
-    """A run with a complete step 3 and a step 4 of which one shard of two is there. Nothing looks into the files."""
+    """A run with a complete step 3 and a step 4 that lacks one shard of two. Nothing looks into the files."""
     for step, ranks in ((3, 2), (4, 1)):
         actor = folder / f"global_step_{step}" / "actor"
         actor.mkdir(parents=True)
