@@ -96,7 +96,8 @@ def follow(options: LaunchOptions, streams: Streams) -> NoReturn:
     try:
         checkpoint, problem = open_or_problem(options)
         ranks = join(options, streams)
-        ranks.meet(intent(options, checkpoint, problem))
+        whole, problem = (None, problem) if checkpoint is None else whole_or_problem(options, checkpoint)
+        ranks.meet(intent(options, checkpoint, problem, whole))
         assert checkpoint is not None  # else all ranks have refused
         serve(options, ranks, checkpoint)
         ending, code = "Node 0 has ended the run.", 0
@@ -125,6 +126,19 @@ def open_or_problem(options: LaunchOptions) -> tuple[Checkpoint | None, str | No
 
     try:
         return open_asked(options), None
+    except CheckpointError as error:
+        return None, str(error)
+
+
+def whole_or_problem(options: LaunchOptions, checkpoint: Checkpoint) -> tuple[str | None, str | None]:
+    """The digest of every byte of this host's copy if --verify asks for it, or why it cannot be used."""
+    from chat.loading.opening import reads_for_host
+    from dist.checkpoint.verify import verify
+
+    if not (options.verify and reads_for_host()):
+        return None, None
+    try:
+        return verify(checkpoint).digest, None
     except CheckpointError as error:
         return None, str(error)
 

@@ -57,12 +57,14 @@ class Asked:
 
     session  the session to continue, or a new one, and what there is to say of its file; None: no conversation
     replay   the session whose replies are to be decoded again, if any
+    whole    the digest of every byte of the checkpoint if --verify asks for it, else ""
     """
 
     prompts: Prompts
     session: tuple[Session, tuple[str, ...]] | None
     replay: Tree | None
     checkpoint: Checkpoint
+    whole: str
     settings: GenerationSettings
     origins: dict[str, str]
 
@@ -77,11 +79,11 @@ def run(options: LaunchOptions, streams: Streams, lifeline: Lifeline) -> int:
     asked = ask(options, config, status)
     checkpoint = asked.checkpoint
     # 2. What does not fit between the ranks is refused before anything else is imported.
-    ranks = meet(options, checkpoint, lifeline)
+    ranks = meet(options, asked, lifeline)
     import_libraries(options)
     tokenizer = open_tokenizer(options, checkpoint)
     use_template = tokenizer.wants_template(options.use_chat_template)
-    digest = digests(checkpoint)
+    digest = replace(digests(checkpoint), whole=asked.whole)
     if options.has_prompts:
         options = replace(options, system=default_system(options) or None)
         refuse_other_output(options, asked, use_template, digest.checkpoint)
@@ -139,29 +141,29 @@ def ask(options: LaunchOptions, config: ConfigFile, status: Status) -> Asked:
     replay = None if options.replay is None else session_to_replay(options)
     checkpoint = open_asked(options)
     settings, origins = resolve_settings(options, config, checkpoint.generation_config, checkpoint.defaults)
-    if options.verify:
-        verify(checkpoint, status)
-    else:
+    if not options.verify:
         prefetch(checkpoint.files)
+    whole = verify(checkpoint, status) if options.verify else ""
     status.show(f"Loading {checkpoint.path}")
     return Asked(
         prompts=prompts,
         session=session,
         replay=replay,
         checkpoint=checkpoint,
+        whole=whole,
         settings=settings,
         origins=origins,
     )
 
 
-def meet(options: LaunchOptions, checkpoint: Checkpoint, lifeline: Lifeline) -> Ranks | None:
+def meet(options: LaunchOptions, asked: Asked, lifeline: Lifeline) -> Ranks | None:
     """Wait for the other ranks and agree with them on what is loaded; None without others. Raises ChatError."""
     from dist.group.ranks import open_ranks
 
     ranks = open_ranks()
     if ranks is not None:
         lifeline.watch(ranks)
-        ranks.meet(intent(options, checkpoint))
+        ranks.meet(intent(options, asked.checkpoint, whole=asked.whole or None))
         lifeline.watch(ranks)
     return ranks
 
@@ -220,12 +222,13 @@ def asked_prompts(options: LaunchOptions, status: Status) -> Prompts:
     return read_prompts(options, stdin)
 
 
-def verify(checkpoint: Checkpoint, status: Status) -> None:
-    """Check every byte of the weight files, which all ranks read. Raises CheckpointError."""
+def verify(checkpoint: Checkpoint, status: Status) -> str:
+    """Check every byte of this host's weight files; gives the digest of all. Raises CheckpointError."""
     from dist.checkpoint.verify import verify as check
 
-    said = check(checkpoint, partial(status.reading, "Verifying"))
-    status.say(f"Verified: {said}.")
+    verified = check(checkpoint, partial(status.reading, "Verifying"))
+    status.say(f"Verified: {verified}.")
+    return verified.digest
 
 
 def open_own_group(

@@ -59,10 +59,14 @@ class Turn:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """Replace the weights by those of another checkpoint folder, whose digest on rank 0 is `digest`."""
+    """Replace the weights by those of another checkpoint folder, whose digest on rank 0 is `digest`.
+
+    `whole` is that of its every byte, "" if rank 0 has not read them all.
+    """
 
     path: str
     digest: str
+    whole: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

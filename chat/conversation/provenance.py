@@ -19,13 +19,14 @@ HEX_DIGITS = 16
 
 def checkpoint_record(facts: CheckpointFacts, tokenizer: ChatTokenizer, *, use_template: bool) -> CheckpointRecord:
     """What answers now, for the journal."""
-    named = ("checkpoint", "step", "digest", "tokenizer_digest", "processes", "dtype", "parallel")
+    named = ("checkpoint", "step", "digest", "whole_digest", "tokenizer_digest", "processes", "dtype", "parallel")
     template = tokenizer.template.template.text if use_template and tokenizer.template is not None else ""
     return CheckpointRecord(
         time=round(time.time(), 3),
         path=facts.checkpoint,
         step=facts.step,
         digest=facts.digest,
+        whole=facts.whole_digest,
         tokenizer=facts.tokenizer_digest,
         template=hashlib.sha256(template.encode()).hexdigest()[:HEX_DIGITS] if template else "",
         world_size=facts.processes,
@@ -49,9 +50,9 @@ def settings_of(recorded: Mapping[str, Any]) -> dict[str, Any]:
 
 def differences(before: CheckpointRecord, now: CheckpointRecord) -> Iterator[str]:
     """What answers now otherwise than before, a sentence each."""
-    if before.digest and now.digest and _is_other(before, now):
+    if before.digest and now.digest and is_other(before, now):
         yield f"Other weights answer now: {_named(now)}; the last reply was made by {_named(before)}."
-    elif _is_other(before, now):
+    elif is_other(before, now):
         yield f"Another checkpoint answers now: {_named(now)}; the last reply was made by {_named(before)}."
     if before.tokenizer and now.tokenizer and before.tokenizer != now.tokenizer:
         yield "The tokenizer is another one: earlier replies are tokenized again for the prompt."
@@ -70,7 +71,7 @@ def differences(before: CheckpointRecord, now: CheckpointRecord) -> Iterator[str
 def promise(tree: Tree, now: CheckpointRecord) -> str:
     """What to know of a replay on `now`: that others made the replies, or that nothing promises the same tokens."""
     makers = [node.made.checkpoint for node in tree.nodes() if node.made and node.made.checkpoint]
-    others = sorted({_named(one) for one in makers if _is_other(one, now)})
+    others = sorted({_named(one) for one in makers if is_other(one, now)})
     if others:
         return f"Made by {', '.join(others)}; replayed on {_named(now)}."
     if now.dtype != "float32" and any(one.dtype != "float32" for one in makers):
@@ -85,7 +86,10 @@ def _layout(parallel: str) -> str:
     return parallel.partition(": ")[0]
 
 
-def _is_other(before: CheckpointRecord, now: CheckpointRecord) -> bool:
+def is_other(before: CheckpointRecord, now: CheckpointRecord) -> bool:
+    """Whether two records are of different content, as far as their digests can tell."""
+    if before.whole and now.whole:
+        return before.whole != now.whole
     if before.digest and now.digest:
         return before.digest != now.digest
     return before.path != now.path

@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 
 from chat.conversation.kept import Kept, count
 from chat.conversation.page import Page
-from chat.conversation.provenance import checkpoint_record, differences, settings_of
+from chat.conversation.provenance import checkpoint_record, differences, is_other, settings_of
 from chat.loading.checkpoints import Adopted, Steps
 from chat.loading.facts import CheckpointFacts
 from chat.loading.progress import OnBytes, paced
@@ -165,8 +165,7 @@ class Talk(Kept):
 
     def other_weights(self, made: Made) -> bool:
         """Whether a reply was made by another checkpoint than the present one."""
-        was, now = made.checkpoint, self.tree.checkpoints[-1]
-        return was is not None and (was.path, was.digest) != (now.path, now.digest)
+        return made.checkpoint is not None and is_other(made.checkpoint, self.tree.checkpoints[-1])
 
     @property
     def rounds(self) -> bool:

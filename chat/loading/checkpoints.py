@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -116,10 +116,10 @@ class Checkpoints:
             self._options, self._config, checkpoint.generation_config, checkpoint.defaults
         )
         if self._options.verify:
-            verify(checkpoint, verifying)
+            ready = replace(ready, whole=verify(checkpoint, verifying).digest)
         self._engine.load(ready, progress)
         self._run = run_folder(checkpoint.steps) or self._run
-        found = digests(checkpoint)
+        found = replace(digests(checkpoint), whole=ready.whole)
         seconds = time.monotonic() - started
         facts = checkpoint_facts(self._reloader.loaded, tokenizer, use_template, self._ranks, seconds, None, found)
         return Adopted(

@@ -29,6 +29,7 @@ class CheckpointFacts:
     ledger         what of the checkpoint is used, and what not
     about          a few words on the embedded model, else None
     digest         what tells its content from another's, and tokenizer_digest that of its tokenizer; "" if unknown
+    whole_digest   the digest of its every byte, "" if they were not all read
     """
 
     model: ModelFacts
@@ -40,6 +41,7 @@ class CheckpointFacts:
     about: str | None = None
     digest: str = ""
     tokenizer_digest: str = ""
+    whole_digest: str = ""
 
     @property
     def checkpoint(self) -> str:
@@ -72,6 +74,7 @@ class CheckpointFacts:
             **model,
             "digest": self.digest,
             "tokenizer_digest": self.tokenizer_digest,
+            "whole_digest": self.whole_digest,
             "processes": self.processes,
             "ready_seconds": self.ready_seconds,
             "chat_template": self.template,
@@ -102,6 +105,7 @@ def checkpoint_facts(
         about=about,
         digest=digests.checkpoint if digests is not None else "",
         tokenizer_digest=digests.tokenizer if digests is not None else "",
+        whole_digest=digests.whole if digests is not None else "",
     )
 
 
@@ -113,6 +117,8 @@ def facts_table(facts: CheckpointFacts) -> Iterator[tuple[str, str]]:
         yield "step", str(model.step)
     if facts.digest:
         yield "digest", facts.digest
+    if facts.whole_digest:
+        yield "of every byte", facts.whole_digest
     yield "layout", f"{model.layout}, torch {model.torch_family}" if model.torch_family else model.layout
     if model.adapters:
         yield "adapters", model.adapters

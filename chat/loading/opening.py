@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
@@ -37,13 +38,19 @@ def import_libraries(options: LaunchOptions) -> None:
     import dist.model.reload  # noqa: F401
 
 
-def intent(options: LaunchOptions, checkpoint: Checkpoint | None, problem: str | None = None) -> Intent:
-    """What this rank is about to do, for the others to compare with. `problem`: why it has no checkpoint."""
+def intent(
+    options: LaunchOptions, checkpoint: Checkpoint | None, problem: str | None = None, whole: str | None = None
+) -> Intent:
+    """What this rank is about to do, for the others to compare with.
+
+    `problem` is why it has no checkpoint, `whole` the digest of every byte of it, if this rank has read them.
+    """
     from dist.group.agreement import Intent
 
     return Intent(
         options={name: str(getattr(options, name)) for name in SHARED_OPTIONS},
         checkpoint=None if checkpoint is None else digests(checkpoint).checkpoint,
+        whole=whole,
         path="" if checkpoint is None else str(checkpoint.path),
         problem=problem,
         program=version_text(),
@@ -80,6 +87,7 @@ def load(
         group,
         partial(open_folder, options),
         trust_remote_code=options.trust_remote_code,
+        verifies=reads_for_host(),
     )
     engine = Engine(
         loaded.module,
@@ -91,6 +99,11 @@ def load(
         captured=loaded.placement not in (None, "shares"),
     )
     return engine, reloader
+
+
+def reads_for_host() -> bool:
+    """Whether this rank reads what one of its host has to read whole."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 def open_asked(options: LaunchOptions) -> Checkpoint:

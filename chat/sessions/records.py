@@ -43,14 +43,16 @@ class SessionRecord(Record):
 class CheckpointRecord(Record):
     """What answers from here on: at the start, after `/load`, at every resume.
 
-    `digest` is that of the checkpoint, `tokenizer` and `template` those of the tokenizer and the chat template
-    ("" where it is not used); `world_size` counts the processes that answer; `facts` is whatever else is known.
+    `digest` is that of the checkpoint, `whole` that of its every byte if they were all read, `tokenizer` and
+    `template` those of the tokenizer and the chat template ("" where it is not used); `world_size` counts the
+    processes that answer; `facts` is whatever else is known.
     """
 
     time: float
     path: str
     step: int | None = None
     digest: str = ""
+    whole: str = ""
     tokenizer: str = ""
     template: str = ""
     world_size: int = 1

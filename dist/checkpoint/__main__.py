@@ -29,7 +29,7 @@ from dist.checkpoint.templates import (
     plain_render,
     special_tokens,
 )
-from dist.checkpoint.verify import verify
+from dist.checkpoint.verify import Verified, verify
 from dist.errors import ChatError
 
 BAR = 24
@@ -179,7 +179,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m dist.checkpoint", description="What a checkpoint folder holds."
     )
     parser.add_argument("folder", help="a run, a step, a folder of shards, a Hugging Face model")
-    parser.add_argument("--verify", action="store_true", help="check every byte against its checksum")
+    parser.add_argument("--verify", action="store_true", help="read every byte: checksums, digest")
     parser.add_argument("--base_model", "--base-model", help="the model that adapters belong to")
     parser.add_argument(
         "--lora_alpha", "--lora-alpha", type=float, help="the adapters' alpha, if it is not recorded"
@@ -189,7 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         checkpoint = open_checkpoint(options.folder, base_model=options.base_model, lora_alpha=options.lora_alpha)
         lines = list(describe(checkpoint))
         if options.verify:
-            lines.append(("verified", _verify(checkpoint)))
+            lines.append(("verified", str(_verify(checkpoint))))
     except ChatError as error:
         print(error, file=sys.stderr)
         return error.exit_code
@@ -199,7 +199,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _verify(checkpoint: Checkpoint) -> str:
+def _verify(checkpoint: Checkpoint) -> Verified:
     bar = Bar()
     try:
         return verify(checkpoint, bar.show)

@@ -5,14 +5,13 @@ Each item of a `.distcp` file is a small torch archive of one tensor. Knows no t
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from dist.checkpoint.boxes import Box, Numbers, Piece, SavedTensor, distinct, first_gap
 from dist.checkpoint.inert_pickle import Inert, PickleProblem, StoredTensor, read_pickle
-from dist.checkpoint.torch_archive import ARCHIVE_ERRORS, Archive, TorchArchive, Window
+from dist.checkpoint.torch_archive import ARCHIVE_ERRORS, Archive, Entries, TorchArchive, Window
 from dist.checkpoint.whole_files import WholeSet
 from dist.errors import CheckpointError
 
@@ -104,7 +103,7 @@ def _item(file: BinaryIO, item: Archive, index: Inert) -> tuple[StoredTensor, li
     """The tensor in one item of a file."""
     name = str(index.get("fqn"))
     try:
-        with zipfile.ZipFile(Window(file, item.start, item.length or 0)) as archive:
+        with Entries(Window(file, item.start, item.length or 0)) as archive:
             reader = TorchArchive(archive, file, item.path, item.start)
             stored = reader.value()
             if not isinstance(stored, StoredTensor):

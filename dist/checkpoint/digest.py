@@ -2,14 +2,13 @@
 
 The digest covers the content of the files beside the weights, and of the weights the CRC-32s that torch.save keeps
 of every byte. Files without such sums count by their header and three samples of each tensor; the digest is then
-labelled as sampled. Names count, the folder does not: a copy has the same digest.
+labelled as sampled. `verify` takes every byte. Names count, the folder does not: a copy has the same digest.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,9 +16,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from dist.checkpoint.open import Checkpoint
-from dist.checkpoint.torch_archive import ARCHIVE_ERRORS, Archive, Window
+from dist.checkpoint.torch_archive import ARCHIVE_ERRORS, Archive, Entries, Window, content_start
 from dist.errors import CheckpointError
 
+HEX_DIGITS = 16
 SAMPLE_BYTES = 4096
 # Files that count as they are, where they exist.
 MODEL_FILES = ("config.json", "generation_config.json", "adapter_config.json", "lora_train_meta.json")
@@ -33,32 +33,54 @@ TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Digests:
-    """`checkpoint` ends with "(sampled)" where not every byte of the weights counts; `tokenizer` is its own."""
+    """`checkpoint` ends with "(sampled)" where not every byte of the weights counts; `tokenizer` is its own.
+
+    `whole` is that of every byte, where `verify` has read them, else "".
+    """
 
     checkpoint: str
     tokenizer: str
+    whole: str = ""
+
+
+class _Content:
+    """What was taken into a digest so far, and whether some of it is samples only."""
+
+    def __init__(self) -> None:
+        self._sum = hashlib.sha256()
+        self.sampled = False
+
+    def add(self, *pieces: bytes) -> None:
+        for piece in pieces:
+            self._sum.update(piece)
+
+    @property
+    def word(self) -> str:
+        return self._sum.hexdigest()[:HEX_DIGITS]
 
 
 def digests(checkpoint: Checkpoint) -> Digests:
     """The digests of an open checkpoint and of its tokenizer. Raises CheckpointError if a file cannot be read."""
+    content = _Content()
     try:
-        content = hashlib.sha256()
-        for piece in _beside(checkpoint):
-            content.update(piece)
+        content.add(*beside(checkpoint))
         for archive in sorted(checkpoint.archives, key=lambda one: (one.path.name, one.start)):
-            for piece in _sums(archive):
-                content.update(piece)
-        bare = set(checkpoint.files) - {archive.path for archive in checkpoint.archives}
-        for path in sorted(bare, key=lambda one: one.name):
-            for piece in _samples(path):
-                content.update(piece)
+            _add_archive(archive, content)
+        for path in bare_files(checkpoint):
+            _add_samples(path, content)
+        tokenizer = tokenizer_digest(checkpoint.tokenizer_dir)
     except OSError as problem:
         raise CheckpointError(
             f"{problem.filename or checkpoint.path} cannot be read.", f"{problem.strerror}.", "Copy it again."
         ) from problem
-    word = content.hexdigest()[:16]
-    return Digests(
-        checkpoint=f"{word} (sampled)" if bare else word, tokenizer=tokenizer_digest(checkpoint.tokenizer_dir)
+    sampled = " (sampled)" if content.sampled else ""
+    return Digests(checkpoint=content.word + sampled, tokenizer=tokenizer)
+
+
+def bare_files(checkpoint: Checkpoint) -> list[Path]:
+    """The weight files that are no archives of torch.save, in the order in which they count."""
+    return sorted(
+        set(checkpoint.files) - {archive.path for archive in checkpoint.archives}, key=lambda one: one.name
     )
 
 
@@ -71,10 +93,10 @@ def tokenizer_digest(folder: Path) -> str:
         config = json.loads((folder / TOKENIZER_CONFIG).read_bytes())
         config.pop("chat_template", None)
         content.update(json.dumps(config, sort_keys=True).encode())
-    return content.hexdigest()[:16]
+    return content.hexdigest()[:HEX_DIGITS]
 
 
-def _beside(checkpoint: Checkpoint) -> Iterator[bytes]:
+def beside(checkpoint: Checkpoint) -> Iterator[bytes]:
     """The content of the files beside the weights, each after its name."""
     for folder in dict.fromkeys((checkpoint.config_dir, checkpoint.path)):
         yield from _whole(folder, MODEL_FILES)
@@ -90,37 +112,43 @@ def _whole(folder: Path, names: Iterable[str]) -> Iterator[bytes]:
             yield data
 
 
-def _sums(archive: Archive) -> Iterator[bytes]:
-    """The directory of an archive: names, sizes and checksums."""
+def _add_archive(archive: Archive, content: _Content) -> None:
+    """The directory of an archive: names, sizes and checksums; samples of what has none."""
     size = archive.path.stat().st_size if archive.length is None else archive.length
-    yield f"{archive.path.name} {archive.holds} {size}\n".encode()
+    content.add(f"{archive.path.name} {archive.holds} {size}\n".encode())
     try:
-        with archive.path.open("rb") as file, zipfile.ZipFile(Window(file, archive.start, size)) as entries:
+        with archive.path.open("rb") as file, Entries(Window(file, archive.start, size)) as entries:
             for entry in entries.infolist():
                 name = entry.filename.partition("/")[2]  # the first part is the file's own name
-                yield f"{name} {entry.file_size} {entry.CRC}\n".encode()
+                if entries.has_sums:
+                    content.add(f"{name} {entry.file_size} {entry.CRC}\n".encode())
+                else:
+                    content.sampled = True
+                    content.add(f"{name} {entry.file_size}\n".encode())
+                    content.add(*_spread(file, content_start(file, entry, archive.start), entry.compress_size, 3))
     except ARCHIVE_ERRORS as problem:
         raise CheckpointError(f"{archive.path} is damaged.", f"{problem}.", "Copy it again.") from problem
 
 
-def _samples(path: Path) -> Iterator[bytes]:
+def _add_samples(path: Path, content: _Content) -> None:
     """The header of a safetensors file and samples of its tensors; of any other file samples of all of it."""
+    content.sampled = True
     size = path.stat().st_size
     with path.open("rb") as file:
-        yield f"{path.name} {size}\n".encode()
+        content.add(f"{path.name} {size}\n".encode())
         length = int.from_bytes(file.read(8), "little")
         header: object = None
         if path.suffix == ".safetensors" and length < size:
             data = file.read(length)
-            yield data
+            content.add(data)
             with suppress(ValueError):
                 header = json.loads(data)
         if not isinstance(header, dict):
-            yield from _spread(file, 0, size, 64)
+            content.add(*_spread(file, 0, size, 64))
             return
         for name in sorted(header.keys() - {"__metadata__"}):
             first, end = header[name]["data_offsets"]
-            yield from _spread(file, 8 + length + first, end - first, 3)
+            content.add(*_spread(file, 8 + length + first, end - first, 3))
 
 
 def _spread(file: BinaryIO, start: int, size: int, count: int) -> Iterator[bytes]:

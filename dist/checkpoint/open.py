@@ -48,7 +48,7 @@ class Checkpoint:
 
     path               the folder that holds the weight files
     files              the weight files, those of the adapters' base model too where they are read
-    archives           what of these files was written by torch.save, and so has checksums
+    archives           what of these files was written by torch.save
     step, steps        its number in the run and all steps of the run, oldest first; None and () outside a run
     world_size         ranks that saved it, 1 for whole files
     layout             in words, such as "FSDP2" or "safetensors"

@@ -6,14 +6,13 @@ Reads the archive's directory and its pickle only, no weights. Knows no torch, n
 from __future__ import annotations
 
 import math
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dist.checkpoint.boxes import Box, Numbers, Piece, SavedTensor, local_box, row_major
 from dist.checkpoint.inert_pickle import Inert, PickleProblem, StoredTensor, WrappedTensor
-from dist.checkpoint.torch_archive import ARCHIVE_ERRORS, TorchArchive, check_beginning, damaged
+from dist.checkpoint.torch_archive import ARCHIVE_ERRORS, Entries, TorchArchive, check_beginning, damaged
 from dist.errors import CheckpointError
 
 # {id of a mesh's record: its sizes and torch family}: all tensors of a file share one record, or a few.
@@ -61,7 +60,7 @@ def read_shard_file(path: Path, label: str) -> ShardFile:
     try:
         with path.open("rb") as file:
             check_beginning(file, path, label)
-            with zipfile.ZipFile(file) as archive:
+            with Entries(file) as archive:
                 return _index(TorchArchive(archive, file, path), path)
     except PickleProblem as problem:
         raise CheckpointError(

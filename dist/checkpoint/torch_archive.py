@@ -12,7 +12,7 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from dist.checkpoint.boxes import ITEM_BYTES, Box, Piece, Read, row_major
 from dist.checkpoint.inert_pickle import PickleProblem, StoredTensor, read_pickle
@@ -76,13 +76,27 @@ class Window(io.RawIOBase):
         return data
 
 
+class Entries(zipfile.ZipFile):
+    """The entries of an archive of torch.save. `has_sums`: whether it keeps their checksums.
+
+    `torch.serialization.set_crc32_options(False)` writes zeros in their place, which are compared with nothing.
+    """
+
+    def __init__(self, file: BinaryIO | Window) -> None:
+        super().__init__(cast("BinaryIO", file))
+        self.has_sums = any(entry.CRC for entry in self.infolist())
+        if not self.has_sums:
+            for entry in self.infolist():
+                del entry.CRC
+
+
 class TorchArchive:
     """One open archive of torch.save: its pickle, and the boxes and byte positions of the tensors in it.
 
     `origin` is the byte of `file` at which the archive begins. Raises PickleProblem for other archives.
     """
 
-    def __init__(self, archive: zipfile.ZipFile, file: BinaryIO, path: Path, origin: int = 0) -> None:
+    def __init__(self, archive: Entries, file: BinaryIO, path: Path, origin: int = 0) -> None:
         self._archive = archive
         self._file = file
         self._name = str(path)
@@ -127,13 +141,20 @@ class TorchArchive:
         """The byte of the file at which an entry's content begins."""
         start = self._starts.get(entry.filename)
         if start is None:
-            header = os.pread(self._file.fileno(), LOCAL_HEADER.size, self._origin + entry.header_offset)
-            name_bytes, extra_bytes = LOCAL_HEADER.unpack(header)
-            start = self._origin + entry.header_offset + LOCAL_HEADER.size + name_bytes + extra_bytes
-            if not header.startswith(b"PK\3\4") or start + entry.file_size > self._size:
+            start = content_start(self._file, entry, self._origin)
+            if start + entry.file_size > self._size:
                 raise zipfile.BadZipFile(f"no entry where {entry.filename} should be")
             self._starts[entry.filename] = start
         return start
+
+
+def content_start(file: BinaryIO, entry: zipfile.ZipInfo, origin: int = 0) -> int:
+    """The byte of `file` at which an entry's content begins, of an archive that begins at byte `origin`."""
+    header = os.pread(file.fileno(), LOCAL_HEADER.size, origin + entry.header_offset)
+    if not header.startswith(b"PK\3\4"):
+        raise zipfile.BadZipFile(f"no entry where {entry.filename} should be")
+    name_bytes, extra_bytes = LOCAL_HEADER.unpack(header)
+    return origin + entry.header_offset + LOCAL_HEADER.size + int(name_bytes) + int(extra_bytes)
 
 
 def check_beginning(file: BinaryIO, path: Path, label: str) -> None:

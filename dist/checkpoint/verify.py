@@ -1,35 +1,57 @@
-"""Checks every byte of a checkpoint that carries a checksum. Knows no torch, and nothing of what the bytes mean.
+"""Reads every byte of a checkpoint: compares what carries a checksum, takes all into a digest. Knows no torch.
 
-torch.save keeps a CRC-32 of all that is in an archive: a shard, a `.bin` file, each item of a `.distcp` file.
+torch.save keeps a CRC-32 of all that is in an archive (a shard, a `.bin` file, each item of a `.distcp` file),
+unless this is switched off; other files keep none.
 """
 
 from __future__ import annotations
 
-import zipfile
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Set
+from dataclasses import dataclass
 from pathlib import Path
 
+from dist.checkpoint.digest import HEX_DIGITS, bare_files, beside
 from dist.checkpoint.open import Checkpoint
-from dist.checkpoint.torch_archive import ARCHIVE_ERRORS, Archive, Window
+from dist.checkpoint.torch_archive import ARCHIVE_ERRORS, Archive, Entries, Window
 from dist.errors import CheckpointError
 
 BLOCK_BYTES = 4 << 20
 AGAIN = "Copy the file again from where training wrote it."
 
-OnBytes = Callable[[int], None]
+OnBlock = Callable[[bytes], None]
 OnProgress = Callable[[int, int], None]
 
 
-def verify(checkpoint: Checkpoint, progress: OnProgress | None = None) -> str:
-    """Compare all checksums in the weight files with the bytes; returns what was checked, in words.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verified:
+    """What reading everything gave. `digest`: SHA-256 over every byte that counts, whose first digits are shown."""
+
+    words: str
+    digest: str
+
+    def __str__(self) -> str:
+        return f"{self.words}. Digest of every byte: {self.digest}"
+
+
+def verify(checkpoint: Checkpoint, progress: OnProgress | None = None) -> Verified:
+    """Compare all checksums in the weight files with the bytes, and take every byte into a digest.
 
     `progress(done, total)` counts bytes. Raises CheckpointError naming the first file that does not match, and the
     item in it.
     """
     sizes = {path: _size(path) for path in checkpoint.files}
     places = {path: place for place, path in enumerate(_paths(checkpoint.archives), start=1)}
-    total = sum(sizes[one.path] if one.length is None else one.length for one in checkpoint.archives)
-    done = 0
+    bare = bare_files(checkpoint)
+    in_archives = sum(sizes[one.path] if one.length is None else one.length for one in checkpoint.archives)
+    total = in_archives + sum(sizes[path] for path in bare)
+    content, done = hashlib.sha256(), 0
+    for piece in beside(checkpoint):
+        content.update(piece)
+
+    def take(block: bytes) -> None:
+        content.update(block)
+        count(len(block))
 
     def count(more: int) -> None:
         nonlocal done
@@ -37,55 +59,72 @@ def verify(checkpoint: Checkpoint, progress: OnProgress | None = None) -> str:
         if progress is not None:
             progress(done, total)
 
-    for archive in checkpoint.archives:
-        check_sums(archive, f"File {places[archive.path]} of {len(places)}", count)
-    return _checked(checkpoint, sum(sizes[path] for path in places) - total)
+    without: set[Archive] = set()
+    for archive in sorted(checkpoint.archives, key=lambda one: (places[one.path], one.start)):
+        before = done
+        label = f"File {places[archive.path]} of {len(places)}"
+        content.update(f"{archive.path.name} {archive.holds}\n".encode())
+        if not check_sums(archive, label, take):
+            without.add(archive)
+        # The directory and the bytes between entries.
+        count((sizes[archive.path] if archive.length is None else archive.length) - (done - before))
+    for path in bare:
+        content.update(f"{path.name} {sizes[path]}\n".encode())
+        _read(path, take)
+    words = _checked(checkpoint, without, sum(sizes[path] for path in places) - in_archives)
+    return Verified(words=words, digest=content.hexdigest()[:HEX_DIGITS])
 
 
-def check_sums(archive: Archive, label: str, on_bytes: OnBytes | None = None) -> None:
-    """Compare the CRC-32 of every entry of one archive with its bytes.
+def check_sums(archive: Archive, label: str, on_block: OnBlock | None = None) -> bool:
+    """Compare the CRC-32 of every entry of one archive with its bytes; whether there were any.
 
-    `label` names the file in errors, such as "File 3 of 4". `on_bytes(n)` is called with the
-    progress: in all, as many bytes as the archive has. Raises CheckpointError naming the first damaged entry.
+    `label` names the file in errors, such as "File 3 of 4". `on_block` is handed the entries' bytes in their order.
+    Raises CheckpointError naming the first damaged entry.
     """
-    reported = 0
     try:
         with archive.path.open("rb") as file:
             size = archive.path.stat().st_size if archive.length is None else archive.length
-            with zipfile.ZipFile(Window(file, archive.start, size)) as entries:
+            with Entries(Window(file, archive.start, size)) as entries:
                 for entry in entries.infolist():
                     with entries.open(entry) as content:
                         while block := content.read(BLOCK_BYTES):
-                            reported += len(block)
-                            if on_bytes is not None:
-                                on_bytes(len(block))
+                            if on_block is not None:
+                                on_block(block)
+                return entries.has_sums
     except (*ARCHIVE_ERRORS, OSError) as problem:
         whose = f"The bytes of {archive.holds}" if archive.holds else "Its bytes"
         raise CheckpointError(
             f"{label} is damaged: {archive.path}.", f"{whose} do not match their checksums ({problem}).", AGAIN
         ) from problem
-    if on_bytes is not None:
-        on_bytes(size - reported)  # the directory and the bytes between entries
 
 
-def _checked(checkpoint: Checkpoint, passed_over: int) -> str:
-    """What was checked. `passed_over`: bytes of the files that lie in none of the archives."""
-    paths = _paths(checkpoint.archives)
-    bare = [path for path in checkpoint.files if path not in paths]
-    without = f"{'s, '.join(sorted({path.suffix for path in bare}))} files carry no checksums"
-    if not paths:
-        return f"nothing: {without}" if bare else "nothing: there are no files"
-    items = sum(bool(archive.holds) for archive in checkpoint.archives)
-    what = f"the {items:,} items of the model in {_files(len(paths))}" if items else _files(len(paths))
-    said = [f"every byte of {what} matches its CRC-32"]
+def _read(path: Path, take: OnBlock) -> None:
+    try:
+        with path.open("rb") as file:
+            while block := file.read(BLOCK_BYTES):
+                take(block)
+    except OSError as problem:
+        raise CheckpointError(f"{path} cannot be read.", f"{problem.strerror}.", AGAIN) from problem
+
+
+def _checked(checkpoint: Checkpoint, without: Set[Archive], passed_over: int) -> str:
+    """What was compared. `without`: archives that keep no sums; `passed_over`: bytes that lie in no archive."""
+    paths = _paths([archive for archive in checkpoint.archives if archive not in without])
+    said = []
+    if paths:
+        items = sum(bool(archive.holds) for archive in checkpoint.archives if archive not in without)
+        what = f"the {items:,} items of the model in {_files(len(paths))}" if items else _files(len(paths))
+        said.append(f"every byte of {what} matches its CRC-32")
     if passed_over:
         said.append(f"{passed_over:,} bytes beside them hold no weights of the model and were passed over")
+    bare = [path for path in (*bare_files(checkpoint), *sorted(_paths(without))) if path not in paths]
     if bare:
-        said.append(f"{_files(len(bare))} passed over: {without}")
-    return "; ".join(said)
+        suffixes = ", ".join(sorted({path.suffix for path in bare}))
+        said.append(f"{_files(len(bare))} without checksums ({suffixes}) read and compared with nothing")
+    return "; ".join(said) or "there are no files"
 
 
-def _paths(archives: Sequence[Archive]) -> list[Path]:
+def _paths(archives: Iterable[Archive]) -> list[Path]:
     return list(dict.fromkeys(archive.path for archive in archives))
 
 

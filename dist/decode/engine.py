@@ -166,7 +166,7 @@ class Engine:
                 return
             try:
                 if isinstance(order, Load):
-                    self._swap(order.path, order.digest)
+                    self._swap(order)
                 else:
                     for _ in self._run(order, None):
                         pass
@@ -179,18 +179,16 @@ class Engine:
 
         Raises CheckpointError if any rank cannot (the old weights answer on), WeightsLost if none are left.
         """
-        folder = str(ready.checkpoint.path.absolute())
-        self._group.publish(Load(path=folder, digest=ready.digest))
-        self._swap(folder, ready.digest, ready, progress)
+        order = Load(path=str(ready.checkpoint.path.absolute()), digest=ready.digest, whole=ready.whole)
+        self._group.publish(order)
+        self._swap(order, ready, progress)
 
-    def _swap(
-        self, folder: str, digest: str, ready: Ready | None = None, progress: OnProgress | None = None
-    ) -> None:
+    def _swap(self, order: Load, ready: Ready | None = None, progress: OnProgress | None = None) -> None:
         assert self._reloader is not None
         if self._packed:
             unpack(self._module)
         try:
-            self._reloader.swap(folder, digest, ready, progress)
+            self._reloader.swap(order, ready, progress)
         finally:
             if self._packed:
                 pack(self._module)

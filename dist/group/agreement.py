@@ -40,12 +40,14 @@ class Intent:
 
     options     what was asked for, as far as all ranks have to agree, by the option's name
     checkpoint  its digest, or None where the rank takes part without having looked
+    whole       the digest of its every byte, or None where this rank has not read them
     path        where the checkpoint lies on that host
     problem     why this rank cannot use the checkpoint, or None
     """
 
     options: Mapping[str, str] = field(default_factory=dict)
     checkpoint: str | None = None
+    whole: str | None = None
     path: str = ""
     problem: str | None = None
     program: str = ""
@@ -142,14 +144,13 @@ def _problem(first: Intent, other: Intent, rank: int) -> ChatError | None:
 
 
 def _checkpoint(first: Intent, other: Intent, rank: int) -> ChatError | None:
-    if None in (first.checkpoint, other.checkpoint) or first.checkpoint == other.checkpoint:
-        return None
-    mine, theirs = (f"{one.checkpoint} ({one.path})" for one in (first, other))
-    return CheckpointError(
-        "The checkpoints of the ranks differ.",
-        f"Digest {_both(mine, first, theirs, other, rank)}.",
-        "Copy the same checkpoint to all hosts.",
-    )
+    for mine, theirs in ((first.checkpoint, other.checkpoint), (first.whole, other.whole)):
+        if None not in (mine, theirs) and mine != theirs:
+            both = _both(f"{mine} ({first.path})", first, f"{theirs} ({other.path})", other, rank)
+            return CheckpointError(
+                "The checkpoints of the ranks differ.", f"Digest {both}.", "Copy the same checkpoint to all hosts."
+            )
+    return None
 
 
 def _both(mine: str, first: Intent, theirs: str, other: Intent, rank: int) -> str:

@@ -17,11 +17,12 @@ import torch
 
 from dist.checkpoint.digest import digests
 from dist.checkpoint.open import Checkpoint
+from dist.checkpoint.verify import verify
 from dist.errors import CheckpointError, WeightsLost
 from dist.model.build import wanted_tensors
 from dist.model.fill import Filler, FillPlan, OnProgress, together
 from dist.model.load import LoadedModel, Planned, model_facts, plan_fill
-from dist.protocol import Group
+from dist.protocol import Group, Load
 
 SHOWN = 3
 # What a config may say otherwise without the model being another one: what only training, decoding or files use.
@@ -44,11 +45,13 @@ Open = Callable[[str], Checkpoint]
 class Ready:
     """A checkpoint that has been checked against the loaded model, and where its tensors go.
 
-    `digest` is empty where it could not be read: then reading the weights will show what is wrong.
+    `digest` is empty where it could not be read: then reading the weights will show what is wrong. `whole` is that
+    of every byte, where they were all read.
     """
 
     checkpoint: Checkpoint
     digest: str
+    whole: str = ""
     planned: Planned
     plan: FillPlan
 
@@ -56,16 +59,24 @@ class Ready:
 class Reloader:
     """Swaps the weights of one loaded model. Every rank has one; `loaded` is what the model holds now.
 
-    `open_folder` opens a folder as the first one was opened.
+    `open_folder` opens a folder as the first one was opened. Where rank 0 reads every byte of a checkpoint,
+    `verifies` says that this rank does so for another host.
     """
 
     def __init__(
-        self, loaded: LoadedModel, group: Group, open_folder: Open, *, trust_remote_code: bool = False
+        self,
+        loaded: LoadedModel,
+        group: Group,
+        open_folder: Open,
+        *,
+        trust_remote_code: bool = False,
+        verifies: bool = False,
     ) -> None:
         self.loaded = loaded
         self._group = group
         self._open = open_folder
         self._trust = trust_remote_code
+        self._verifies = verifies
 
     def check(self, folder: str) -> Ready:
         """Open a folder and check on this rank all that can be checked; nothing is changed.
@@ -102,28 +113,28 @@ class Reloader:
             ),
         )
 
-    def _check_same(self, folder: str, digest: str) -> Ready:
-        ready = self.check(folder)
-        if "" not in (digest, ready.digest) and ready.digest != digest:
-            raise CheckpointError(
-                f"{folder} holds another checkpoint on {os.uname().nodename} than on rank 0's host.",
-                f"Its digest is {ready.digest}, there {digest}.",
-                "Copy the same checkpoint to all hosts.",
-            )
+    def _check_same(self, order: Load) -> Ready:
+        ready = self.check(order.path)
+        whole = verify(ready.checkpoint).digest if order.whole and self._verifies else ""
+        for mine, there in ((ready.digest, order.digest), (whole, order.whole)):
+            if "" not in (mine, there) and mine != there:
+                raise CheckpointError(
+                    f"{order.path} holds another checkpoint on {os.uname().nodename} than on rank 0's host.",
+                    f"Its digest is {mine}, there {there}.",
+                    "Copy the same checkpoint to all hosts.",
+                )
         return ready
 
-    def swap(
-        self, folder: str, digest: str, ready: Ready | None = None, progress: OnProgress | None = None
-    ) -> None:
+    def swap(self, order: Load, ready: Ready | None = None, progress: OnProgress | None = None) -> None:
         """All ranks together: check the folder (unless this rank is `ready`) and read its weights.
 
-        `digest` is that of the folder on rank 0: other hosts must not have something else under its name.
+        Other hosts must not have something else under its name than rank 0.
 
         Raises CheckpointError, on all ranks, if any of them cannot: the old weights are in place then. Raises
         WeightsLost if they could not be read again.
         """
         started = time.monotonic()
-        agreed: Ready = together(self._group, lambda: ready or self._check_same(folder, digest))
+        agreed: Ready = together(self._group, lambda: ready or self._check_same(order))
         try:
             read = self._fill(agreed, progress)
         except CheckpointError as error:

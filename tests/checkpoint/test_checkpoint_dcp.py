@@ -110,19 +110,19 @@ def test_every_byte_of_the_models_items_is_verified(folder, capsys):
     checkpoint = open_checkpoint(folder)
     total = sum(item.length for item in checkpoint.archives)
     shown: list[tuple[int, int]] = []
-    said = verify(checkpoint, lambda *counts: shown.append(counts))
+    verified = verify(checkpoint, lambda *counts: shown.append(counts))
     rest = sum(path.stat().st_size for path in checkpoint.files) - total
     assert len(checkpoint.files) == 2 < len(checkpoint.archives)
     # The optimizer's counter and the learning rate lie beside the weights.
     assert 0 < rest < 5000
-    assert said == (
+    assert verified.words == (
         f"every byte of the {len(checkpoint.archives)} items of the model in 2 files matches its CRC-32; "
         f"{rest:,} bytes beside them hold no weights of the model and were passed over"
     )
     assert shown == sorted(shown)
     assert shown[-1] == (total, total)
     assert main([str(folder), "--verify"]) == 0
-    assert said in capsys.readouterr().out
+    assert str(verified) in capsys.readouterr().out
 
 
 def test_a_flipped_byte_in_an_item_is_found_and_named(folder, capsys):

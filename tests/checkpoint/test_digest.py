@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,11 @@ from checkpoints import can_make, save_tokenizer
 from safetensors.torch import save_file
 from tiny_models import tiny_model
 
-from dist.checkpoint.digest import Digests, digests, tokenizer_digest
+from dist.checkpoint.boxes import Box
+from dist.checkpoint.digest import Digests, _add_samples, _Content, digests, tokenizer_digest
 from dist.checkpoint.open import open_checkpoint
+from dist.checkpoint.read import TensorReader
+from dist.checkpoint.verify import verify
 
 
 def digests_of(folder: Path) -> Digests:
@@ -70,9 +74,9 @@ def test_the_beginning_middle_and_end_of_every_tensor_of_safetensors_count(whole
     config = whole / "config.json"
 
     def word() -> str:
-        from dist.checkpoint.digest import _samples
-
-        return str(hash(b"".join(_samples(path))))
+        content = _Content()
+        _add_samples(path, content)
+        return content.word
 
     save_file(tensors, path)
     assert config.exists()
@@ -100,3 +104,53 @@ def test_any_changed_byte_of_a_shard_shows_if_its_checksum_does(tiny_checkpoint,
         local.view(-1)[5] += 1e-3
     torch.save(weights, shard)
     assert digests_of(run).checkpoint != before.checkpoint
+
+
+def saved_shard(run: Path, rank: int, *, with_sums: bool) -> Path:
+    """One shard of a run saved again as it is, with or without checksums."""
+    shard = next(run.rglob(f"model_world_size_3_rank_{rank}.pt"))
+    weights = torch.load(shard, map_location="cpu", weights_only=False)
+    torch.serialization.set_crc32_options(with_sums)
+    try:
+        torch.save(weights, shard)
+    finally:
+        torch.serialization.set_crc32_options(True)
+    return shard
+
+
+@pytest.mark.skipif(not can_make("fsdp2"), reason="verl is not installed")
+@pytest.mark.skipif(not hasattr(torch.serialization, "set_crc32_options"), reason="torch always writes checksums")
+def test_a_shard_saved_without_checksums_opens_and_counts_by_samples(tiny_checkpoint, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(tiny_checkpoint("fsdp2", 3), run)
+    before = open_checkpoint(tiny_checkpoint("fsdp2", 3))
+    shard = saved_shard(run, 1, with_sums=False)
+    with pytest.raises(zipfile.BadZipFile), zipfile.ZipFile(shard) as archive:
+        archive.read(archive.infolist()[0])  # what a reader that trusts the sums makes of it
+    checkpoint = open_checkpoint(run)
+    with TensorReader() as reader:
+        for name, tensor in checkpoint.tensors.items():
+            mine, right = torch.empty(tensor.shape), torch.empty(tensor.shape)
+            reader.read_into(tensor, Box.whole(tensor.shape), mine)
+            reader.read_into(before.tensors[name], Box.whole(tensor.shape), right)
+            assert torch.equal(mine, right)
+    first = digests(checkpoint).checkpoint
+    assert first.endswith(" (sampled)")
+    verified = verify(checkpoint)
+    assert verified.words == (
+        "every byte of 2 files matches its CRC-32; 1 file without checksums (.pt) read and compared with nothing"
+    )
+    pieces = (piece for tensor in checkpoint.tensors.values() for piece in tensor.pieces)
+    flip(shard, next(piece.start for piece in pieces if piece.path == str(shard)))
+    assert digests_of(run).checkpoint not in (first, digests(before).checkpoint)
+    assert verify(open_checkpoint(run)).digest != verified.digest
+
+
+def test_every_byte_counts_in_the_digest_of_all(whole: Path, tmp_path: Path) -> None:
+    before = verify(open_checkpoint(whole))
+    assert before.words == "1 file without checksums (.safetensors) read and compared with nothing"
+    shutil.copytree(whole, tmp_path / "copy")
+    assert verify(open_checkpoint(tmp_path / "copy")) == before
+    path = whole / "model.safetensors"
+    flip(path, path.stat().st_size - 3 * 4096 - 17)
+    assert verify(open_checkpoint(whole)).digest != before.digest

@@ -21,7 +21,7 @@ from dist.group.group import SoloGroup
 from dist.kernels.attention import Pieces, reference_attention
 from dist.model.fused_modules import EXACT
 from dist.model.head import WholeHead
-from dist.protocol import BlockUpdate, Control, Reply, Turn
+from dist.protocol import BlockUpdate, Control, Load, Reply, Turn
 from dist.settings import GenerationSettings
 
 PLACEHOLDER, LIMIT = 2, 512
@@ -177,16 +177,16 @@ def test_captured_passes_serve_other_weights_in_the_same_place():
     model = copy.deepcopy(tiny_model())
 
     class Weights:
-        def swap(self, folder, digest, ready, progress):
+        def swap(self, order, ready, progress):
             for name, parameter in model.named_parameters():
-                parameter.data.copy_(tiny_model(seed=int(folder)).get_parameter(name))
+                parameter.data.copy_(tiny_model(seed=int(order.path)).get_parameter(name))
 
     engine = Engine(model, SoloGroup(torch.device("cpu")), max_positions=LIMIT, reloader=Weights())
     engine._sequence = Fixed(model)
     prompt, wish = range(3, 40), GenerationSettings(add_eos_length=7, refine_iter=2, max_new_tokens=30)
     reply(engine, prompt, wish)
     widths = dict(engine._sequence._alone._widths)
-    engine._swap("1", "")
+    engine._swap(Load(path="1", digest=""))
     expected = plain_rule(tiny_model(seed=1), tuple(prompt), wish, PLACEHOLDER, (2,), LIMIT)
     assert reply(engine, prompt, wish).token_ids == expected
     assert widths and engine._sequence._alone._widths == widths

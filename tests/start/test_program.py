@@ -113,7 +113,7 @@ def test_loading_shows_how_far_it_is_where_replies_go_elsewhere(tmp_path, tiny_c
     more = {"NO_COLOR": no_color} if no_color else {}
     with PtyScreen(shell, columns=100, env=environment(tmp_path, **more)) as run:
         assert run.wait_end(READY_S) == 0
-        assert run.raw.count(b"Verified: every byte of 2 files matches its CRC-32.") == 1
+        assert run.raw.count(b"Verified: every byte of 2 files matches its CRC-32. Digest of every byte: ") == 1
         for drawn in (b"Loading: ", b"Verifying: ", b"\x1b"):
             assert (drawn in run.raw) != bool(no_color)
     assert len((tmp_path / "replies.txt").read_bytes().splitlines()) >= 2
