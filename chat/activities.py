@@ -27,7 +27,8 @@ CLOSE_S = 1.0
 
 if TYPE_CHECKING:
     from chat.batch.copies import Copies
-    from chat.console.app import Console, PlainLines
+    from chat.console.app import Console
+    from chat.console.plain import PlainLines
     from chat.conversation.repl import Repl
     from chat.conversation.state import Talk
     from chat.sessions.session import Session
@@ -198,12 +199,14 @@ def hold_conversation(ready: Ready, session: Session, said: tuple[str, ...]) -> 
 
 def open_console(ready: Ready, mode: BaseMode, repl: Callable[[], Repl]) -> Console | PlainLines:
     """What reads the keyboard and writes to the terminal, as far as that can do it."""
+    if ready.streams.plain:
+        from chat.console.plain import PlainLines
+
+        return PlainLines(ready.streams, mode=mode, on_abort=ready.lifeline.ask_abort)
     from chat.commands.table import COMMANDS, complete
-    from chat.console.app import Console, PlainLines
+    from chat.console.app import Console
     from chat.sessions.folder import history_path
 
-    if ready.streams.plain:
-        return PlainLines(ready.streams, mode=mode, on_abort=ready.lifeline.ask_abort)
     return Console(
         ready.streams,
         commands=list(COMMANDS.values()),

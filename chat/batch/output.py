@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import TextIO
 
 from chat.batch.jobs import Job, Jobs
 from chat.batch.printer import ReplyPrinter
@@ -30,7 +29,6 @@ class Output:
         file: ResultsFile | None,
         printer: ReplyPrinter | None,
         progress: Progress,
-        notices: TextIO,
     ) -> None:
         self.written = file.finished if file is not None else 0
         self.failed = file.failed if file is not None else 0
@@ -42,7 +40,6 @@ class Output:
         self._file = file
         self._printer = printer
         self._progress = progress
-        self._notices = notices
 
     @property
     def complete(self) -> bool:
@@ -109,9 +106,7 @@ class Output:
 
     def say(self, text: str) -> None:
         """A line on stderr."""
-        self._progress.clear()
-        self._notices.write(text + "\n")
-        self._notices.flush()
+        self._progress.say(text)
 
     def tell_interrupted(self) -> None:
         """Say how far it came, and how to go on."""

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import TextIO
 
-REDRAW_S = 0.1
+from chat.terminal.progress_line import ProgressLine
 
 
 class Progress:
@@ -21,19 +21,16 @@ class Progress:
         shows: bool,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._out = out
-        self._shows = total > 1 and shows
+        self._line = ProgressLine(out, draws=total > 1 and shows, clock=clock)
         self._total = total
         self._first = self._done = done
         self._tokens = 0
         self._clock = clock
         self._began = clock()
-        self._drawn = float("-inf")
-        self._width = 0
 
     def start(self) -> None:
         """Show the line for the first time."""
-        self._draw(self.text(0))
+        self._line.show(self.text(0))
 
     def step(self, failed: int) -> None:
         """One more reply is done."""
@@ -58,22 +55,16 @@ class Progress:
         return ", ".join(parts)
 
     def clear(self) -> None:
-        """Take the line away before something else is printed."""
-        if self._width:
-            self._draw("")
-            self._width = 0
+        """Take the line away."""
+        self._line.clear()
+
+    def say(self, text: str) -> None:
+        """Print lines that stay above it."""
+        self._line.say(text)
 
     def _redraw(self, failed: int) -> None:
-        if self._shows and (self._clock() - self._drawn >= REDRAW_S or self._done == self._total):
-            self._draw(self.text(failed))
-
-    def _draw(self, text: str) -> None:
-        if self._shows:
-            self._drawn = self._clock()
-            end = "" if text else "\r"
-            self._out.write("\r" + text.ljust(self._width) + end)
-            self._out.flush()
-            self._width = len(text)
+        if self._line.due or self._done == self._total:
+            self._line.show(self.text(failed))
 
 
 def _time(seconds: float) -> str:

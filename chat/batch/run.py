@@ -103,4 +103,4 @@ def _output(options: LaunchOptions, streams: ReplyStreams, jobs: Jobs, file: Res
     done = file.finished if file is not None else 0
     crowded = printer is not None and streams.replies.isatty()
     progress = Progress(streams.notices, 0 if crowded else len(jobs), done, shows=streams.progress)
-    return Output(jobs, file=file, printer=printer, progress=progress, notices=streams.notices)
+    return Output(jobs, file=file, printer=printer, progress=progress)

@@ -7,17 +7,11 @@ line are redrawn. `commit`, `show_live` and the other setters may be called from
 
 from __future__ import annotations
 
-import asyncio
 import queue
-import sys
 import threading
-import time
-import traceback
-from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from prompt_toolkit.application import Application
 from prompt_toolkit.enums import EditingMode
@@ -25,53 +19,22 @@ from prompt_toolkit.input import Input
 
 from chat.console.draft import Draft
 from chat.console.editor import edit_text
-from chat.console.events import (
-    Abort,
-    Candidate,
-    CommandInfo,
-    Complete,
-    ConsoleEvent,
-    Failed,
-    Fragment,
-    Interrupt,
-    Leave,
-    Line,
-    Submitted,
-)
+from chat.console.events import CommandInfo, Complete, ConsoleEvent, Failed, Line
 from chat.console.input import clean, typed_early
-from chat.console.keyboard import GuardedKeys, Keyboard
+from chat.console.keyboard import Keyboard
 from chat.console.keys import console_keys
 from chat.console.layout import View, console_layout, console_style
 from chat.console.line import WAITS, InputLine
+from chat.console.loop import Loop
 from chat.console.orders import Orders
 from chat.console.output import HeldOutput, terminal_output
 from chat.console.painter import Painter
-from chat.console.plain import PlainLines
 from chat.console.state import LineState
 from chat.terminal.mode import BaseMode
 from chat.terminal.streams import Streams
 
-__all__ = [
-    "Abort",
-    "Candidate",
-    "CommandInfo",
-    "Complete",
-    "Console",
-    "ConsoleEvent",
-    "Failed",
-    "Fragment",
-    "Interrupt",
-    "Leave",
-    "Line",
-    "PlainLines",
-    "Submitted",
-]
-
-FRAME_SECONDS = 0.05
-SIZE_POLL_SECONDS = 0.2
 TAKEN_OVER = "This line was not sent last time. Ctrl-C clears it."
 TYPED_EARLY = "Typed while the program was loading. Enter sends it, Ctrl-C clears it."
-MAX_FAULTS, FAULT_SECONDS = 20, 2.0
 
 
 class Console:
@@ -108,14 +71,16 @@ class Console:
             self._view, self._state, history_file=history_file, complete=complete, settle=self._orders.carry_out
         )
         self._draft = Draft(history_file.parent / "drafts")
-        self._after_paint: list[Callable[[], None]] = []
-        self._last_paint = 0.0
-        self._running = threading.Event()
-        self._failure: BaseException | None = None
-        self._faults: deque[float] = deque(maxlen=MAX_FAULTS)
         self._app = self._make_app(terminal_input or Keyboard(streams.keyboard_fd), output, vi_mode)
         self._painter.attach(self._app)
-        self._thread = threading.Thread(target=self._run, name="console", daemon=True)
+        self._loop = Loop(
+            self._app,
+            self._orders,
+            self._painter,
+            on_tick=self._tick,
+            on_fault=self._line.hint,
+            on_end=lambda error: self.events.put(Failed(error)),
+        )
 
     # Called from any thread.
 
@@ -135,14 +100,12 @@ class Console:
         if left or early:
             self._line.put_back("\n".join(filter(None, (left, early))))
             self._line.hint(TYPED_EARLY if early else TAKEN_OVER)
-        self._thread.start()
-        self._running.wait()
+        self._loop.start()
 
     def close(self) -> None:
         """Show what is still to be committed, end the thread. A live zone that was not cleared is cut."""
         self._orders.add(self._exit)
-        if self._thread.is_alive():
-            self._thread.join()
+        self._loop.join()
         # If the thread has died, the last words stand here still.
         self._orders.carry_out()
         with suppress(OSError, ValueError):
@@ -213,8 +176,8 @@ class Console:
     def flush(self) -> None:
         """Wait until all that was ordered so far is on the screen."""
         shown = threading.Event()
-        self._orders.add(lambda: self._after_paint.append(shown.set))
-        while self._thread.is_alive() and not shown.wait(0.1):
+        self._orders.add(lambda: self._loop.after_paint(shown.set))
+        while self._loop.alive and not shown.wait(0.1):
             pass
 
     # The console's thread.
@@ -231,89 +194,22 @@ class Console:
             terminal_size_polling_interval=None,
             before_render=lambda _: self._painter.check_size(),
         )
-        app.key_processor = GuardedKeys(app.key_processor._bindings, self._on_key_error)
         app.ttimeoutlen = 0.1
         if vi_mode:
             app.timeoutlen = 0.1
         return app
 
-    def _run(self) -> None:
-        try:
-            asyncio.run(self._main())
-        except BaseException as error:  # noqa: BLE001  (the edge of the thread: handed to the main thread)
-            self._failure = error
-        finally:
-            self._running.set()
-        if self._failure is not None:
-            self.events.put(Failed(self._failure))
-
-    async def _main(self) -> None:
-        self._orders.attach()
-        asyncio.get_running_loop().set_exception_handler(self._on_exception)
-
-        def ready() -> None:
-            self._app.create_background_task(self._paint_when_asked())
-            self._app.create_background_task(self._watch_size())
-            self._running.set()
-
-        await self._app.run_async(pre_run=ready, handle_sigint=False, set_exception_handler=False)
-
-    def _on_exception(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """Something that runs beside the keys failed: a completion, a drawing. The line lives on if it can."""
-        error = context.get("exception") or RuntimeError(str(context.get("message")))
-        self._on_key_error(error) if isinstance(error, Exception) else self._fail(error)
-
-    def _on_key_error(self, error: Exception) -> None:
-        """Log a fault and say it in one line; too many in a row end the console."""
-        now = time.monotonic()
-        self._faults.append(now)
-        print("".join(traceback.format_exception(error)), file=sys.stderr, flush=True)
-        if len(self._faults) == MAX_FAULTS and now - self._faults[0] < FAULT_SECONDS:
-            self._fail(error)
-            return
-        self._line.hint(f"That key failed ({type(error).__name__}: {error}). The line is kept; the log has more.")
-        self._app.invalidate()
-
-    def _fail(self, error: BaseException) -> None:
-        if self._failure is None:
-            self._failure = error
-        if self._app.is_running and not self._app.is_done:
-            self._app.exit()
-
-    async def _paint_when_asked(self) -> None:
-        while True:
-            await self._orders.come()
-            await asyncio.sleep(max(0.0, self._last_paint + FRAME_SECONDS - time.monotonic()))
-            self._orders.take_note()
-            try:
-                self._paint()
-            except Exception as error:  # noqa: BLE001  (the edge of the thread: handed to the main thread)
-                self._fail(error)
-                return
-
-    async def _watch_size(self) -> None:
-        while True:
-            await asyncio.sleep(SIZE_POLL_SECONDS)
-            self._painter.redraw_if_resized()
-            if self._view.waiting and not self._view.status:
-                self._app.invalidate()
-            self._draft.save(self._line.text)
-
-    def _paint(self) -> None:
-        """Carry out all orders and show what came of them."""
-        self._orders.carry_out()
-        if self._app.is_done:
-            return
-        self._painter.paint()
-        self._last_paint = time.monotonic()
-        while self._after_paint:
-            self._after_paint.pop()()
+    def _tick(self) -> None:
+        self._painter.redraw_if_resized()
+        if self._view.waiting and not self._view.status:
+            self._app.invalidate()
+        self._draft.save(self._line.text)
 
     def _exit(self) -> None:
-        if self._app.is_running and not self._app.is_done:
+        if self._loop.running:
             self._draft.save(self._line.text)
             self._painter.end()
-            self._app.exit()
+            self._loop.exit()
 
     # What the keys ask of the screen.
 

@@ -6,9 +6,8 @@ import time
 from collections.abc import Callable
 
 from chat.loading.facts import reading
-from chat.terminal.streams import CLEAR_LINE, Streams
-
-REDRAW_S = 0.1
+from chat.terminal.progress_line import REDRAW_S, ProgressLine
+from chat.terminal.streams import Streams, wrapped
 
 # Bytes done, of how many.
 OnBytes = Callable[[int, int], None]
@@ -33,13 +32,9 @@ class Status:
 
     def __init__(self, streams: Streams) -> None:
         self._out = streams.notices
-        self._draws = streams.progress
+        self._line = ProgressLine(streams.notices, draws=streams.progress)
         self._paced: dict[str, OnBytes] = {}
-
-    def show(self, text: str) -> None:
-        if self._draws:
-            self._out.write(f"{CLEAR_LINE}{text}")
-            self._out.flush()
+        self.show, self.clear = self._line.show, self._line.clear
 
     def loading(self, done: int, total: int) -> None:
         """Bytes that all ranks together have read, of how many."""
@@ -51,11 +46,8 @@ class Status:
             self._paced[what] = paced(what, self.show)
         self._paced[what](done, total)
 
-    def clear(self) -> None:
-        self.show("")
-
     def say(self, text: str) -> None:
-        """A line that stays; what is read after it is timed from there."""
+        """Lines that stay; what is read after them is timed from there."""
         self._paced.clear()
         self.clear()
-        print(text, file=self._out, flush=True)
+        self._line.say(wrapped(text, self._out))

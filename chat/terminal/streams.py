@@ -145,19 +145,21 @@ def is_command(line: str) -> bool:
 
 def say(streams: Streams, text: str) -> None:
     """A notice in lines of its own, wrapped at words on a terminal except commands; progress makes room for it."""
-    out = streams.notices
     if streams.progress:
-        out.write(CLEAR_LINE)
-    if out.isatty():
-        width = columns_of(out) - 1
-        wrapped = (
-            [line]
-            if is_command(line)
-            else textwrap.wrap(line, width, break_long_words=False, break_on_hyphens=False)
-            for line in text.split("\n")
-        )
-        text = "\n".join("\n".join(lines) for lines in wrapped)
-    print(text, file=out, flush=True)
+        streams.notices.write(CLEAR_LINE)
+    print(wrapped(text, streams.notices), file=streams.notices, flush=True)
+
+
+def wrapped(text: str, out: TextIO) -> str:
+    """`text` broken at words to the width of the terminal `out`, if it is one; commands stay whole."""
+    if not out.isatty():
+        return text
+    width = columns_of(out) - 1
+    lines = (
+        [line] if is_command(line) else textwrap.wrap(line, width, break_long_words=False, break_on_hyphens=False)
+        for line in text.split("\n")
+    )
+    return "\n".join("\n".join(one) for one in lines)
 
 
 def write_out(out: TextIO, text: str) -> bool:
