@@ -14,13 +14,14 @@ from typing import Any, TextIO
 import pytest
 from checkpoints import save_tokenizer
 
-from chat.batch import progress
 from chat.batch.interruption import FILE, SAME_S, Interruption
 from chat.batch.jobs import derive_seed
 from chat.batch.printer import ReplyPrinter
 from chat.batch.prompts import read_prompts
 from chat.batch.run import check_output, run_batch
 from chat.start.options import LaunchOptions, parse_options
+from chat.terminal import progress_line
+from chat.terminal.streams import CLEAR_LINE
 from chat.text.prompt import prompt_ids
 from chat.text.tokenizer import ChatTokenizer, load_tokenizer
 from chat.text.transcript import Transcript
@@ -758,18 +759,18 @@ def test_when_the_reader_of_stdout_goes_the_run_ends(tokenizer: ChatTokenizer, p
 def test_on_a_terminal_one_line_tells_how_far_it_is(
     run: Run, prompts: str, output: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(progress, "REDRAW_S", 0.0)
+    monkeypatch.setattr(progress_line, "REDRAW_S", 0.0)
     streams = Texts(notices=Screen(), progress=True)
     ran = run("--prompts_file", prompts, "--output_file", str(output), streams=streams)
-    shown = [part.rstrip() for part in ran.err.split("\r") if part.strip()]
+    shown = [part for part in ran.err.split(CLEAR_LINE) if part]
     counts = [part.partition(",")[0] for part in shown]
     assert list(dict.fromkeys(counts)) == [f"{done}/6 replies" for done in range(7)]
     # Between two replies too, as blocks are finished.
     assert counts.count("3/6 replies") > 2
     assert re.search(r"^6/6 replies, [\d,]+ tokens/s, 0:00 left$", shown[-1])
-    assert ran.err.endswith(" \r")
+    assert ran.err.endswith(CLEAR_LINE)
     assert "\n" not in ran.err
-    assert "\x1b" not in ran.err
+    assert "\x1b" not in ran.err.replace(CLEAR_LINE, "")
 
 
 def test_no_progress_is_drawn_where_the_streams_do_not_want_it(run: Run, prompts: str, output: Path) -> None:
