@@ -91,7 +91,7 @@ def run(options: LaunchOptions, streams: Streams, lifeline: Lifeline) -> int:
     group, division = open_own_group(options, checkpoint, ranks, len(asked.prompts) * options.n)
     engine, reloader = load(options, group, checkpoint, division.mode, status.loading)
     # The others of several copies get no warm-up either: they find their kernels with the first batch.
-    slow_notice = warm_up(engine, asked.settings) if division.copies == 1 else engine.slow_notice
+    slow_notice = warm_up(engine, asked.settings, asked.origins) if division.copies == 1 else engine.slow_notice
     status.clear()
     about = ABOUT if options.checkpoint_dir is None else None
     seconds = time.monotonic() - started

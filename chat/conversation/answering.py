@@ -95,12 +95,14 @@ class Answering:
         fitted = talk.fitted(transcript)
         self._say_left_out(fitted, transcript)
         seed = secrets.randbelow(MAX_SEED) if talk.settings.seed is None else talk.settings.seed
-        if talk.undecided and not self._measured(fitted.token_ids):
-            begin(talk.asked(fitted, seed))
-            answer = Answer(talk)
-            answer.fail()
-            self._say_nothing_finished(answer)
-            return
+        begin(talk.asked(fitted, seed))
+        answer = Answer(talk)
+        if talk.undecided:
+            if not self._measured(fitted.token_ids):
+                answer.fail()
+                self._say_nothing_finished(answer)
+                return
+            answer.note_settings()
         compared = earlier if again and earlier is not None and talk.other_weights(earlier) else None
         # Rounding can decide in 16 bits.
         margins = Margins() if compared is not None and talk.rounds else None
@@ -112,8 +114,6 @@ class Answering:
             trace=self.trace == "top" or margins is not None,
             earlier=(earlier.token_ids,) if earlier is not None and talk.same_tokenizer(earlier) else (),
         )
-        begin(talk.asked(fitted, seed))
-        answer = Answer(talk)
         begins = talk.tokenizer.decode(fitted.token_ids[-TEMPLATE_END:], False)
         thinking = ThinkingText(inside=opens_thinking(begins))
         view = self._page.reply_view(talk.reply_text, answer.text, thinking)
@@ -211,11 +211,15 @@ class Answer:
         self._begun = True
         text = self.text.extend(update.settled_ids)
         self._talk.journal(lambda session: session.tokens(update.settled_ids, text))
-        before, self._in_force = self._in_force.as_dict(), self._talk.settings
         if update.finish is None:
-            for name, value in self._in_force.as_dict().items():
-                if value != before[name]:
-                    self._talk.journal(partial(Session.setting, name=name, value=value))
+            self.note_settings()
+
+    def note_settings(self) -> None:
+        """Write down which settings have changed."""
+        before, self._in_force = self._in_force.as_dict(), self._talk.settings
+        for name, value in self._in_force.as_dict().items():
+            if value != before[name]:
+                self._talk.journal(partial(Session.setting, name=name, value=value))
 
     def end(self, reply: Reply) -> None:
         """Write down how it ended."""

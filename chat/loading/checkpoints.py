@@ -129,7 +129,7 @@ class Checkpoints:
             origins=origins,
             facts=facts,
             notices=start_notices(facts, tokenizer, use_template, ""),
-            slow_notice=warm_up(self._engine, settings),
+            slow_notice=warm_up(self._engine, settings, origins),
         )
 
     def _folder(self, argument: str) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ from chat.demo import demo_folder, is_ready
 from chat.start.options import LaunchOptions, version_text
 from dist.checkpoint.digest import digests
 from dist.checkpoint.open import Checkpoint, open_checkpoint
+from dist.decode.trial import undecided, until_decided
 from dist.errors import CheckpointError, PromptError
 from dist.settings import GenerationSettings
 
@@ -164,11 +165,14 @@ def start_notices(
     return tuple(notices)
 
 
-def warm_up(engine: Engine, settings: GenerationSettings) -> str | None:
-    """Make a GPU's kernels and graphs ready; returns what is to be said of how answers are made, or None."""
+def warm_up(engine: Engine, settings: GenerationSettings, origins: Mapping[str, str]) -> str | None:
+    """Make a GPU's kernels and graphs ready for these settings, or for what is tried out where they are undecided.
+
+    Returns what is to be said of how answers are made, or None.
+    """
     if engine.captures:
         try:
-            engine.warm_up(settings)
+            engine.warm_up(until_decided(settings, undecided(origins), engine.auto_length))
         except PromptError as problem:
             # Weights that give no number, say: the user may want to load others.
             return str(problem)

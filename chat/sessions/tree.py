@@ -7,7 +7,7 @@ the conversation is the path from the root to the head.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from chat.sessions.records import (
@@ -89,6 +89,13 @@ class _Open:
         self.ids: list[int] = []
         self.texts: list[str] = []
         self.changes: list[Change] = []
+
+    def change(self, record: SettingRecord) -> None:
+        """A setting is another from a place on; from the first one on it is as if the turn had begun with it."""
+        if record.at == 0:
+            self.turn = replace(self.turn, settings={**self.turn.settings, record.name: record.value})
+        else:
+            self.changes.append(Change(at=record.at, name=record.name, value=record.value))
 
     def node(self, end: ReplyRecord | None = None) -> Node:
         made = Made(
@@ -217,8 +224,7 @@ class Tree:
                 self._opened(record.turn).ids += record.ids
                 self._opened(record.turn).texts.append(record.text)
             case SettingRecord():
-                change = Change(at=record.at, name=record.name, value=record.value)
-                self._opened(record.turn).changes.append(change)
+                self._opened(record.turn).change(record)
             case ReplyRecord():
                 self._add(self._opened(record.turn).node(record))
                 self._open, self._head = None, record.turn

@@ -25,9 +25,22 @@ def undecided(origins: Mapping[str, str]) -> frozenset[str]:
     return frozenset(name for name in ("refine_iter", "add_eos_length") if origins.get(name) == DEFAULT)
 
 
+def until_decided(settings: GenerationSettings, undecided: Collection[str], auto_length: int) -> GenerationSettings:
+    """What is likely to be used, and has the trial's width on GPUs: so a warm-up under it serves both."""
+    values = {"refine_iter": "auto", "add_eos_length": auto_length}
+    return replace(settings, **{name: values[name] for name in undecided})  # type: ignore[arg-type]
+
+
 def trial_turn(prompt: tuple[int, ...], settings: GenerationSettings, placeholder: int) -> Turn:
-    """One block of the reply to `prompt`, refined until it is exact."""
-    trial = replace(settings, add_eos_length=BLOCK - 1, refine_iter=BLOCK, max_new_tokens=BLOCK, temperature=0.0)
+    """One block of the reply to `prompt`, refined until it is exact: what a window as long as the reply does."""
+    trial = replace(
+        settings,
+        add_eos_length=BLOCK - 1,
+        refine_iter="auto",
+        max_new_tokens=BLOCK,
+        temperature=0.0,
+        drafts="own",
+    )
     return Turn(prompts=(prompt,), settings=trial, placeholder=placeholder, stop_ids=())
 
 
@@ -43,7 +56,11 @@ class Trial:
         """From the updates of a `trial_turn`; what stands behind a stop token does not count."""
         if not updates or updates[-1].finish is None:
             return cls(same=0, of=0)
-        early, final = updates[min(PASSES, len(updates)) - 1].token_ids, updates[-1].token_ids
+        texts, settled = list[tuple[int, ...]](), tuple[int, ...]()
+        for update in updates:
+            texts.append((*settled, *update.token_ids))
+            settled += update.settled_ids
+        early, final = texts[min(PASSES, len(texts)) - 1], texts[-1]
         end = next((at + 1 for at, token in enumerate(final) if token in stop_ids), len(final))
         return cls(same=sum(a == b for a, b in zip(early[:end], final[:end])), of=end)
 
@@ -57,11 +74,10 @@ class Trial:
     ) -> tuple[GenerationSettings, str]:
         """The settings to use, and why in a line. Only the `undecided` ones change."""
         refines = self.tells and self.same >= ENOUGH * self.of
-        rounds = SETTINGS["refine_iter"].default if refines else "auto"
-        length = SETTINGS["add_eos_length"].default if refines else auto_length
-        chosen = settings.with_value("refine_iter", rounds)
-        if "add_eos_length" in undecided:
-            chosen = chosen.with_value("add_eos_length", length)
+        if refines:
+            chosen = replace(settings, **{name: SETTINGS[name].default for name in undecided})  # type: ignore[arg-type]
+        else:
+            chosen = until_decided(settings, undecided, auto_length)
         what = f"refine_iter {chosen.refine_iter}, add_eos_length {chosen.add_eos_length}"
         if not self.tells:
             return chosen, f"{what} for this reply: its first block is too short to measure refinement by."

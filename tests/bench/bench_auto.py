@@ -106,7 +106,8 @@ class Bench:
 
     def retries(self) -> None:
         print(
-            "\n| | weights changed by | tokens alike from the start | tokens a pass: first, again | tok/s: first, again | ratio |"
+            "\n| | weights changed by | tokens alike from the start "
+            "| tokens a pass: first, again | tok/s: first, again | ratio |"
         )
         print("|---|---|---|---|---|---|")
         n = self.engine.auto_length
@@ -122,8 +123,9 @@ class Bench:
                 pairs = zip(first.token_ids, again.token_ids)
                 alike = next((at for at, (a, b) in enumerate(pairs) if a != b), len(again.token_ids))
                 rates = first.stats.tokens_per_s, again.stats.tokens_per_s
+                how = "sampled" if temperature else "greedy"
                 print(
-                    f"| {'sampled' if temperature else 'greedy'}, N = {n} | {noise:g} | {alike} of {len(again.token_ids)}"
+                    f"| {how}, N = {n} | {noise:g} | {alike} of {len(again.token_ids)}"
                     f" | {first.stats.tokens_per_forward:.2f}, {again.stats.tokens_per_forward:.2f}"
                     f" | {rates[0]:.0f}, {rates[1]:.0f} | {rates[1] / rates[0]:.2f} |",
                     flush=True,

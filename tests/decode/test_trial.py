@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import pytest
 import torch
+from plain_rule import plain_rule
 from tiny_models import tiny_model
 
 from dist.decode.engine import Engine
-from dist.decode.trial import Trial, trial_turn
+from dist.decode.rule import pass_sizes
+from dist.decode.trial import Trial, trial_turn, until_decided
 from dist.group.group import SoloGroup
 from dist.protocol import BlockUpdate, Control
 from dist.settings import GenerationSettings
@@ -18,10 +21,10 @@ DEFAULTS = GenerationSettings()
 BOTH = ("refine_iter", "add_eos_length")
 
 
-def updates_of(model, prompt=(5, 9, 11)):
+def updates_of(model, prompt=(5, 9, 11), settings=DEFAULTS):
     engine = Engine(model, SoloGroup(torch.device("cpu")), max_positions=512)
     assert engine.auto_length == 7
-    turn = trial_turn(prompt, DEFAULTS, 2)
+    turn = trial_turn(prompt, settings, 2)
     return [
         one for one in engine.answer(turn, lambda: Control(settings=turn.settings)) if isinstance(one, BlockUpdate)
     ]
@@ -66,6 +69,27 @@ def test_a_reply_that_ends_at_once_tells_nothing_and_an_unfinished_trial_neither
     settings, why = short.chosen(DEFAULTS, BOTH, 7)
     assert settings.refine_iter == "auto" and "for this reply" in why
     assert Trial.of_block([block((1,) * 16, 1)], ()) == Trial.of_block([], ()) == Trial(same=0, of=0)
+
+
+@pytest.mark.parametrize("n", [0, 3, 15])
+def test_the_trial_sees_what_two_passes_over_a_block_leave(n):
+    """A window as long as the reply reads what a block's passes read, whatever N was asked for."""
+    asked = GenerationSettings(add_eos_length=n, drafts="all", temperature=0.5, seed=1)
+    block = dataclasses.replace(DEFAULTS, add_eos_length=15, max_new_tokens=16)
+    twice, whole = (
+        plain_rule(tiny_model(), (5, 9, 11), dataclasses.replace(block, refine_iter=rounds), 2, ())
+        for rounds in (2, 16)
+    )
+    trial = Trial.of_block(updates_of(tiny_model(), settings=asked), ())
+    assert trial == Trial(same=sum(a == b for a, b in zip(twice, whole)), of=16)
+
+
+def test_what_is_warmed_up_before_the_trial_has_its_width():
+    engine = Engine(tiny_model(), SoloGroup(torch.device("cpu")), max_positions=512)
+    likely = until_decided(DEFAULTS, BOTH, 15)
+    assert pass_sizes(likely) == pass_sizes(trial_turn((5,), DEFAULTS, 2).settings) == ((16, 16),)
+    assert until_decided(DEFAULTS, (), 15) == DEFAULTS
+    assert until_decided(DEFAULTS, ("refine_iter",), engine.auto_length).add_eos_length == 127
 
 
 def block(ids, iteration, finish=None):

@@ -235,7 +235,7 @@ def test_a_retry_after_load_drafts_from_the_other_steps_reply_and_says_where_the
     assert other.token_ids[place] != first.token_ids[place]
 
 
-def test_where_nothing_names_refine_iter_the_first_block_decides_and_again_after_load(run, talk):
+def test_where_nothing_names_refine_iter_the_first_block_decides_and_again_after_load(run, talk, tmp_path):
     options = LaunchOptions(checkpoint_dir=str(run), settings={"max_new_tokens": 20}, dtype="float32")
     repl, console = talk(run / "global_step_3", "Hello", "/load 7", "And?", "More?", options=options)
     shown = " ".join(console.shown.split())
@@ -246,6 +246,13 @@ def test_where_nothing_names_refine_iter_the_first_block_decides_and_again_after
     assert [one.turn.settings["refine_iter"] for one in made] == ["auto"] * 3
     right = dataclasses.replace(repl.talk.settings, add_eos_length=0, refine_iter=1)
     assert made[-1].token_ids == reply_by_plain_rule(run / "global_step_7", repl.talk.transcript, right)
+    # The message is on disk before anything is tried out.
+    (journal,) = (tmp_path / "sessions").glob("*.jsonl")
+    records = [json.loads(line) for line in journal.read_text().splitlines()]
+    turn = next(at for at, record in enumerate(records) if record["kind"] == "turn")
+    assert (records[turn]["text"], records[turn]["settings"]["refine_iter"]) == ("Hello", 2)
+    measured = {(one["name"], one["value"], one["at"]) for one in records[turn + 1 : turn + 3]}
+    assert measured == {("refine_iter", "auto", 0), ("add_eos_length", 7, 0)}
 
 
 def test_defaults_of_the_new_step_are_adopted_but_for_what_was_set_by_hand(run, talk):
