@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from chat.commands.row import Value, ago, command, first_word
 from chat.files import expand, read_text
-from chat.loading.checkpoints import LATEST_WORD, Steps
+from chat.loading.checkpoints import BASE_WORD, LATEST_WORD, Steps
 from chat.loading.facts import facts_table
 from chat.sessions.export import FORMATS
 from dist.checkpoint.folder import Step
@@ -30,7 +30,7 @@ def model(repl: Repl, argument: str) -> None:
 
 @command("steps", "/steps", "the steps of this run, with dates", live=True)
 def steps(repl: Repl, argument: str) -> None:
-    found = repl.talk.steps()
+    found = repl.talk.checkpoints.steps()
     rows = [(f"step {step.number}", about) for step, about in _described(found)][:SHOWN_STEPS]
     if not rows:
         repl.note("The run's folder no longer holds any steps.")
@@ -49,14 +49,15 @@ def _described(found: Steps) -> Iterator[tuple[Step, str]]:
         yield step, ", ".join(parts)
 
 
-def _checkpoints(repl: Repl, word: str) -> Iterator[Value]:
+def checkpoint_values(repl: Repl, word: str) -> Iterator[Value]:
     """The steps that can be loaded, the newest first, and folders."""
     try:
-        found = repl.talk.steps()
+        found = repl.talk.checkpoints.steps()
         yield LATEST_WORD, "the step that the run's own file names now"
         yield from ((str(step.number), about) for step, about in _described(found))
     except UsageError:
         pass  # not in a run: folders are all there is
+    yield BASE_WORD, "the model that training began with"
     yield from paths(word)
 
 
@@ -64,7 +65,7 @@ def _checkpoints(repl: Repl, word: str) -> Iterator[Value]:
     "load",
     "/load STEP|PATH",
     "go on with the weights of another step or folder",
-    values=first_word(_checkpoints),
+    values=first_word(checkpoint_values),
     example="/load 200",
 )
 def load(repl: Repl, argument: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from chat.commands.files import checkpoint_values
 from chat.commands.row import Value, command, exchanges, first_word, whole_number
 from chat.commands.settings import known_setting, setting_names, setting_values
 from chat.screen.markdown.stream import code_blocks
@@ -18,27 +19,37 @@ SHOWN_TOKENS = 500
 SHOWN_MESSAGES = 40
 
 
+STEP = "step"
+
+
 def _compared(repl: Repl, words: tuple[str, ...], word: str) -> Iterable[Value]:
-    """A setting, then values of it that are not there yet; or a reply of the last comparison."""
+    """A setting or steps, then values that are not there yet; or a reply of the last comparison."""
     kept = repl.comparing.kept
     if not words:
-        return (*([("keep ", "go on with a reply of the last comparison")] if kept else []), *setting_names())
+        keep = [("keep ", "go on with a reply of the last comparison")] if kept else []
+        return (*keep, (f"{STEP} ", "checkpoints of this run, or others"), *setting_names())
     if words[0] == "keep":
         return ((str(number), label) for number, label in enumerate(kept, 1)) if len(words) == 1 else ()
+    if words[0] == STEP:
+        return (value for value in checkpoint_values(repl, word) if value[0] not in words)
     return (value for value in setting_values(words[0]) if value[0] not in words)
 
 
 @command(
     "compare",
-    "/compare NAME VALUE VALUE...|keep N",
-    "answer the last message once for each value of a setting, and compare; keep: go on with reply N",
+    "/compare NAME VALUE VALUE...|step STEP...|keep N",
+    "answer the last message once for each value of a setting, or by several steps, and compare; keep: go on with "
+    "reply N",
     values=_compared,
-    example="/compare refine_iter 1 2 auto",
+    example="/compare refine_iter 1 2 auto, or /compare step 100 200 latest",
 )
 def compare(repl: Repl, argument: str) -> None:
     name, *values = argument.split() or [""]
     if name == "keep":
         repl.comparing.keep(whole_number(" ".join(values), "/compare keep"))
+        return
+    if name == STEP:
+        repl.comparing.compare_steps(values)
         return
     if name:
         known_setting(name)

@@ -1,33 +1,24 @@
-"""The last message answered under several values of one setting, for `/compare`. The conversation stays as it is.
+"""The last message answered in several ways, for `/compare`. The conversation stays as it is.
 
-Every value answers the same prompt; the reply token by token (N = 0, greedy) is made too, to measure agreement by.
+Either under several values of one setting, next to the reply token by token (N = 0, greedy), or by several
+checkpoints in turn, next to the first one's. All answer the same prompt.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import secrets
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 
-from chat.conversation.answering import left_out_note, with_seed
+from chat.conversation.candidates import Candidate, Made, by_checkpoints, folders_of, under
+from chat.conversation.divergence import Margins
 from chat.conversation.page import Page
 from chat.conversation.state import Talk
+from chat.conversation.visiting import Visit
 from chat.conversation.work import Work
 from chat.sessions.session import Session
 from chat.text.agreement import GREEDY, judged
-from dist.errors import UsageError
-from dist.protocol import BlockUpdate, Reply, Turn
-from dist.settings import MAX_SEED, GenerationSettings
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Candidate:
-    """A reply to be made: how it is called, under which settings, to which prompt."""
-
-    label: str
-    settings: GenerationSettings
-    prompt: tuple[int, ...]
+from dist.errors import PromptError, UsageError
+from dist.protocol import BlockUpdate, Turn
 
 
 class Comparing:
@@ -38,37 +29,42 @@ class Comparing:
         self._work = work
         self._page = page
         self._question = -1  # the message that `_kept` answer
-        self._kept: dict[str, tuple[Reply, Candidate]] = {}
+        self._kept: dict[str, Made] = {}
 
     def compare(self, name: str, values: Sequence[str]) -> None:
         """Answer the last message under each of the values. Raises ChatError before anything is made, or RankError.
 
         Stopped by the user, it shows what was finished by then.
         """
-        if self._talk.transcript.last_question is None:
-            raise UsageError("There is nothing to compare yet.", "/compare answers your last message again.")
-        candidates = list(self._candidates(name, values))
-        replies: dict[str, Reply] = {}
+        self._check_there_is_a_question()
+        candidates = list(under(self._talk, self._page, name, values))
+        made: dict[str, Made] = {}
         try:
-            for number, candidate in enumerate(candidates, 1):
-                place = f"{candidate.label} ({number} of {len(candidates)})"
-                if not self._page.redraws:
-                    self._page.note(f"{place} ...")
-                reply = self._reply(candidate, f"{place}: ")
-                if reply.finish != "cancelled":
-                    replies[candidate.label] = reply
-                if self._work.to_stop:
-                    break
+            self._make(candidates, len(candidates), made)
         finally:
             self._work.rest()
-        if replies:
-            self._page.compared(list(judged(replies, self._talk.reply_text)))
-            self._question = self._talk.tree.questions()[0].id
-            asked = {candidate.label: candidate for candidate in candidates}
-            self._kept = {label: (reply, asked[label]) for label, reply in replies.items()}
-            self._page.note("/compare keep N goes on with one of them.")
-        if len(replies) < len(candidates):
-            self._page.note(f"Stopped: {len(replies)} of {len(candidates)} replies were made.")
+        self._show(made, len(candidates), GREEDY, "greedy")
+
+    def compare_steps(self, words: Sequence[str]) -> None:
+        """Have each of the checkpoints answer the last message, one alone next to the present one.
+
+        The present one answers again afterwards, whatever happens. Raises ChatError before anything is made,
+        RankError, or WeightsLost. What a checkpoint cannot do is said, and the others are asked.
+        """
+        self._check_there_is_a_question()
+        folders = folders_of(self._talk, words)
+        made: dict[str, Made] = {}
+        with Visit(self._talk, self._page) as visit:
+            self._work.begin()
+            try:
+                candidates = by_checkpoints(self._talk, self._work, self._page, visit, folders, made)
+                self._make(candidates, len(folders), made)
+            finally:
+                self._work.rest()
+            first = next(iter(made), "")
+            self._show(made, len(folders), first, first)
+            if first and made[first].asked.settings.refine_iter != "auto":
+                self._page.note("At refine_iter auto only the weights decide where replies differ, not the passes.")
 
     @property
     def kept(self) -> Sequence[str]:
@@ -82,62 +78,90 @@ class Comparing:
         if not 1 <= number <= len(names):
             what = f"It made {len(names)}." if names else "/compare answers your last message again."
             raise UsageError(f"There is no reply {number} of a comparison to keep.", what)
-        reply, candidate = self._kept[names[number - 1]]
-        fitted = dataclasses.replace(
-            self._talk.fitted(self._talk.transcript.without_reply()), token_ids=candidate.prompt
-        )
+        kept = self._kept[names[number - 1]]
+        reply, candidate = kept.reply, kept.asked
         asked = dataclasses.replace(
-            self._talk.asked(fitted, candidate.settings.seed or 0), settings=candidate.settings.as_dict()
+            self._talk.asked(candidate.prompt, candidate.settings.seed or 0), settings=candidate.settings.as_dict()
         )
         text = self._talk.reply_text(reply.token_ids)
 
         def write(session: Session) -> None:
+            if candidate.by is not None:
+                session.checkpoint(candidate.by)
             session.ask_again(asked)
             session.tokens(reply.token_ids, text)
             session.reply(reply.finish, text, reply.stats.as_dict())
+            if candidate.by is not None:
+                session.checkpoint(self._talk.checkpoint_record())
 
         self._talk.journal(write)
         self._talk.last_reply = reply
-        self._talk.show_used(reply.prompt_len + len(reply.token_ids), fitted.limit)
+        self._talk.show_used(reply.prompt_len + len(reply.token_ids), candidate.prompt.limit)
         self._page.note(
             f"The conversation goes on with reply {number}, {candidate.label}. /undo and /branches lead back."
         )
 
-    def _candidates(self, name: str, values: Sequence[str]) -> Iterator[Candidate]:
-        """The replies to make, all checked; the greedy one has room for the longest of the others.
+    def _check_there_is_a_question(self) -> None:
+        if self._talk.transcript.last_question is None:
+            raise UsageError("There is nothing to compare yet.", "/compare answers your last message again.")
 
-        What their prompt leaves out is said.
-        """
-        base, drawn = self._talk.settings, secrets.randbelow(MAX_SEED)
-        question = self._talk.transcript.without_reply()
-        settings = {value: with_seed(base.with_value(name, value), drawn) for value in values}
-        greedy = dataclasses.replace(
-            base,
-            temperature=0.0,
-            add_eos_length=0,
-            refine_iter=1,
-            max_new_tokens=max(one.max_new_tokens for one in settings.values()),
-            max_length=max(one.max_length for one in settings.values()),
-        )
-        labelled = {**{f"{name} {value}": one for value, one in settings.items()}, GREEDY: greedy}
-        # One prompt for all: what has room where there is least.
-        prompts = (self._talk.fitted(question, one) for one in labelled.values())
-        fitted = min(prompts, key=lambda prompt: len(prompt.token_ids))
-        if fitted.left_out:
-            self._page.note(left_out_note(fitted, question))
-        for label, one in labelled.items():
-            yield Candidate(label=label, settings=one, prompt=fitted.token_ids)
+    # Making and showing it.
 
-    def _reply(self, candidate: Candidate, doing: str) -> Reply:
+    def _make(self, candidates: Iterable[Candidate], count: int, made: dict[str, Made]) -> None:
+        """Make the replies one after the other, until the user wants it stopped."""
+        for candidate in candidates:
+            place = f"{candidate.label} ({candidate.number} of {count})"
+            if not self._page.redraws:
+                self._page.note(f"{place} ...")
+            try:
+                one = self._reply(candidate, f"{place}: ")
+            except PromptError as error:
+                if candidate.by is None:
+                    raise
+                self._page.error(error)
+                continue
+            if one.reply.finish != "cancelled":
+                made[candidate.label] = one
+            if self._work.to_stop:
+                break
+
+    def _show(self, made: Mapping[str, Made], count: int, against: str, called: str) -> None:
+        replies = {label: one.reply for label, one in made.items()}
+        if replies:
+            prompt = next(iter(made.values())).asked.prompt.token_ids
+            others = [label for label, one in made.items() if one.asked.prompt.token_ids != prompt]
+            compared = [
+                one
+                if one.differs is None
+                else dataclasses.replace(one, margin=made[one.label].margins.at(one.differs))
+                for one in judged(replies, self._talk.reply_text, against, others)
+            ]
+            self._page.compared(compared, called)
+            if others:
+                self._page.note(
+                    f"Not comparable: the prompt of {', '.join(others)} is another one than {called}'s."
+                )
+            self._question = self._talk.tree.questions()[0].id
+            self._kept = dict(made)
+            self._page.note("/compare keep N goes on with one of them.")
+        if len(replies) < count:
+            stopped = "Stopped: " if self._work.to_stop else ""
+            self._page.note(f"{stopped}{len(replies)} of {count} replies were made.")
+
+    def _reply(self, candidate: Candidate, doing: str) -> Made:
         turn = Turn(
-            prompts=(candidate.prompt,),
+            prompts=(candidate.prompt.token_ids,),
             settings=candidate.settings,
-            placeholder=self._talk.tokenizer.eos_id,
-            stop_ids=self._talk.tokenizer.stop_ids,
+            placeholder=candidate.placeholder,
+            stop_ids=candidate.stop_ids,
+            trace=candidate.trace,
+            earlier=candidate.earlier,
         )
-        view = self._page.reply_view(self._talk.reply_text)
+        view, margins = self._page.reply_view(self._talk.reply_text), Margins()
 
         def show(update: BlockUpdate) -> None:
+            margins.take(update)
             self._page.console.show_live(view.update(update).draw)
 
-        return self._work.reply(turn, lambda: candidate.settings, show, doing)
+        reply = self._work.reply(turn, lambda: candidate.settings, show, doing)
+        return Made(reply=reply, asked=candidate, margins=margins)

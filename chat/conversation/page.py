@@ -148,9 +148,9 @@ class Page:
         """The last pass of a trace; with `top` the candidates of what it changed too."""
         self.console.note(pass_lines(trace, self.palette, self.console.width, top=top))
 
-    def compared(self, replies: Sequence[Compared]) -> None:
+    def compared(self, replies: Sequence[Compared], against: str = "greedy") -> None:
         """Replies to one prompt, in figures and in words."""
-        self.console.note(compared(replies, self.palette, self.console.width))
+        self.console.note(compared(replies, self.palette, self.console.width, against))
 
     def raw(self, text: str) -> None:
         """A text as it is, in lines that fit."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Literal, Protocol
 
 from chat.conversation.kept import Kept, count
@@ -42,6 +43,8 @@ class Checkpoints(Protocol):
     """What the conversation needs to turn to another checkpoint; checkpoints.Checkpoints is one."""
 
     def steps(self) -> Steps: ...
+    def weights_folder(self, argument: str) -> Path: ...
+    def check(self, folder: Path) -> str: ...
     def load(self, argument: str, progress: OnBytes | None = None, verifying: OnBytes | None = None) -> Adopted: ...
 
 
@@ -77,8 +80,8 @@ class Talk(Kept):
         self.overflow: Overflow = "drop"
         self.last_reply: Reply | None = None
         self.use_template = use_template
-        self._checkpoints = checkpoints
-        self._positions = positions
+        self.checkpoints = checkpoints
+        self.positions = positions
         self._used: tuple[int, int] | None = None
         self._used_at = -1  # where in the tree that was so
         if not session.tree.checkpoints:
@@ -111,7 +114,7 @@ class Talk(Kept):
 
     def check_room(self, what: str, text: str) -> int:
         """How many tokens `text` has; raises PromptError if no message can hold it."""
-        limit = min(self.settings.max_length, self._positions or self.settings.max_length)
+        limit = min(self.settings.max_length, self.positions or self.settings.max_length)
         room = min(self.settings.max_new_tokens, ROOM_FOR_REPLY)
         size = len(self.tokenizer.encode(text))
         if size + room > limit:
@@ -146,7 +149,7 @@ class Talk(Kept):
             transcript,
             self.tokenizer,
             settings or self.settings,
-            self._positions,
+            self.positions,
             use_template=self.use_template,
             max_length_from=self.origins.get("max_length", ""),
         )
@@ -222,21 +225,31 @@ class Talk(Kept):
 
     # The model.
 
-    def steps(self) -> Steps:
-        """The steps of the run that the checkpoint belongs to; raises UsageError if it belongs to none."""
-        return self._checkpoints.steps()
-
     def load(self, argument: str) -> None:
         """Go on with other weights. Raises ChatError with nothing changed, or WeightsLost."""
-        self._page.status(f"checking {argument}")
         try:
-            show = self._page.status
-            adopted = self._checkpoints.load(argument, paced("loading", show), paced("verifying", show))
+            adopted = self.fetch(argument)
         except WeightsLost as error:
-            self.session.close()
-            raise WeightsLost(error.what, error.why, self.farewell) from error
+            raise self.lost(error) from error
+        self.adopt(adopted)
+        self._page.note(
+            f"{self.facts.who} answers from here on, ready in {self.facts.ready_seconds} s: {self.facts.checkpoint}"
+        )
+        for line in (*adopted.notices, *filter(None, (adopted.slow_notice,))):
+            self._page.note(line)
+        self._page.ring(self.facts.ready_seconds, "The checkpoint is loaded.")
+
+    def fetch(self, argument: str, doing: str = "") -> Adopted:
+        """Have other weights answer; the conversation does not know of it yet. Raises ChatError, or WeightsLost."""
+        show = self._page.status
+        show(f"{doing}checking {argument}")
+        try:
+            return self.checkpoints.load(argument, paced(f"{doing}loading", show), paced(f"{doing}verifying", show))
         finally:
-            self._page.status("")
+            show("")
+
+    def adopt(self, adopted: Adopted) -> None:
+        """Go on with the weights that answer now; what was set by hand stays."""
         self.tokenizer, self.use_template = adopted.tokenizer, adopted.use_template
         by_hand = [name for name, origin in self.origins.items() if origin == BY_HAND]
         kept_values = {name: getattr(self.settings, name) for name in by_hand}
@@ -245,13 +258,11 @@ class Talk(Kept):
         self.facts = adopted.facts
         self.journal(lambda session: session.checkpoint(self.checkpoint_record()))
         self.show_toolbar()
-        who = "This model" if self.facts.step is None else f"Step {self.facts.step}"
-        self._page.note(
-            f"{who} answers from here on, ready in {self.facts.ready_seconds} s: {self.facts.checkpoint}"
-        )
-        for line in (*adopted.notices, *filter(None, (adopted.slow_notice,))):
-            self._page.note(line)
-        self._page.ring(self.facts.ready_seconds, "The checkpoint is loaded.")
+
+    def lost(self, error: WeightsLost) -> WeightsLost:
+        """No weights are left: the session ends, and how it is continued belongs to the error."""
+        self.session.close()
+        return WeightsLost(error.what, error.why, self.farewell)
 
     def checkpoint_record(self) -> CheckpointRecord:
         """What answers now, as the journal has it."""

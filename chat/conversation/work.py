@@ -45,6 +45,7 @@ class Work:
 
     def __init__(self, engine: Engine, inbox: Inbox, page: Page) -> None:
         self.busy = False
+        self._answering = False
         self._engine = engine
         self._inbox = inbox
         self._page = page
@@ -71,12 +72,10 @@ class Work:
             self._inbox.look()
             return Control(settings=settings(), cancel=self._inbox.stop)
 
-        self._inbox.stop = False
-        now = self._last_event = time.monotonic()
         if not self.busy:  # replies that are compared are one piece of work
-            self._began = now
-        self.busy = True
-        self._page.console.set_stoppable(True)
+            self.begin()
+        now = self._last_event = time.monotonic()
+        self._answering = True
         self._page.status(f"{doing}thinking")
         made = Made(now)
         try:
@@ -93,11 +92,25 @@ class Work:
         except ChatError:
             self._page.console.cut_live()  # what was seen is not erased
             raise
+        finally:
+            self._answering = False
         raise AssertionError("the engine ended a turn without a reply")
+
+    def begin(self) -> None:
+        """Work that several replies may be made for begins."""
+        self._inbox.stop = False
+        self._began = time.monotonic()
+        self.busy = True
+        self._page.console.set_stoppable(True)
 
     @property
     def to_stop(self) -> bool:
         """Whether the user wanted the last reply stopped, be it finished or not."""
+        return self._inbox.stop
+
+    def heard_stop(self) -> bool:
+        """Between two replies: whether the user wants the work stopped by now."""
+        self._inbox.look()
         return self._inbox.stop
 
     def rest(self) -> None:
@@ -112,5 +125,5 @@ class Work:
     def watch_quiet(self) -> None:
         """Say so if no pass has ended for some seconds. May be called from any thread."""
         quiet = time.monotonic() - self._last_event
-        if self.busy and quiet > QUIET_S:
+        if self._answering and quiet > QUIET_S:
             self._page.status(f"no answer from the model for {quiet:.0f} s")

@@ -19,7 +19,7 @@ from chat.loading.progress import OnBytes
 from chat.start.config_file import ConfigFile
 from chat.start.options import LaunchOptions, resolve_settings
 from dist.checkpoint.digest import digests
-from dist.checkpoint.folder import Step, latest_step, newest_complete, run_steps
+from dist.checkpoint.folder import Step, find_weights, latest_step, newest_complete, run_steps
 from dist.checkpoint.verify import verify
 from dist.errors import CheckpointError, UsageError
 from dist.settings import GenerationSettings
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from dist.decode.engine import Engine
     from dist.model.reload import Reloader
 
-LATEST_WORD = "latest"
+LATEST_WORD, BASE_WORD = "latest", "base"
 STEP_WORD = re.compile(r"(?:global_step_)?(\d+)")
 NAMED_STEPS = 6
 
@@ -99,6 +99,14 @@ class Checkpoints:
         here = any(step.number == loaded for step in steps)
         return Steps(steps=steps, loaded=loaded if here else None, latest=latest_step(self._run))
 
+    def weights_folder(self, argument: str) -> Path:
+        """The folder of the weights that a step, a word or a path stands for now. Raises ChatError."""
+        return find_weights(self._folder(argument)).folder.absolute()
+
+    def check(self, folder: Path) -> str:
+        """Whether these weights could be taken over now; gives their digest. Raises CheckpointError."""
+        return self._reloader.check(str(folder)).digest
+
     def load(self, argument: str, progress: OnBytes | None = None, verifying: OnBytes | None = None) -> Adopted:
         """All ranks take over the weights of a step or folder.
 
@@ -117,9 +125,10 @@ class Checkpoints:
         )
         if self._options.verify:
             ready = replace(ready, whole=verify(checkpoint, verifying).digest)
+        # Before anything is overwritten: what cannot be read must not seem to answer afterwards.
+        found = replace(digests(checkpoint), whole=ready.whole)
         self._engine.load(ready, progress)
         self._run = run_folder(checkpoint.steps) or self._run
-        found = replace(digests(checkpoint), whole=ready.whole)
         seconds = time.monotonic() - started
         facts = checkpoint_facts(self._reloader.loaded, tokenizer, use_template, self._ranks, seconds, None, found)
         return Adopted(
@@ -133,7 +142,9 @@ class Checkpoints:
         )
 
     def _folder(self, argument: str) -> Path:
-        """The folder that a person named: a step's number, `latest`, or a path."""
+        """The folder that a person named: a step's number, `latest`, `base`, or a path."""
+        if argument == BASE_WORD:
+            return self._base()
         word = STEP_WORD.fullmatch(argument)
         if word is None and argument != LATEST_WORD:
             return expand(argument).absolute()
@@ -153,6 +164,18 @@ class Checkpoints:
             f"There is no step {wanted} in {self._run}.",
             f"{of} {', '.join(numbers)}.",
             "" if word else f"latest_checkpointed_iteration.txt names it; {self._instead(found.steps)}",
+        )
+
+    def _base(self) -> Path:
+        """The model that training began with, as far as an option or the config tells where it is."""
+        recorded = getattr(self._reloader.loaded.module.config, "_name_or_path", "")
+        named = self._options.base_model or recorded
+        if named and expand(named).is_dir():
+            return expand(named).absolute()
+        raise CheckpointError(
+            "Where the base model lies is not known.",
+            f"The checkpoint names {named}, which is no folder here." if named else "The checkpoint names none.",
+            "Name its folder in the place of base, or start with --base_model FOLDER.",
         )
 
     @staticmethod

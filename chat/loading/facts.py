@@ -54,6 +54,11 @@ class CheckpointFacts:
         return self.model.step
 
     @property
+    def who(self) -> str:
+        """The checkpoint as the subject of a sentence."""
+        return "This model" if self.step is None else f"Step {self.step}"
+
+    @property
     def conditions(self) -> dict[str, str]:
         """What of it decides replies, for files of results."""
         return {"checkpoint": self.checkpoint, "digest": self.digest, "dtype": self.model.dtype}

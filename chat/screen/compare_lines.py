@@ -13,16 +13,16 @@ from chat.screen.palette import Palette
 from chat.text.agreement import Compared
 from chat.text.cells import cells, visible
 
-HEAD = ("", "", "tokens", "passes", "a pass", "seconds", "as greedy", "differs")
+HEAD = ("", "", "tokens", "passes", "a pass", "seconds")
 WIDE = 120
 NARROWEST = 36
 GAP = 3
 
 
-def compared(replies: Sequence[Compared], palette: Palette, width: int) -> str:
+def compared(replies: Sequence[Compared], palette: Palette, width: int, against: str = "greedy") -> str:
     """Figures of all replies by number, then each text once, side by side where there is room.
 
-    What differs from the greedy reply first is marked in each text.
+    What differs first from the reply that they are compared with, called `against`, is marked in each text.
     """
     heads: dict[str, str] = {}
     texts: dict[str, Text] = {}
@@ -32,7 +32,8 @@ def compared(replies: Sequence[Compared], palette: Palette, width: int) -> str:
         texts[one.text] = _marked(one, palette)
     column = (width - 1 - GAP * (len(texts) - 1)) // max(1, len(texts))
     blank = palette.ansi([Text()])
-    figures = table([_figures(number, one) for number, one in enumerate(replies, 1)], width, palette, head=HEAD)
+    rows = [_figures(number, one) for number, one in enumerate(replies, 1)]
+    figures = table(rows, width, palette, head=(*HEAD, f"as {against}", "differs"))
     beside = width >= WIDE and len(texts) > 1 and column >= NARROWEST
     shown = [(heads[text], drawn) for text, drawn in texts.items()]
     return figures + blank + (_beside(shown, palette, column) + blank if beside else _below(shown, palette, width))
@@ -64,8 +65,16 @@ def _figures(number: int, one: Compared) -> tuple[str, ...]:
         f"{stats.tokens_per_forward:.1f}",
         f"{stats.decode_s:.2f}",
         agreement,
-        "-" if one.differs is None else f"token {one.differs + 1:,}",
+        _place(one),
     )
+
+
+def _place(one: Compared) -> str:
+    """Where it first differs, and how near the choice was where rounding could decide."""
+    if one.differs is None:
+        return "-"
+    margin = "" if one.margin is None else f", margin {one.margin:.2f}"
+    return f"token {one.differs + 1:,}{margin}"
 
 
 def _below(texts: Sequence[tuple[str, Text]], palette: Palette, width: int) -> str:

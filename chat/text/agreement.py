@@ -1,8 +1,8 @@
-"""How far replies to one prompt agree with the greedy one. Knows no model and no screen."""
+"""How far replies to one prompt agree with one of them. Knows no model and no screen."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from dist.protocol import Reply
@@ -13,10 +13,11 @@ EMPTY = "[empty reply]"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compared:
-    """A reply that was made. `agreeing` of `judged` places hold the greedy reply's token; None: it was not made.
+    """A reply that was made. `agreeing` of `judged` places hold the token of the reply that it is compared with;
+    None: there is none to compare with.
 
-    `differs` is the first token, from 0, that is another than the greedy reply's, and `mark` where it begins in
-    the text; None if there is none.
+    `differs` is the first token, from 0, that is another one, and `mark` where it begins in the text; None if there
+    is none. `margin`: by how many logits the token chosen there led the second best, where rounding could decide.
     """
 
     label: str
@@ -26,14 +27,23 @@ class Compared:
     judged: int = 0
     differs: int | None = None
     mark: int | None = None
+    margin: float | None = None
 
 
-def judged(replies: Mapping[str, Reply], text: Callable[[Sequence[int]], str]) -> Iterator[Compared]:
-    """The replies with their texts and how far they agree with the greedy one, if that is among them."""
-    greedy = replies.get(GREEDY)
+def judged(
+    replies: Mapping[str, Reply],
+    text: Callable[[Sequence[int]], str],
+    against: str = GREEDY,
+    other_prompt: Collection[str] = (),
+) -> Iterator[Compared]:
+    """The replies with their texts and how far they agree with the one called `against`, if that is among them.
+
+    Those to an `other_prompt` are not compared.
+    """
     for label, reply in replies.items():
-        agreeing, of = (None, 0) if greedy is None else agreement(reply, greedy)
-        differs = None if greedy is None else first_difference(reply, greedy)
+        right = None if label in other_prompt else replies.get(against)
+        agreeing, of = (None, 0) if right is None else agreement(reply, right)
+        differs = None if right is None else first_difference(reply, right)
         yield Compared(
             label=label,
             reply=reply,
@@ -45,26 +55,26 @@ def judged(replies: Mapping[str, Reply], text: Callable[[Sequence[int]], str]) -
         )
 
 
-def agreement(reply: Reply, greedy: Reply) -> tuple[int, int]:
+def agreement(reply: Reply, other: Reply) -> tuple[int, int]:
     """In how many places both hold the same token, of how many; what one of them lacks is no agreement.
 
     Where the reply was cut at its limit, only the places before the cut count.
     """
-    right = greedy.token_ids[: len(reply.token_ids)] if reply.finish == "length" else greedy.token_ids
+    right = other.token_ids[: len(reply.token_ids)] if reply.finish == "length" else other.token_ids
     equal = sum(one == other for one, other in zip(reply.token_ids, right, strict=False))
     return equal, max(len(reply.token_ids), len(right))
 
 
-def first_difference(reply: Reply, greedy: Reply) -> int | None:
-    """The first place that holds another token than the greedy reply, or ends before or behind it; None: none does.
+def first_difference(reply: Reply, other: Reply) -> int | None:
+    """The first place that holds another token than the other reply, or ends before or behind it; None: none does.
 
     A reply that was cut at its limit may end earlier.
     """
-    ids, right = reply.token_ids, greedy.token_ids
-    for at, (one, other) in enumerate(zip(ids, right, strict=False)):
-        if one != other:
+    ids, right = reply.token_ids, other.token_ids
+    for at, (one, its) in enumerate(zip(ids, right, strict=False)):
+        if one != its:
             return at
     cut = (reply.finish == "length" and len(ids) < len(right)) or (
-        greedy.finish == "length" and len(ids) > len(right)
+        other.finish == "length" and len(ids) > len(right)
     )
     return None if len(ids) == len(right) or cut else min(len(ids), len(right))

@@ -11,36 +11,16 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
+from held_run import SHORT, reply_by_plain_rule, run_holder
 from known_facts import known_facts
-from plain_rule import plain_rule
 from program import Chat, replied
 from ranks import rank_environment
-from scripted_console import ScriptedConsole
 from steps import add_step, cut_in_half
 
-from chat.commands.table import complete, dispatch
-from chat.conversation.page import Page
-from chat.conversation.repl import Repl
-from chat.conversation.state import Talk
-from chat.loading.checkpoints import Checkpoints, run_folder
-from chat.loading.facts import checkpoint_facts, facts_table, short_count, size
-from chat.loading.opening import load
-from chat.screen.draw import Palette
-from chat.sessions.folder import Sessions
-from chat.sessions.session import Session
-from chat.start.config_file import ConfigFile
-from chat.start.options import LaunchOptions, resolve_settings
-from chat.text.prompt import prompt_ids
-from chat.text.tokenizer import load_tokenizer
-from chat.text.transcript import Transcript
+from chat.commands.table import complete
+from chat.loading.facts import facts_table, short_count, size
+from chat.start.options import LaunchOptions
 from dist.checkpoint.ledger import Entry, Ledger
-from dist.checkpoint.open import open_checkpoint
-from dist.errors import WeightsLost
-from dist.group.group import SoloGroup
-from dist.model.load import load_model
-
-SHORT = {"add_eos_length": 3, "refine_iter": 2, "max_new_tokens": 12}
 
 
 @pytest.fixture
@@ -144,65 +124,7 @@ def test_weights_that_cannot_be_brought_back_are_told_with_both_reasons(on_ranks
 
 @pytest.fixture
 def talk(tmp_path):
-    """`talk(folder, line, ...)`: a conversation with a checkpoint; a function among the lines is called."""
-
-    def hold(folder, *script, options: LaunchOptions | None = None):
-        options = options or LaunchOptions(checkpoint_dir=str(folder), settings=SHORT, dtype="float32")
-        checkpoint = open_checkpoint(folder)
-        config = ConfigFile(path=tmp_path / "none.toml")
-        settings, origins = resolve_settings(options, config, checkpoint.generation_config)
-        tokenizer = load_tokenizer(checkpoint.tokenizer_dir, checkpoint.generation_config)
-        engine, reloader = load(options, SoloGroup(torch.device("cpu")), checkpoint, "auto")
-        facts = checkpoint_facts(reloader.loaded, tokenizer, True, 1, 1.0)
-        console = ActingConsole(*script)
-        page = Page(console, Palette(ink="none"))
-        talk = Talk(
-            page=page,
-            tokenizer=tokenizer,
-            settings=settings,
-            origins=origins,
-            facts=facts,
-            session=Session(tmp_path / "sessions"),
-            sessions=Sessions(tmp_path / "sessions"),
-            use_template=True,
-            checkpoints=Checkpoints(
-                engine=engine,
-                reloader=reloader,
-                tokenizer=tokenizer,
-                options=options,
-                config=config,
-                ranks=1,
-                run=run_folder(checkpoint.steps),
-            ),
-            positions=engine.max_positions,
-        )
-        repl = Repl(engine=engine, page=page, talk=talk, dispatch=dispatch)
-        console.error = None
-        try:
-            repl.run()
-        except WeightsLost as error:
-            console.error = error
-        return repl, console
-
-    return hold
-
-
-class ActingConsole(ScriptedConsole):
-    """A function in the script is called when its turn comes, before the next line."""
-
-    def get(self):
-        while self.script and callable(self.script[0]):
-            self.script.pop(0)()
-        return super().get()
-
-
-def reply_by_plain_rule(step: Path, transcript: Transcript, settings) -> tuple[int, ...]:
-    """What a fresh start on `step` answers to the conversation before its last message."""
-    checkpoint = open_checkpoint(step)
-    module = load_model(checkpoint, SoloGroup(torch.device("cpu")), dtype="float32").module
-    tokenizer = load_tokenizer(checkpoint.tokenizer_dir, checkpoint.generation_config)
-    asked = prompt_ids(Transcript(transcript.messages[:-1]), tokenizer, True)
-    return plain_rule(module, asked, settings, tokenizer.eos_id, tokenizer.stop_ids)
+    return run_holder(tmp_path)
 
 
 def test_load_keeps_the_conversation_and_answers_as_a_fresh_start_would(run, talk, tmp_path):
@@ -446,6 +368,11 @@ def test_steps_load_and_model_on_two_ranks_until_the_disk_fails(tmp_path, run, m
         chat.wait_for("greedy  step 7")
         chat.say("And then?")
         chat.wait_for(replied(2))
+        chat.say("/compare step 3 7")
+        chat.wait_for("/compare keep N goes on with one of them.")
+        chat.say("/compare keep 1")
+        chat.wait_for("goes on with reply 1, step 3.")
+        chat.wait_for("greedy  step 7")
         chat.say(f"/export {tmp_path}/talk.json")
         chat.wait_for("Wrote")
         chat.say("/clear")
@@ -464,4 +391,5 @@ def test_steps_load_and_model_on_two_ranks_until_the_disk_fails(tmp_path, run, m
     assert "Traceback" not in "\n".join(chat.scrollback)
     (journal,) = chat.sessions()
     assert "Hello there" in journal
-    assert '"step":7' in journal
+    steps = [record["step"] for record in map(json.loads, journal.splitlines()) if record["kind"] == "checkpoint"]
+    assert steps == [3, 7, 3, 7]
