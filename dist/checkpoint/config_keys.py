@@ -1,8 +1,13 @@
-"""Which keys of a checkpoint's JSON files decide replies, and why the others do not. Knows no model."""
+"""Which keys of a checkpoint's JSON files decide replies, and why the others do not. Builds nothing."""
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
+import importlib.util
+import inspect
 import re
+import sys
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
@@ -139,3 +144,32 @@ def _first_match(table: tuple[tuple[str, str], ...], key: str) -> str | None:
 
 def _is_neutral(key: str, value: Any) -> bool:
     return isinstance(value, (int, float)) and value in NEUTRAL.get(key, ())
+
+
+class _Names(frozenset[str]):
+    """Names of keys; a key also counts as one if the model's own code mentions it."""
+
+    source: str = ""
+
+    def __contains__(self, key: object) -> bool:
+        plain = str(key).lstrip("_")
+        return frozenset.__contains__(self, key) or f"config.{key}" in self.source or f'"{plain}"' in self.source
+
+
+def names_read(*configs: Any) -> Collection[str]:
+    """The keys that these configs' classes take or that the models' code reads."""
+    names = {"model_type", "dtype", "torch_dtype", "rope_theta", "rope_scaling", "rope_parameters", "mask_token_id"}
+    names |= {"tie_word_embeddings", "eos_token_id", "partial_rotary_factor", "max_position_embeddings"}
+    source = []
+    for config in configs:
+        kind = type(config)
+        fields = dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ()
+        names |= {field.name for field in fields} or set(inspect.signature(kind.__init__).parameters)
+        names |= set(getattr(kind, "attribute_map", ()))
+        module = kind.__module__.replace(".configuration_", ".modeling_")
+        if importlib.util.find_spec(module) is not None:
+            source.append(inspect.getsource(importlib.import_module(module)))
+        source.append(inspect.getsource(sys.modules[kind.__module__]))
+    found = _Names(names)
+    found.source = "\n".join(source)
+    return found

@@ -7,16 +7,12 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import importlib
-import importlib.util
-import inspect
-import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dist.checkpoint.config_keys import config_entries
+from dist.checkpoint.config_keys import config_entries, names_read
 from dist.checkpoint.ledger import Entry
 from dist.checkpoint.open import DLLM
 from dist.errors import CheckpointError
@@ -288,38 +284,9 @@ def _words(name: str, config: Any, whole: Any) -> str:
 def _entries(raw: Mapping[str, Any], config: Any, whole: Any) -> list[Entry]:
     reader = f"transformers' {type(whole).__name__}"
     text_part = config is not whole
-    entries = list(config_entries(raw, _names_read(whole, config), reader, text_part=text_part))
+    entries = list(config_entries(raw, names_read(whole, config), reader, text_part=text_part))
     if text_part and isinstance(raw.get("text_config"), dict):
         reader = f"transformers' {type(config).__name__}"
-        below = config_entries(raw["text_config"], _names_read(config, whole.get_text_config()), reader)
+        below = config_entries(raw["text_config"], names_read(config, whole.get_text_config()), reader)
         entries += [dataclasses.replace(one, name=f"text_config.{one.name}") for one in below]
     return entries
-
-
-class _Names(frozenset[str]):
-    """Names of keys; a key also counts as one if the model's own code mentions it."""
-
-    source: str = ""
-
-    def __contains__(self, key: object) -> bool:
-        plain = str(key).lstrip("_")
-        return frozenset.__contains__(self, key) or f"config.{key}" in self.source or f'"{plain}"' in self.source
-
-
-def _names_read(*configs: Any) -> Collection[str]:
-    """The keys that these configs' classes take or that the models' code reads."""
-    names = {"model_type", "dtype", "torch_dtype", "rope_theta", "rope_scaling", "rope_parameters", "mask_token_id"}
-    names |= {"tie_word_embeddings", "eos_token_id", "partial_rotary_factor", "max_position_embeddings"}
-    source = []
-    for config in configs:
-        kind = type(config)
-        fields = dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ()
-        names |= {field.name for field in fields} or set(inspect.signature(kind.__init__).parameters)
-        names |= set(getattr(kind, "attribute_map", ()))
-        module = kind.__module__.replace(".configuration_", ".modeling_")
-        if importlib.util.find_spec(module) is not None:
-            source.append(inspect.getsource(importlib.import_module(module)))
-        source.append(inspect.getsource(sys.modules[kind.__module__]))
-    found = _Names(names)
-    found.source = "\n".join(source)
-    return found

@@ -18,28 +18,16 @@ from dist.checkpoint.dcp import read_dcp
 from dist.checkpoint.folder import TOKENIZER_FILES, Found, Step, find_weights, read_json, side_folders
 from dist.checkpoint.inventory import file_entries
 from dist.checkpoint.ledger import FILES, Entry, Ledger
+from dist.checkpoint.refusals import refuse_critics, refuse_quantized
 from dist.checkpoint.shards import parameter_count, read_shards
 from dist.checkpoint.torch_archive import Archive
 from dist.checkpoint.whole_files import read_adapter, read_safetensors, read_torch_bin
 from dist.errors import CheckpointError
 from dist.settings import SETTINGS
 
-QUANTIZED_NAMES = (
-    "weight_scale_inv",
-    ".weight_scale",
-    ".qweight",
-    ".qzeros",
-    ".g_idx",
-    ".weight_packed",
-    ".absmax",
-    ".quant_map",
-    ".SCB",
-)
-QUANTIZED_DTYPES = ("float8_e4m3fn", "float8_e5m2", "uint8", "int8")
 # Later checkpoints of the method's authors: Qwen2 at inference, trained with blocks of 4.
 DLLM = "dllm"
 DLLM_DEFAULTS = {"add_eos_length": 3, "refine_iter": 1}
-CRITIC_NAMES = ("score.weight", "v_head.", "value_head.", "classifier.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,8 +102,8 @@ def open_checkpoint(
     config_dir = _config_dir(found, places)
     tokenizer_dir = _tokenizer_dir(found, places)
     config = read_json(config_dir / "config.json")
-    _refuse_critics(found.folder, config, saved.tensors)
-    _refuse_quantized(config_dir / "config.json", config, saved.tensors)
+    refuse_critics(found.folder, config, saved.tensors)
+    refuse_quantized(config_dir / "config.json", config, saved.tensors)
     below = () if base is None else (base.folder,)
     generation_config = read_json(config_dir / "generation_config.json")
     folders = dict.fromkeys((found.folder, *saved.adapter_folders, *below, config_dir, tokenizer_dir))
@@ -269,37 +257,6 @@ def _tokenizer_dir(found: Found, places: list[Path]) -> Path:
         f"There is no tokenizer for the weights in {folder}.",
         f"None of {', '.join(TOKENIZER_FILES)} is in {folder / 'huggingface'} or {folder}.",
         "Copy the base model's tokenizer files into that huggingface folder.",
-    )
-
-
-def _refuse_critics(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, SavedTensor]) -> None:
-    heads = [name for name in tensors if name.startswith(CRITIC_NAMES) or ".v_head." in name]
-    architectures = [str(name) for name in config.get("architectures") or ()]
-    if not heads and not any("Classification" in name or "Reward" in name for name in architectures):
-        return
-    sign = f"it has {heads[0]}" if heads else f"its architecture is {architectures[0]}"
-    actor = folder.parent / "actor"
-    raise CheckpointError(
-        f"{folder} holds a critic or reward model.",
-        f"It gives values, not words: {sign}.",
-        f"Give {actor}." if actor.is_dir() and actor != folder else "Give the folder of an actor.",
-    )
-
-
-def _refuse_quantized(config_file: Path, config: Mapping[str, Any], tensors: Mapping[str, SavedTensor]) -> None:
-    """Raise CheckpointError for weights in a quantized form, which would be taken for plain numbers."""
-    packed = next((name for name in tensors if name.endswith(QUANTIZED_NAMES)), None)
-    packed = packed or next(
-        (name for name, one in tensors.items() if one.dtype in QUANTIZED_DTYPES and not name.endswith("attn.bias")),
-        None,
-    )
-    if packed is None:
-        return
-    method = (config.get("quantization_config") or {}).get("quant_method") or "config.json does not say how"
-    raise CheckpointError(
-        f"The weights are quantized ({method}): {config_file.parent}.",
-        f"{packed} is {tensors[packed].dtype}.",
-        "Give the weights before quantization, or dequantize them with transformers and save them in bfloat16.",
     )
 
 

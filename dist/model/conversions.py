@@ -12,7 +12,7 @@ from typing import Any
 
 from dist.checkpoint.box_views import add_dim, join, narrow, swap_dims
 from dist.checkpoint.boxes import Numbers, SavedTensor
-from dist.checkpoint.names import fused_updates
+from dist.checkpoint.experts import fused_updates
 
 Collected = dict[str, list[SavedTensor]]
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -30,17 +30,13 @@ from dist.model.conversions import convert_names
 from dist.model.fill import Filler, FillPlan, OnProgress, Placement, together
 from dist.model.fuse import fuse
 from dist.model.fused_modules import is_exact
-from dist.model.gather import layer_parameters
 from dist.model.head import Head, WholeHead
-from dist.model.memory import free_bytes, gib, report_oom
-from dist.model.tensor_parallel import Cut, finish_cut, plan_cut
+from dist.model.layout import Keep, Layout, check_room, choose_layout
+from dist.model.memory import report_oom
+from dist.model.tensor_parallel import finish_cut
 from dist.protocol import SUMS_BY_NCCL, Group
 
-HEADROOM_BYTES = 1 << 30
-
 MODES = ("auto", "tp", "fsdp", "none", "verl")
-
-Keep = Literal["auto", "resident", "sharded"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,19 +81,6 @@ class LoadedModel:
     head: Head = field(default_factory=WholeHead)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Layout:
-    """How the model is spread over the ranks: in words that say why, and who keeps what."""
-
-    words: str
-    placement: Placement
-    cut: Cut | None = None
-
-    @property
-    def boxes(self) -> Mapping[str, Box]:
-        return self.cut.boxes if self.cut else {}
-
-
 def load_model(
     checkpoint: Checkpoint,
     group: Group,
@@ -126,8 +109,8 @@ def load_model(
         return _load_by_verl(checkpoint, group, torch_dtype, trust_remote_code)
     planned = together(group, lambda: plan_fill(checkpoint, torch_dtype, trust_remote_code))
     plan = planned.fill
-    layout = together(group, lambda: _layout(parallel, keep, plan, group))
-    _check_room(plan, layout, group)
+    layout = together(group, lambda: choose_layout(parallel, keep, plan, group))
+    check_room(plan, layout, group)
     filler = Filler(group, replace(plan, boxes=layout.boxes), progress)
     started = time.monotonic()
     filler.fill(layout.placement)
@@ -272,57 +255,6 @@ def _match(checkpoint: Checkpoint, described: Described, module: Any) -> Matched
     if checkpoint.assumed_head and not described.config.get_text_config().tie_word_embeddings:
         del tensors["lm_head.weight"]
     return match_names(tensors, wanted, partial(convert_names, module))
-
-
-def _layout(parallel: str, keep: Keep, plan: FillPlan, group: Group) -> Layout:
-    """Who keeps what, and why. Raises CheckpointError if tp is asked for and the model cannot be cut."""
-    if group.size == 1:
-        return Layout(words="none: one process", placement="whole")
-    if parallel == "none":
-        return Layout(words="none: every rank reads and keeps all of it", placement="whole")
-    if parallel == "tp" or (parallel, keep, group.device.type) == ("auto", "auto", "cuda"):
-        try:
-            cut = plan_cut(plan.module, group.rank, group.size)
-        except CheckpointError as refusal:
-            if parallel == "tp":
-                raise
-            without = _fsdp(keep, plan, group)
-            return replace(without, words=f"{without.words}; no tp: {refusal.why}")
-        why = "as asked" if parallel == "tp" else "the fastest on GPUs"
-        return Layout(words=f"tp, each layer cut over {group.size} ranks: {why}", placement="boxes", cut=cut)
-    return _fsdp(keep, plan, group)
-
-
-def _fsdp(keep: Keep, plan: FillPlan, group: Group) -> Layout:
-    if keep == "resident":
-        return Layout(words="fsdp, gathered once and kept: as asked", placement="exchanged")
-    if keep == "sharded":
-        return Layout(words="fsdp, gathered per forward: as asked", placement="shares")
-    room = group.smallest(free_bytes(group.device))
-    need = plan.bytes + HEADROOM_BYTES
-    if need <= room:
-        words = f"fsdp, gathered once and kept: it fits ({gib(need)} of {gib(room)} free)"
-        return Layout(words=words, placement="exchanged")
-    words = f"fsdp, gathered per forward: no room for all of it ({gib(need)} of {gib(room)} free)"
-    return Layout(words=words, placement="shares")
-
-
-def _check_room(plan: FillPlan, layout: Layout, group: Group) -> None:
-    """Raise CheckpointError, on all ranks, before the first byte is read, if a rank has no room for its part."""
-    shared = layer_parameters(plan.module) if layout.placement == "shares" else {}
-    need = 0
-    for name, tensor in plan.wanted.items():
-        box = layout.boxes.get(name)
-        elements = tensor.numel() if box is None else box.elements
-        need += (-(-elements // group.size) if name in shared else elements) * tensor.element_size()
-    free = group.smallest(free_bytes(group.device))
-    if need > free:
-        where, more = ("a GPU", "more GPUs") if group.device.type == "cuda" else ("this machine", "more machines")
-        raise CheckpointError(
-            f"The model does not fit into the memory of {where}.",
-            f"Each of {group.size} ranks would keep {gib(need)}, and {gib(free)} are free for it.",
-            f"Free memory, use {more}, or lower it with --dtype bfloat16 or --parallel fsdp.",
-        )
 
 
 def _held_bytes(module: Any) -> int:

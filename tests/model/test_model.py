@@ -55,7 +55,7 @@ def json_of(script: str, *arguments: str) -> dict:
 
 def test_a_model_without_room_is_refused_before_the_first_byte_is_read(tiny_checkpoint, solo, monkeypatch):
     checkpoint = open_checkpoint(tiny_checkpoint("fsdp1", 2))
-    monkeypatch.setattr("dist.model.load.free_bytes", lambda device: 5 << 10)
+    monkeypatch.setattr("dist.model.layout.free_bytes", lambda device: 5 << 10)
     with pytest.raises(CheckpointError) as refusal:
         load_model(checkpoint, solo, progress=lambda done, total: pytest.fail("read"))
     assert refusal.value.what == "The model does not fit into the memory of this machine."

@@ -17,7 +17,7 @@ from ranks import rank_environment
 from ranks_tp import GREEDY, PROMPTS, WISHES
 from tiny_models import COMMON, tiny_model
 
-import dist.model.load
+import dist.model.layout
 from dist.checkpoint.boxes import first_gap
 from dist.errors import CheckpointError
 from dist.group.group import SoloGroup
@@ -234,12 +234,12 @@ class Ranks(SoloGroup):
 
 
 def test_on_gpus_a_model_that_can_be_cut_is_cut_else_it_is_told_why(monkeypatch):
-    monkeypatch.setattr(dist.model.load, "free_bytes", lambda device: 8 << 30)
+    monkeypatch.setattr(dist.model.layout, "free_bytes", lambda device: 8 << 30)
     model = tiny_model()
     plan = FillPlan(module=model, wanted=wanted_tensors(model), sources={}, tied={})
 
     def words(parallel: str, size: int) -> str:
-        return dist.model.load._layout(parallel, "auto", plan, Ranks(size)).words
+        return dist.model.layout.choose_layout(parallel, "auto", plan, Ranks(size)).words
 
     assert words("auto", 2) == "tp, each layer cut over 2 ranks: the fastest on GPUs"
     assert words("auto", 3) == (

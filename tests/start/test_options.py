@@ -13,11 +13,11 @@ import pexpect
 import pytest
 
 from chat.start.config_file import ConfigFile
+from chat.start.help_page import help_text
 from chat.start.options import (
     VERSION,
     LaunchOptions,
     asked_options,
-    help_text,
     load_config,
     parse_options,
     resolve_settings,
