@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import traceback
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, NoReturn
 
 from chat.start.options import LaunchOptions, asked_options, load_config, parse_options, with_config
@@ -156,7 +156,8 @@ def serve(options: LaunchOptions, ranks: Ranks, checkpoint: Checkpoint) -> None:
     """Load with the others and answer until rank 0 shuts down. Raises ChatError."""
     from chat.batch.copies import serve as serve_copy
     from chat.batch.copies import tell_failure
-    from chat.loading.opening import import_libraries, load
+    from chat.loading.opening import import_libraries, load, open_tokenizer
+    from chat.text.stops import stop_finder
     from dist.group.copies import hear_division, open_copy, tell_free_memory, wait_for_the_end
     from dist.model.memory import free_bytes
 
@@ -171,7 +172,8 @@ def serve(options: LaunchOptions, ranks: Ranks, checkpoint: Checkpoint) -> None:
     group = open_copy(ranks, division)
     leads = copy > 0 and group.rank == 0
     try:
-        engine = load(options, group, checkpoint, division.mode)[0]
+        ends = stop_finder(cache(lambda: open_tokenizer(options, checkpoint))) if leads else None
+        engine = load(options, group, checkpoint, division.mode, None, ends)[0]
     except ChatError as error:
         if leads:
             tell_failure(ranks.store, copy, error)

@@ -33,6 +33,7 @@ from chat.start.config_file import ConfigFile
 from chat.start.options import LaunchOptions, load_config, resolve_settings, with_config
 from chat.terminal.lifeline import Lifeline
 from chat.terminal.streams import Streams
+from chat.text.stops import stop_finder
 from dist.checkpoint.digest import digests
 from dist.checkpoint.open import Checkpoint
 from dist.errors import WeightsLost
@@ -89,7 +90,8 @@ def run(options: LaunchOptions, streams: Streams, lifeline: Lifeline) -> int:
         refuse_other_output(options, asked, use_template, digest.checkpoint)
     # 3. The model.
     group, division = open_own_group(options, checkpoint, ranks, len(asked.prompts) * options.n)
-    engine, reloader = load(options, group, checkpoint, division.mode, status.loading)
+    ends = stop_finder(lambda: tokenizer)
+    engine, reloader = load(options, group, checkpoint, division.mode, status.loading, ends)
     # The others of several copies get no warm-up either: they find their kernels with the first batch.
     slow_notice = warm_up(engine, asked.settings, asked.origins) if division.copies == 1 else engine.slow_notice
     status.clear()

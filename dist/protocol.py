@@ -32,6 +32,7 @@ class Turn:
     ranks must not draw their own. The decoder is that of `settings`.
     `changes` and `earlier` have one entry a prompt or none: recorded changes as (reply length, settings in force
     from there on), and an earlier reply to draw drafts from, which changes no token.
+    Each reply begins with its tokens in `begun`, which count as the reply's own: one entry a prompt, or none.
     So many replies as `together` says are made at once, where memory allows it, by default all of them; the next
     prompt's begins when one ends.
     """
@@ -44,11 +45,16 @@ class Turn:
     row_settings: tuple[GenerationSettings, ...] | None = None
     changes: tuple[tuple[tuple[int, GenerationSettings], ...], ...] = ()
     earlier: tuple[tuple[int, ...], ...] = ()
+    begun: tuple[tuple[int, ...], ...] = ()
     together: int | None = None
 
     def __post_init__(self) -> None:
         if self.row_settings is not None and len(self.row_settings) != len(self.prompts):
             raise ValueError(f"{len(self.row_settings)} settings for {len(self.prompts)} prompts")
+
+    def begun_of(self, row: int) -> tuple[int, ...]:
+        """What the reply to prompt `row` begins with."""
+        return self.begun[row] if self.begun else ()
 
     def settings_of(self, row: int, common: GenerationSettings | None = None) -> GenerationSettings:
         """What prompt `row` is answered under: its own settings, or those in `common` force."""
@@ -86,6 +92,11 @@ class Control:
 
     settings: GenerationSettings
     cancel: bool = False
+
+
+# Finds stop texts, on the rank that leads. Given a reply's tokens, how many of them a pass adds, and the texts:
+# after how many of these one of the texts is complete, or None.
+EndsAt = Callable[[Sequence[int], int, tuple[str, ...]], "int | None"]
 
 
 # Events: what the engine yields on rank 0.

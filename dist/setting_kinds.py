@@ -5,6 +5,7 @@ Each kind packs a value into one 64-bit word, so that a change in mid-reply is a
 
 from __future__ import annotations
 
+import json
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from typing import Any, Protocol
 MAX_WORD = 2**63 - 1
 # Stands for a kind's word (auto, none): no count, and as the bits of a float not a number.
 WORD_BITS = -1
+NONE = "none"
 
 
 class Kind(Protocol):
@@ -134,6 +136,41 @@ class OneOf:
 
     def unpack(self, packed: int) -> str:
         return self.words[packed]
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """Any number of texts, none by default. They do not travel: only rank 0 knows text."""
+
+    allowed = 'text, several texts in double quotes ("a" "b"), or none'
+
+    def parse(self, value: object) -> tuple[str, ...]:
+        if isinstance(value, str):
+            value = () if value == NONE else quoted(value) if value.startswith('"') else (value,)
+        if not isinstance(value, (list, tuple)) and value is not None:
+            raise TypeError(value)
+        texts = tuple(dict.fromkeys(value or ()))
+        if not all(isinstance(text, str) and text for text in texts):
+            raise ValueError(value)
+        return texts
+
+    def pack(self, value: Any) -> int:
+        return 0
+
+    def unpack(self, packed: int) -> tuple[str, ...]:
+        return ()
+
+
+def quoted(text: str) -> tuple[str, ...]:
+    """The texts that stand in double quotes, as JSON writes them, one after the other. Raises ValueError."""
+    found: list[str] = []
+    while text:
+        value, end = json.JSONDecoder().raw_decode(text)
+        if not isinstance(value, str):
+            raise ValueError(text)
+        found.append(value)
+        text = text[end:].lstrip(" ,")
+    return tuple(found)
 
 
 def _noted(number: float, notes: Mapping[Any, str]) -> str:

@@ -7,16 +7,17 @@ a row here, a field of `GenerationSettings`, and the code that obeys it.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
 from dist.errors import UsageError
-from dist.setting_kinds import MAX_WORD, Kind, OneOf, Real, Whole, Word
+from dist.setting_kinds import MAX_WORD, Kind, OneOf, Real, Texts, Whole, Word
 
 Auto = Literal["auto"]
-SettingValue = int | float | str | None
+SettingValue = int | float | str | tuple[str, ...] | None
 
 # Where a value came from that nothing names.
 DEFAULT = "default"
@@ -27,13 +28,17 @@ MAX_COUNT = 2**31 - 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """One row of the table: what a setting may be, what it is by default, and a line of help."""
+    """One row of the table: what a setting may be, what it is by default, and a line of help.
+
+    `shorthand`: in a conversation `/NAME VALUE` sets it.
+    """
 
     name: str
     default: SettingValue
     kind: Kind
     help: str
     examples: tuple[str, ...]
+    shorthand: bool = True
 
     @property
     def allowed(self) -> str:
@@ -115,6 +120,14 @@ SETTINGS: dict[str, Setting] = {
             "reply, own takes what the last pass chose; the text is the same",
             examples=("all", "own"),
         ),
+        Setting(
+            name="stop",
+            default=(),
+            kind=Texts(),
+            help="texts or special tokens that end a reply where they first appear, and are no part of it",
+            examples=('"\\n\\n"', '"User:"', "none"),
+            shorthand=False,
+        ),
     )
 }
 
@@ -129,6 +142,13 @@ def parse_setting(name: str, value: object) -> Any:
         return row.kind.parse(value)
     except (TypeError, ValueError, OverflowError):
         raise UsageError(f"{name} cannot be {value!r}.", f"It takes {row.allowed}.") from None
+
+
+def setting_text(value: SettingValue) -> str:
+    """A value as it is shown and could be given."""
+    if isinstance(value, tuple):
+        return " ".join(json.dumps(one, ensure_ascii=False) for one in value) or "none"
+    return "none" if value is None else str(value)
 
 
 _DEFAULTS: dict[str, Any] = {name: row.default for name, row in SETTINGS.items()}
@@ -152,6 +172,7 @@ class GenerationSettings:
     seed: int | None = _DEFAULTS["seed"]
     decoder: str = _DEFAULTS["decoder"]
     drafts: str = _DEFAULTS["drafts"]
+    stop: tuple[str, ...] = _DEFAULTS["stop"]
 
     def __post_init__(self) -> None:
         for name in SETTINGS:
@@ -166,9 +187,12 @@ class GenerationSettings:
         """The same settings but for one, which is read from `value`; raises UsageError."""
         return dataclasses.replace(self, **{name: parse_setting(name, value)})
 
-    def as_dict(self) -> dict[str, SettingValue]:
-        """Plain values by name, ready for JSON."""
-        return dataclasses.asdict(self)
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values by name, as JSON would give them back."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in self._values()}
+
+    def _values(self) -> Iterator[tuple[str, SettingValue]]:
+        return ((name, getattr(self, name)) for name in SETTINGS)
 
 
 @lru_cache(maxsize=16)

@@ -35,7 +35,7 @@ LAYERS = {
     "chat/files": WORDS,
     "chat/terminal": f"{WORDS} chat/files",
     "chat/text": f"{WORDS} dist/checkpoint chat/files",
-    "chat/start": f"{WORDS} dist/checkpoint/folder dist/group chat/files chat/terminal",
+    "chat/start": f"{WORDS} dist/setting_kinds dist/checkpoint/folder dist/group chat/files chat/terminal",
     "chat/screen/palette": "chat/terminal",
     "chat/screen/markdown": "chat/text chat/screen/palette",
     "chat/screen": f"{WORDS} chat/terminal chat/text chat/screen/palette chat/screen/markdown",

@@ -11,8 +11,16 @@ from hypothesis import strategies as st
 from dist.errors import UsageError
 from dist.group.wire import Verdict, order_from_bytes, order_to_bytes
 from dist.protocol import Turn
-from dist.setting_kinds import OneOf, Real, Whole
-from dist.settings import SETTINGS, GenerationSettings, Setting, pack_settings, unpack_settings
+from dist.setting_kinds import OneOf, Real, Texts, Whole
+from dist.settings import (
+    SETTINGS,
+    GenerationSettings,
+    Setting,
+    pack_settings,
+    parse_setting,
+    setting_text,
+    unpack_settings,
+)
 
 
 @pytest.mark.parametrize(
@@ -27,6 +35,9 @@ from dist.settings import SETTINGS, GenerationSettings, Setting, pack_settings, 
         ("top_k", 1e300, "top_k cannot be 1e+300. It takes a whole number from 0 (off) to 2147483647."),
         ("max_new_tokens", True, "max_new_tokens cannot be True."),
         ("seed", "x", "seed cannot be 'x'. It takes a whole number from 0, or none"),
+        ("stop", "", "stop cannot be ''. It takes text, several texts in double quotes"),
+        ("stop", '"open', "stop cannot be '\"open'. It takes text"),
+        ("stop", [1], "stop cannot be [1]."),
         ("decoder", "fast", "decoder cannot be 'fast'. It takes cached or plain."),
     ],
 )
@@ -38,6 +49,23 @@ def test_a_bad_value_says_the_range_and_changes_nothing(name, value, message):
     assert settings == GenerationSettings()
 
 
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        ("none", ()),
+        (None, ()),
+        ("User:", ("User:",)),
+        ('say "no"', ('say "no"',)),
+        ('"\\n\\n" "none"', ("\n\n", "none")),
+        (["a", "b", "a"], ("a", "b")),
+    ],
+)
+def test_stop_texts_are_read(given, read):
+    settings = GenerationSettings().with_value("stop", given)
+    assert settings.stop == read
+    assert parse_setting("stop", setting_text(read)) == read
+
+
 def test_words_and_text_are_read():
     settings = GenerationSettings().with_value("refine_iter", "AUTO").with_value("temperature", "0.7")
     settings = settings.with_value("seed", "5").with_value("seed", "none").with_value("add_eos_length", " 7")
@@ -47,7 +75,8 @@ def test_words_and_text_are_read():
 
 
 def test_every_row_of_the_table_has_its_default_and_examples_in_range():
-    assert {name: row.default for name, row in SETTINGS.items()} == GenerationSettings().as_dict()
+    settings = GenerationSettings()
+    assert all(getattr(settings, name) == row.default for name, row in SETTINGS.items())
     for row in SETTINGS.values():
         for example in row.examples:
             row.kind.parse(example)
@@ -58,6 +87,8 @@ def values_of(row: Setting) -> st.SearchStrategy[object]:
     kind = row.kind
     if isinstance(kind, OneOf):
         return st.sampled_from(kind.words)
+    if isinstance(kind, Texts):
+        return st.lists(st.text(min_size=1), unique=True)
     assert isinstance(kind, (Whole, Real))
     numbers: st.SearchStrategy[object] = (
         st.integers(kind.low, kind.high)
@@ -76,8 +107,11 @@ def test_settings_survive_packing_and_the_wire(values):
     assert settings.as_dict() == values
     packed = pack_settings(settings)
     assert all(-(2**63) <= number < 2**63 for number in packed)
-    assert unpack_settings(packed) == settings
-    verdict = Verdict(token_ids=[3, 2**31], settings=settings, cancel=True)
+    # What only rank 0 obeys does not travel.
+    kept = {name: row.default for name, row in SETTINGS.items() if isinstance(row.kind, Texts)}
+    travelled = dataclasses.replace(settings, **kept)
+    assert unpack_settings(packed) == travelled
+    verdict = Verdict(token_ids=[3, 2**31], ends=[None, 1], settings=travelled, cancel=True)
     assert Verdict.unpacked(verdict.packed(), 2) == verdict
     turn = Turn(prompts=((1,),), settings=settings, placeholder=2, stop_ids=(), row_settings=(settings,))
     assert order_from_bytes(order_to_bytes(turn)) == turn

@@ -12,6 +12,7 @@ from typing import Any
 from chat.batch.jobs import Job, Jobs
 from chat.batch.records import CANCELLED, ERROR, Record
 from dist.errors import UsageError
+from dist.settings import GenerationSettings
 
 # How every line of results begins, as far as a torn last line goes.
 HEAD = b'{"prompt": '
@@ -160,6 +161,10 @@ def _check_prompt(record: Record, job: Job | None, jobs: int, place: int, path: 
         raise other_run(path, f"Its result {place + 1} is for another prompt than this run's.")
 
 
+# What a setting was in results of a version that had it not.
+DEFAULTS = json.loads(json.dumps(GenerationSettings().as_dict()))
+
+
 class _Conditions:
     """What decides the replies now, to be compared with what did."""
 
@@ -173,6 +178,7 @@ class _Conditions:
         if not isinstance(recorded, dict):
             raise foreign(self._path)
         now = self._now
+        recorded = {**{name: value for name, value in DEFAULTS.items() if name in now}, **recorded}
         if now.get("seed") is None:
             now = {**now, "seed": recorded.get("seed")}
         names = now if self._named_only else {**now, **recorded}

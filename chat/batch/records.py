@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from chat.batch.jobs import Circumstances, Job
+from chat.text.stops import ending, reply_text
 from chat.text.tokenizer import ChatTokenizer
 from dist.errors import PromptError
 from dist.protocol import Reply
@@ -23,18 +24,30 @@ def answered(
     shared: Circumstances,
 ) -> Record:
     """The record of a reply."""
+    response = reply_text(tokenizer, reply.token_ids, reply.settings.stop)
+    beyond = len(reply_text(tokenizer, reply.token_ids)) - len(response)
+    full_text = tokenizer.decode((*prompt_ids, *reply.token_ids))
     return {
         "prompt": job.given,
-        "response": tokenizer.decode(tokenizer.without_stop(reply.token_ids)),
-        "full_text": tokenizer.decode((*prompt_ids, *reply.token_ids)),
+        "response": response,
+        "full_text": full_text[: len(full_text) - beyond],
         "prompt_len": reply.prompt_len,
         "total_len": reply.prompt_len + len(reply.token_ids),
         "token_ids": list(reply.token_ids),
         "finish_reason": reply.finish,
+        **_ended_by(reply, tokenizer),
         **_sampling(job, seed, shared),
         "settings": dict(shared.settings),
         "stats": reply.stats.as_dict(),
     }
+
+
+def _ended_by(reply: Reply, tokenizer: ChatTokenizer) -> Record:
+    """The stop text, or else the stop token, that ended a reply."""
+    if reply.finish != "stop":
+        return {}
+    found = ending(tokenizer, reply.token_ids, reply.settings.stop)
+    return {"stop_reason": tokenizer.decode(reply.token_ids[-1:], False) if found is None else found[1]}
 
 
 def failed(job: Job, error: PromptError, seed: int | None, shared: Circumstances) -> Record:

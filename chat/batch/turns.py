@@ -12,6 +12,7 @@ from chat.batch.jobs import Circumstances, Job, derive_seed
 from chat.batch.output import Output
 from chat.batch.records import Record, answered, failed
 from chat.text.prompt import fit
+from chat.text.stops import held_back
 from chat.text.tokenizer import ChatTokenizer
 from chat.text.trace import Trace
 from chat.text.transcript import Transcript
@@ -260,6 +261,7 @@ class Row:
         self._tokenizer = task.tokenizer
         self._output = output
         self._trace = Trace(self._tokenizer.decode) if task.trace else None
+        self._stops = task.settings.stop
         self._finished: tuple[int, ...] = ()
 
     def take(self, update: BlockUpdate) -> None:
@@ -269,7 +271,12 @@ class Row:
         if update.settled:
             self._finished += update.settled_ids
             self._output.tokens(len(update.settled_ids))
-            self._output.so_far(lambda: self._tokenizer.decode(self._tokenizer.without_stop(self._finished)))
+            if update.finish != "stop":  # what ended it is no part of its text
+                self._output.so_far(self._so_far)
+
+    def _so_far(self) -> str:
+        text = self._tokenizer.decode(self._finished)
+        return text[: len(text) - held_back(text, self._stops)]
 
     def ended(self, reply: Reply) -> None:
         """The whole of it is there, of which another process may have sent no parts."""

@@ -11,7 +11,7 @@ from chat.commands.row import Command, Value, command, first_word
 from chat.conversation.state import BY_HAND
 from chat.text.thinking import split_thinking
 from dist.errors import UsageError
-from dist.settings import SETTINGS, Setting
+from dist.settings import SETTINGS, Setting, setting_text
 
 if TYPE_CHECKING:
     from chat.conversation.answering import TraceMode
@@ -44,7 +44,7 @@ def _present_values(repl: Repl, name: str) -> Iterable[Value]:
         return _marked(CHOICES[name].values.items(), CHOICES[name].present(repl))
     if name not in SETTINGS:
         return ()
-    return (*_marked(setting_values(name), shown(getattr(repl.talk.settings, name))), DEFAULT_VALUE)
+    return (*_marked(setting_values(name), setting_text(getattr(repl.talk.settings, name))), DEFAULT_VALUE)
 
 
 def _values_of_set(repl: Repl, words: tuple[str, ...], word: str) -> Iterable[Value]:
@@ -91,7 +91,7 @@ def _known(name: str) -> str:
 
 def _change(repl: Repl, name: str, value: str) -> None:
     if not value:
-        now = shown(getattr(repl.talk.settings, name))
+        now = setting_text(getattr(repl.talk.settings, name))
         repl.note(f"{name} is {now}; it takes {SETTINGS[name].allowed}.")
         return
     if value == DEFAULT:
@@ -99,11 +99,7 @@ def _change(repl: Repl, name: str, value: str) -> None:
     else:
         repl.talk.change_setting(name, value)
     when = " from the next block on" if repl.answering.busy else ""
-    repl.note(f"{name} is {shown(getattr(repl.talk.settings, name))}{when}.")
-
-
-def shown(value: object) -> str:
-    return "none" if value is None else str(value)
+    repl.note(f"{name} is {setting_text(getattr(repl.talk.settings, name))}{when}.")
 
 
 def _shorthand(row: Setting) -> Command:
@@ -117,7 +113,7 @@ def _shorthand(row: Setting) -> Command:
     return command(row.name, f"/{row.name} VALUE", row.help, live=True, values=values, example=example)(run)
 
 
-SHORTHANDS = tuple(map(_shorthand, SETTINGS.values()))
+SHORTHANDS = tuple(_shorthand(row) for row in SETTINGS.values() if row.shorthand)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -275,9 +271,9 @@ def settings(repl: Repl, argument: str) -> None:
     used = talk.last_reply.settings if talk.last_reply is not None else None
     rows = []
     for name, row in SETTINGS.items():
-        last = shown(getattr(used, name)) if used is not None else "-"
-        value = shown(getattr(talk.settings, name))
-        rows.append((name, value, shown(row.default), last, talk.origins.get(name, "default")))
+        last = setting_text(getattr(used, name)) if used is not None else "-"
+        value = setting_text(getattr(talk.settings, name))
+        rows.append((name, value, setting_text(row.default), last, talk.origins.get(name, "default")))
     for choice in CHOICES.values():
         value = choice.present(repl)
         rows.append((choice.name, value, choice.default, "-", "default" if value == choice.default else BY_HAND))

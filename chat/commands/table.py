@@ -132,7 +132,7 @@ ALIASES = {alias: row for row in COMMANDS.values() for alias in row.aliases}
 
 # What other programs call things.
 ELSEWHERE = {
-    "stop": "Ctrl-C stops a reply.",
+    "stop": "Ctrl-C stops a reply; /set stop TEXT ends replies at a text.",
     "cancel": "Ctrl-C stops a reply.",
     "new": "Did you mean /clear?",
     "reset": "Did you mean /clear?",

@@ -20,6 +20,7 @@ from chat.sessions.session import Asked, Session
 from chat.sessions.tree import Made, Node
 from chat.text.prompt import FittedPrompt
 from chat.text.running_text import RunningText
+from chat.text.stops import held_back
 from chat.text.thinking import ThinkingText, opens_thinking
 from chat.text.trace import Trace
 from chat.text.transcript import Transcript
@@ -189,7 +190,7 @@ class Answer:
     """The reply in the making: its text, and what is journaled of it. Made once its turn is in the journal."""
 
     def __init__(self, talk: Talk) -> None:
-        self.text = RunningText(talk.reply_text)
+        self.text = RunningText(talk.reply_text, lambda text: held_back(text, talk.settings.stop))
         self._talk = talk
         self._question = talk.tree.head
         self._begun = False  # whether anything of it is finished
@@ -209,7 +210,9 @@ class Answer:
         if not update.settled:
             return
         self._begun = True
-        text = self.text.extend(update.settled_ids)
+        # Of what a stop text ended, only the end of the reply tells where its text ends.
+        ended = update.finish == "stop" and update.settled_ids[-1] not in self._talk.tokenizer.stop_ids
+        text = "" if ended else self.text.extend(update.settled_ids)
         self._talk.journal(lambda session: session.tokens(update.settled_ids, text))
         if update.finish is None:
             self.note_settings()
@@ -223,7 +226,8 @@ class Answer:
 
     def end(self, reply: Reply) -> None:
         """Write down how it ended."""
-        self.text.finish(reply.token_ids)
+        text = self._talk.reply_text(reply.token_ids, reply.settings.stop)
+        self.text.finish(reply.token_ids, text)
         self._end(reply.finish, reply.stats.as_dict())
 
     def fail(self) -> None:

@@ -83,7 +83,7 @@ class Comparing:
         asked = dataclasses.replace(
             self._talk.asked(candidate.prompt, candidate.settings.seed or 0), settings=candidate.settings.as_dict()
         )
-        text = self._talk.reply_text(reply.token_ids)
+        text = self._talk.reply_text(reply.token_ids, candidate.settings.stop)
 
         def write(session: Session) -> None:
             if candidate.by is not None:

@@ -23,6 +23,7 @@ from chat.sessions.session import Asked, Session
 from chat.sessions.tree import Made, Node
 from chat.text.context import Context, context
 from chat.text.prompt import ROOM_FOR_REPLY, FittedPrompt, fit, prompt_digest
+from chat.text.stops import reply_text
 from chat.text.tokenizer import ChatTokenizer
 from chat.text.transcript import Transcript
 from dist.decode.trial import Trial, undecided
@@ -154,9 +155,9 @@ class Talk(Kept):
             max_length_from=self.origins.get("max_length", ""),
         )
 
-    def reply_text(self, token_ids: Sequence[int]) -> str:
-        """The text of a reply or of a part of one, without the stop token at its end."""
-        return self.tokenizer.decode(self.tokenizer.without_stop(token_ids))
+    def reply_text(self, token_ids: Sequence[int], stops: Sequence[str] = ()) -> str:
+        """The text of a reply or of a part of one, without what ended it."""
+        return reply_text(self.tokenizer, token_ids, stops)
 
     def reply_to(self, question: Node) -> Made | None:
         """How the reply to a message of the present conversation was made, if there is one."""

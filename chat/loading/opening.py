@@ -13,6 +13,7 @@ from dist.checkpoint.digest import digests
 from dist.checkpoint.open import Checkpoint, open_checkpoint
 from dist.decode.trial import undecided, until_decided
 from dist.errors import CheckpointError, PromptError
+from dist.protocol import EndsAt
 from dist.settings import GenerationSettings
 
 if TYPE_CHECKING:
@@ -64,10 +65,11 @@ def load(
     checkpoint: Checkpoint,
     mode: str,
     progress: Callable[[int, int], None] | None = None,
+    ends: EndsAt | None = None,
 ) -> tuple[Engine, Reloader]:
     """All ranks of a group, together: the model, ready to answer. What one cannot read, all refuse with its reason.
 
-    `mode`: how the model is spread over the group.
+    `mode`: how the model is spread over the group. `ends` finds stop texts, on the rank that leads.
     """
     from dist.decode.engine import Engine
     from dist.model.load import load_model
@@ -98,6 +100,7 @@ def load(
         head=loaded.head,
         packed=packing_pays(loaded.device, loaded.placement),
         captured=loaded.placement not in (None, "shares"),
+        ends=ends,
     )
     return engine, reloader
 

@@ -17,7 +17,7 @@ from chat.sessions.records import VERSION, to_plain
 from chat.sessions.tree import CUT, Made, Node, Tree
 from chat.text.transcript import ASSISTANT, SYSTEM, USER
 from dist.errors import ChatError
-from dist.settings import SETTINGS
+from dist.settings import SETTINGS, parse_setting, setting_text
 
 HEADINGS = {SYSTEM: "System", USER: "You", ASSISTANT: "Model"}
 SHAREGPT = {SYSTEM: "system", USER: "human", ASSISTANT: "gpt"}
@@ -65,10 +65,11 @@ def facts_of(made: Made) -> str:
         digest = f" ({one.digest})" if one.digest else ""
         parts.append(f"{step}{one.path}{digest}")
         parts += filter(None, (one.dtype,))
+    values = {name: parse_setting(name, settings[name]) for name in SETTINGS if name in settings}
     parts += [
-        f"{name} {settings[name]}"
-        for name, row in SETTINGS.items()
-        if name in settings and (settings[name] != row.default or name in ("add_eos_length", "refine_iter"))
+        f"{name} {setting_text(value)}"
+        for name, value in values.items()
+        if value != SETTINGS[name].default or name in ("add_eos_length", "refine_iter")
     ]
     parts += [f"{one.name} {one.value} from token {one.at} on" for one in made.changes]
     if samples(made) and settings.get("seed") is None:

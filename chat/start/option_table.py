@@ -9,7 +9,8 @@ from typing import Any
 
 from chat.files import has_lone_surrogates
 from dist.errors import UsageError
-from dist.settings import SETTINGS, parse_setting
+from dist.setting_kinds import Texts
+from dist.settings import SETTINGS, parse_setting, setting_text
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
@@ -24,6 +25,7 @@ class Option:
 
     negated     a flag that can also be given as `--no-NAME`
     optional    the value may be left out; then it is the empty text
+    repeatable  it can be given several times, and all its values count
     in_config   the config file may hold it
     """
 
@@ -34,6 +36,7 @@ class Option:
     read: Read | None = None
     negated: bool = False
     optional: bool = False
+    repeatable: bool = False
     in_config: bool = False
 
 
@@ -235,7 +238,8 @@ OPTIONS: dict[str, Option] = {
                 group=DECODING,
                 metavar="VALUE",
                 read=_setting_reader(row.name),
-                help=f"{row.help}: {row.allowed} (default {'none' if row.default is None else row.default})",
+                repeatable=isinstance(row.kind, Texts),
+                help=f"{row.help}: {row.allowed} (default {setting_text(row.default)})",
             )
             for row in SETTINGS.values()
         ),

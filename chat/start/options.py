@@ -125,7 +125,7 @@ def stdin_is_prompts(options: LaunchOptions, stdin_is_terminal: bool) -> bool:
 
 
 def _scan(argv: Sequence[str]) -> dict[str, Any]:
-    """The values of the options in `argv`, by name. The last one counts if a name comes twice."""
+    """The values of the options in `argv`, by name. Of one that comes twice the last counts, or all."""
     values: dict[str, Any] = {}
     rest = list(argv)
     if rest[:1] == ["--"]:  # what separates torchrun's options from these
@@ -156,7 +156,8 @@ def _scan(argv: Sequence[str]) -> dict[str, Any]:
             follows = f"{rest[0]} follows. Write --{row.name}={rest[0]} if that is the value." if rest else ""
             raise UsageError(f"--{row.name} needs a value ({row.metavar}).", follows)
         try:
-            values[row.name] = row.read(text)
+            value = row.read(text)
+            values[row.name] = (*values.get(row.name, ()), *value) if row.repeatable else value
         except ValueError as error:
             raise UsageError(f"--{row.name} cannot be {text!r}.", str(error)) from None
     return values

@@ -32,7 +32,7 @@ class Compared:
 
 def judged(
     replies: Mapping[str, Reply],
-    text: Callable[[Sequence[int]], str],
+    text: Callable[[Sequence[int], Sequence[str]], str],
     against: str = GREEDY,
     other_prompt: Collection[str] = (),
 ) -> Iterator[Compared]:
@@ -47,11 +47,11 @@ def judged(
         yield Compared(
             label=label,
             reply=reply,
-            text=text(reply.token_ids) or EMPTY,
+            text=text(reply.token_ids, reply.settings.stop) or EMPTY,
             agreeing=agreeing,
             judged=of,
             differs=differs,
-            mark=None if differs is None else len(text(reply.token_ids[:differs])),
+            mark=None if differs is None else len(text(reply.token_ids[:differs], ())),
         )
 
 

@@ -11,6 +11,7 @@ from array import array
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from chat.text.running_text import TORN
 from chat.text.tokenizer import ChatTokenizer
 from chat.text.transcript import ASSISTANT, Message, Transcript
 from dist.errors import PromptError
@@ -138,8 +139,12 @@ def prompt_ids(transcript: Transcript, tokenizer: ChatTokenizer, use_template: b
     rendered = _render(messages, tokenizer, use_template)
     if not rendered.strip():
         raise PromptError("The prompt is empty after the chat template.")
-    spliced = _splice(messages, rendered, tokenizer, use_template)
-    text = None if spliced is None else tokenizer.decode(spliced, False)
+    spliced, text = None, None
+    for ids_of in (_ids, fitting_ids):
+        spliced = _splice(messages, rendered, tokenizer, use_template, ids_of)
+        text = None if spliced is None else tokenizer.decode(spliced, False)
+        if spliced is None or text == rendered:
+            break
     if spliced is not None and text == rendered:
         return spliced
     whole = tokenizer.encode(rendered, special=not use_template)
@@ -156,8 +161,30 @@ def _render(messages: Iterable[Message], tokenizer: ChatTokenizer, use_template:
     return tokenizer.template.render([(message.role, message.content) for message in messages])
 
 
+def _ids(message: Message, tokenizer: ChatTokenizer) -> tuple[int, ...]:
+    return tokenizer.without_stop(message.token_ids)
+
+
+def fitting_ids(message: Message, tokenizer: ChatTokenizer) -> tuple[int, ...]:
+    """The ids of a message's text: its own as far as they give it, then those of the rest of it."""
+    own = tokenizer.without_stop(message.token_ids)
+    low, high = 0, len(own)
+    while low < high:
+        middle = (low + high + 1) // 2
+        fits = message.content.startswith(tokenizer.decode(own[:middle]).rstrip(TORN))
+        low, high = (middle, high) if fits else (low, middle - 1)
+    while low and not message.content.startswith(tokenizer.decode(own[:low])):
+        low -= 1
+    rest = message.content[len(tokenizer.decode(own[:low])) :]
+    return (*own[:low], *(tokenizer.encode(rest) if rest else ()))
+
+
 def _splice(
-    messages: Sequence[Message], rendered: str, tokenizer: ChatTokenizer, use_template: bool
+    messages: Sequence[Message],
+    rendered: str,
+    tokenizer: ChatTokenizer,
+    use_template: bool,
+    ids_of: Callable[[Message, ChatTokenizer], tuple[int, ...]],
 ) -> tuple[int, ...] | None:
     """The ids of `rendered` with the replies' own ids in their places; None where that cannot be.
 
@@ -165,7 +192,7 @@ def _splice(
     does not give `rendered`, the template changes contents or looks at them, and there are no such places.
     """
     kept = {
-        at: tokenizer.without_stop(message.token_ids)
+        at: ids_of(message, tokenizer)
         for at, message in enumerate(messages)
         if message.role == ASSISTANT and tokenizer.without_stop(message.token_ids)
     }

@@ -15,10 +15,14 @@ LONGEST_CHARACTER = 4  # in tokens
 
 
 class RunningText:
-    """The text of a reply so far. Half a character is held back until its other half comes."""
+    """The text of a reply so far. Half a character is held back until its other half comes.
 
-    def __init__(self, decode: Decode) -> None:
+    `held_back` says how many characters at the end of a text are to wait for what follows them.
+    """
+
+    def __init__(self, decode: Decode, held_back: Callable[[str], int] = lambda text: 0) -> None:
         self._decode = decode
+        self._held_back = held_back
         self._window: tuple[int, ...] = ()  # the newest ids, those whose text may still change included
         self._seen = 0  # characters of the window's text that were given out
         self._text = ""  # everything that was given out
@@ -33,6 +37,7 @@ class RunningText:
         text = self._decode(window)
         # A lone \r may be half of a line end.
         certain = len(text.rstrip(TORN + "\r"))
+        certain -= self._held_back(text[:certain])
         new = text[self._seen : certain]
         self._text += new
         self._window, self._seen = window, max(self._seen, certain)
@@ -42,9 +47,9 @@ class RunningText:
                 self._window, self._seen = ids, len(tail)
         return new
 
-    def finish(self, ids: Sequence[int]) -> str:
-        """What is left of the whole reply, whose ids are given once more."""
-        text = self._decode(ids)
+    def finish(self, ids: Sequence[int], text: str | None = None) -> str:
+        """What is left of the whole reply, whose ids are given once more, and its `text` if it is not theirs."""
+        text = self._decode(ids) if text is None else text
         new = text[len(self._text) :]
         self._text = text if text.startswith(self._text) else self._text + new
         return new

@@ -40,6 +40,7 @@ class ChatTokenizer:
     entries   what of the tokenizer's files is used
     notices   what is to be said at the start
     rows      embeddings that the model has; None if unknown
+    specials  ids of the special tokens, which have no text in a reply
     """
 
     backend: Any
@@ -50,6 +51,7 @@ class ChatTokenizer:
     entries: tuple[Entry, ...] = ()
     notices: tuple[str, ...] = ()
     rows: int | None = None
+    specials: Mapping[str, int] = field(default_factory=dict)
     _known: dict[tuple[str, bool], tuple[int, ...]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -168,6 +170,7 @@ def load_tokenizer(
         ),
         notices=tuple(notices),
         rows=options.rows,
+        specials={token.content: one for one, token in backend.added_tokens_decoder.items() if token.special},
     )
 
 

@@ -28,6 +28,7 @@ from dist.model.onednn import pack, unpack
 from dist.model.reload import Ready, Reloader
 from dist.protocol import (
     Control,
+    EndsAt,
     Event,
     Group,
     Load,
@@ -52,7 +53,7 @@ class Engine:
     weights stay as they are. `head` says which tokens' logits this rank computes, by default all.
     `packed` holds the weights of the module given as `dist.model.onednn` does. `captured` says that they stay in
     place between forwards, so that a GPU's passes can be captured. `drafts` makes what fills the window of a turn's
-    row, the same on every rank.
+    row, the same on every rank. `ends` finds stop texts, on the rank that leads.
     """
 
     slow_reason: str | None
@@ -68,12 +69,14 @@ class Engine:
         packed: bool = False,
         captured: bool = True,
         drafts: Callable[[Turn, int], Drafts] = drafts_for,
+        ends: EndsAt | None = None,
     ) -> None:
         self.max_positions = max_positions
         self._group = group
         self._module = module
         self._reloader = reloader
         self._drafts = drafts
+        self._ends = ends
         self._packed = packed
         if packed:
             pack(module)
@@ -121,9 +124,10 @@ class Engine:
             limit = min(turn.settings_of(row).max_length, self.max_positions or UNBOUNDED)
             if not prompt:
                 raise PromptError("The prompt is empty.", "It has no tokens.", "Write something.")
-            if len(prompt) >= limit:
+            begun = len(turn.begun_of(row))
+            if len(prompt) >= limit or len(prompt) + begun > limit:
                 raise PromptError(
-                    f"The prompt has {len(prompt)} tokens.",
+                    f"The prompt has {len(prompt) + begun} tokens.",
                     f"Prompt and reply together may have {limit}.",
                     "Shorten the prompt or raise max_length.",
                 )
@@ -245,23 +249,34 @@ class Engine:
             while free and waiting:
                 new[free.pop(0)] = self._reply(turn, waiting.popleft(), causal, forward.capacity)
             active |= new
+            for place, reply in new.items():
+                if reply.refinement.finish is not None:  # its beginning is all that it may hold
+                    del active[place]
+                    free.append(place)
+                    yield reply.ended()
+            new = {place: reply for place, reply in new.items() if place in active}
             if new:
                 cancelled = yield from self._read(turn, new, forward, poll)
                 if cancelled:
                     break
+            if not active:
+                continue
             # 2. One pass over all that are being made.
             steps = [reply.refinement.next_pass() for reply in active.values()]
             for reply in active.values():
                 reply.clock.pass_begins()
             choices = forward(list(active), steps, trace=turn.trace)
             mine = [token for choice in choices for token in choice.token_ids]
-            verdict = self._agree(Verdict.of(poll, turn.settings, mine), len(mine))
+            ends = [
+                self._end(reply.refinement, choice.token_ids) for reply, choice in zip(active.values(), choices)
+            ]
+            verdict = self._agree(Verdict.of(poll, turn.settings, mine, ends))
             cancelled = verdict.cancel
             tokens = iter(verdict.token_ids)
-            for (place, reply), step, choice in zip(list(active.items()), steps, choices):
+            for (place, reply), step, choice, end in zip(list(active.items()), steps, choices, verdict.ends):
                 agreed = list(islice(tokens, step.wanted))
                 settings = turn.settings_of(reply.row, verdict.settings)
-                update = reply.refinement.accept(agreed, settings, choice.candidates)
+                update = reply.refinement.accept(agreed, settings, choice.candidates, end)
                 reply.clock.pass_ended(update.settled)
                 yield update
                 if reply.refinement.finish is not None:
@@ -281,7 +296,7 @@ class Engine:
         for places, done, total in forward.prefill(list(new), first_passes, self._chunk):
             for place in places:
                 new[place].clock.prefill_forwards += 1
-            if self._agree(Verdict.of(poll, turn.settings, []), 0).cancel:
+            if self._agree(Verdict.of(poll, turn.settings, [], [])).cancel:
                 return True
             yield PrefillUpdate(done=done, total=total)
         return False
@@ -301,7 +316,16 @@ class Engine:
             drafts=self._drafts(turn, row),
             vocabulary=self._module.config.get_text_config().vocab_size,
             changes=turn.changes[row] if turn.changes else (),
+            begun=turn.begun_of(row),
         )
+
+    def _end(self, refinement: Refinement, choices: list[int]) -> int | None:
+        """Where a stop text ends a reply with its next tokens, if this rank leads."""
+        stops = refinement.settings.stop
+        if self._ends is None or not stops or NOT_A_NUMBER in choices:
+            return None
+        reply, new = refinement.reply_with(choices)
+        return self._ends(reply, new, stops) if new else None
 
     def _is_causal_for(self, prompt: tuple[int, ...], settings: GenerationSettings) -> bool:
         if not self._causality.causal:
@@ -309,11 +333,13 @@ class Engine:
         longest = min(len(prompt) + settings.max_new_tokens, settings.max_length)
         return self._causality.holds_up_to is None or longest <= self._causality.holds_up_to
 
-    def _agree(self, mine: Verdict, tokens: int) -> Verdict:
+    def _agree(self, mine: Verdict) -> Verdict:
         """Rank 0's verdict, on all ranks; raises PromptError everywhere if the model's output is not a number."""
         verdict = mine
         if self._group.size > 1:
-            verdict = Verdict.unpacked(self._group.agree(mine.packed()), tokens)
+            agreed = self._group.agree(mine.packed())
+            if self._group.rank > 0:
+                verdict = Verdict.unpacked(agreed, len(mine.ends))
         if NOT_A_NUMBER in verdict.token_ids:
             raise PromptError(
                 "The model's output is not a number (NaN).",

@@ -14,7 +14,7 @@ import torch
 
 from dist.decode.cache import SequenceCache
 from dist.decode.rule import Candidates, Pass
-from dist.decode.sampling import choose
+from dist.decode.sampling import choose, sampling_of
 from dist.model.head import Head
 
 CANDIDATES = 3
@@ -126,7 +126,8 @@ def knows_logits_to_keep(module: Any) -> bool:
 def choices_of(logits: Sequence[torch.Tensor], steps: Sequence[Pass], trace: bool, head: Head) -> list[Choices]:
     """Every pass's choices from its logits [N, V]; the host waits for the device once."""
     joined_NV = torch.cat(list(logits)) if len(logits) > 1 else logits[0]
-    if all(step.settings == steps[0].settings for step in steps):
+    # The same on all ranks, which need not know the other settings.
+    if len({sampling_of(step.settings) for step in steps}) == 1:
         positions = [position for step in steps for position in step.positions]
         chosen_N = choose(joined_NV, positions, steps[0].settings, head)
     else:

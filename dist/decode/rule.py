@@ -56,7 +56,7 @@ class Refinement:
 
     `limit` is the most tokens that prompt and reply may have together (the model's own limit). `drafts` fills the
     window; drafted ids from `vocabulary` on are not read. `changes` are (reply length, settings), which come into
-    force there in place of those handed to `accept`.
+    force there in place of those handed to `accept`. `begun` is what the reply begins with, as if it had been made.
     `causal` False drops all that follows from causality: every choice is made again in every pass, only an
     unchanged whole block ends early, blocks are refined whole and cut afterwards, and there is no window.
     """
@@ -74,17 +74,19 @@ class Refinement:
         drafts: Drafts | None = None,
         vocabulary: int = 1 << 62,
         changes: Sequence[tuple[int, GenerationSettings]] = (),
+        begun: Sequence[int] = (),
     ) -> None:
         if not prompt or len(prompt) >= min(settings.max_length, limit):
             raise ValueError(f"no room for a reply: prompt {len(prompt)}, limit {limit}")
         self.prompt_len = len(prompt)
+        self.begun_len = len(begun)
         self.settings = settings
         self.finish: FinishReason | None = None
         self.iterations: list[int] = []
         self.converged: list[bool] = []
         self.accepted: list[int] = []
         self.drafts = drafts or Drafts({})
-        self._text = list(prompt)
+        self._text = [*prompt, *begun]
         self._placeholder = placeholder
         self._stop_ids = frozenset(stop_ids)
         self._limit = limit
@@ -96,7 +98,8 @@ class Refinement:
         self._draft: list[int] = []
         self._iteration = 0
         self._window = False
-        self._start = len(prompt)
+        if begun and begun[-1] in self._stop_ids:
+            self.finish = "stop"
         self._go_on(settings, [])
 
     @property
@@ -108,28 +111,36 @@ class Refinement:
         """The forward that makes the next iteration."""
         return Pass(token_ids=self._text + self._draft[:-1], wanted=len(self._draft), settings=self.settings)
 
+    def reply_with(self, choices: Sequence[int]) -> tuple[list[int], int]:
+        """The reply as it is with the model's choices for `next_pass`, and how many tokens it takes of them."""
+        kept = self._kept(choices, self._matched(choices))
+        return self._text[self.prompt_len :] + kept, len(kept)
+
     def accept(
         self,
         choices: Sequence[int],
         next_settings: GenerationSettings,
         candidates: Sequence[Candidates] | None = None,
+        end: int | None = None,
     ) -> BlockUpdate:
         """Take the model's choices for `next_pass`; `next_settings` count from the next block on, in a window now.
 
-        `candidates`, one entry per choice, are only passed through to the update.
+        `candidates`, one entry per choice, are only passed through to the update. `end`: the reply ends after so
+        many of the tokens that it takes.
         """
         before, start, known = self._draft, self._start, len(self._text) - self._start
         window, index = self._window, len(self.iterations)
+        # 1. What the input had right, and what the text takes.
+        matched = self._matched(choices)
+        exact = self._exact(choices, matched)
+        kept = self._kept(choices, matched)[:end]
         self._iteration = iteration = self._iteration + 1
-        # 1. The last place was no input of the pass, so it can't confirm anything.
-        matched = next((i for i, (a, b) in enumerate(zip(before[:-1], choices)) if a != b), len(choices) - 1)
-        whole = matched + 1 == len(choices)
-        exact = matched + 1 if self._causal or whole else 0
-        # 2. The text takes what is exact; after a block's last pass, all of it.
-        kept = self._cut(choices if self._is_last() else choices[:exact])
         self._text += kept
-        if kept and (kept[-1] in self._stop_ids or self._room() <= 0):
-            self.finish = "stop" if kept[-1] in self._stop_ids else "length"
+        # 2. A reply may end here.
+        if kept and (end is not None or kept[-1] in self._stop_ids):
+            self.finish = "stop"
+        elif kept and self._room() <= 0:
+            self.finish = "length"
         rest = [] if self.finish else list(choices[len(kept) :])
         done, settled = window or not rest, len(self._text) - start
         token_ids = (*self._text[start:], *rest)
@@ -174,10 +185,21 @@ class Refinement:
         of_all = min(self.settings.max_length, self._limit) - len(self._text)
         return min(self.settings.max_new_tokens - self._reply_len, of_all)
 
+    def _matched(self, choices: Sequence[int]) -> int:
+        """How many leading places held their choice already; the last was no input and can't confirm anything."""
+        return next((i for i, (a, b) in enumerate(zip(self._draft[:-1], choices)) if a != b), len(choices) - 1)
+
+    def _exact(self, choices: Sequence[int], matched: int) -> int:
+        return matched + 1 if self._causal or matched + 1 == len(choices) else 0
+
+    def _kept(self, choices: Sequence[int], matched: int) -> list[int]:
+        """What the text takes: what is exact; after a block's last pass, all of it."""
+        return self._cut(choices if self._is_last() else choices[: self._exact(choices, matched)])
+
     def _is_last(self) -> bool:
-        """Whether this pass ends a block."""
+        """Whether the next pass ends a block."""
         rounds = self.settings.refine_iter
-        return not self._window and self._iteration >= (len(self._draft) if rounds == "auto" else rounds)
+        return not self._window and self._iteration + 1 >= (len(self._draft) if rounds == "auto" else rounds)
 
     def _cut(self, tokens: Sequence[int]) -> list[int]:
         """The tokens up to the first stop token and within the budget; a window also ends at a recorded change."""

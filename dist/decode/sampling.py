@@ -19,6 +19,11 @@ _MASK_32 = 0xFFFFFFFF
 _MASK_64 = 0xFFFFFFFFFFFFFFFF
 
 
+def sampling_of(settings: GenerationSettings) -> tuple[float, ...]:
+    """What `choose` reads of the settings: rows with the same can be chosen for together."""
+    return (settings.temperature, settings.top_k, settings.top_p, settings.seed or 0) if settings.samples else ()
+
+
 def choose(
     logits_NV: torch.Tensor, positions: Sequence[int], settings: GenerationSettings, head: Head
 ) -> torch.Tensor:

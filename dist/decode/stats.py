@@ -40,7 +40,7 @@ class Clock:
             drafts=refinement.drafts.accepted,
             ttft_s=(self._first_tokens or self._last) - self._ordered,
             decode_s=self._last - (self._started or self._last),
-            tokens=len(refinement.token_ids),
+            tokens=len(refinement.token_ids) - refinement.begun_len,
         )
         return Reply(
             row=row,

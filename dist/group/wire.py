@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from dist.protocol import BlockUpdate, Control, Event, Load, Order, PrefillUpdate, Reply, ReplyStats, Shutdown, Turn
-from dist.settings import GenerationSettings, pack_settings, unpack_settings
+from dist.settings import SETTINGS, GenerationSettings, pack_settings, unpack_settings
 
 Poll = Callable[[], Control]
+# In a verdict: no stop text ends the reply.
+NOWHERE = -1
 
 _KINDS: dict[str, type[Turn] | type[Load] | type[Shutdown]] = {
     kind.__name__: kind for kind in (Turn, Load, Shutdown)
@@ -41,33 +43,47 @@ def order_from_bytes(data: bytes) -> Order:
         fields["changes"] = tuple(
             tuple((at, GenerationSettings(**later)) for at, later in changes) for changes in fields["changes"]
         )
-        fields["earlier"] = tuple(tuple(reply) for reply in fields["earlier"])
+        for name in ("earlier", "begun"):
+            fields[name] = tuple(tuple(tokens) for tokens in fields[name])
     return kind(**fields)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What rank 0 says after a pass: its tokens, whether to stop, the settings of the next block."""
+    """What rank 0 says after a pass: its tokens, whether to stop, the settings of the next block.
+
+    `ends` has an entry for each reply: after how many of the tokens that it takes now a stop text ends it, or None.
+    Settings that only rank 0 obeys stay there.
+    """
 
     token_ids: list[int]
+    ends: list[int | None]
     settings: GenerationSettings
     cancel: bool
 
     @classmethod
-    def of(cls, poll: Poll | None, settings: GenerationSettings, token_ids: list[int]) -> Verdict:
+    def of(
+        cls, poll: Poll | None, settings: GenerationSettings, token_ids: list[int], ends: Sequence[int | None]
+    ) -> Verdict:
         control = poll() if poll is not None else Control(settings=settings)
-        return cls(token_ids=token_ids, settings=control.settings, cancel=control.cancel)
+        return cls(token_ids=token_ids, ends=list(ends), settings=control.settings, cancel=control.cancel)
 
     def packed(self) -> torch.Tensor:
-        """int64 [1 + settings + tokens]."""
-        return torch.tensor([self.cancel, *pack_settings(self.settings), *self.token_ids], dtype=torch.int64)
+        """int64 [1 + settings + replies + tokens]."""
+        ends = [NOWHERE if end is None else end for end in self.ends]
+        return torch.tensor([self.cancel, *pack_settings(self.settings), *ends, *self.token_ids], dtype=torch.int64)
 
     @classmethod
-    def unpacked(cls, packed: torch.Tensor, tokens: int) -> Verdict:
-        """What `packed` holds, of which the last `tokens` numbers are the tokens."""
+    def unpacked(cls, packed: torch.Tensor, replies: int) -> Verdict:
+        """What `packed` holds of the tokens of so many replies."""
         cancel, *numbers = packed.tolist()
-        settings = unpack_settings(numbers[: len(numbers) - tokens])
-        return cls(token_ids=numbers[len(numbers) - tokens :], settings=settings, cancel=bool(cancel))
+        settings, rest = numbers[: len(SETTINGS)], numbers[len(SETTINGS) :]
+        return cls(
+            token_ids=rest[replies:],
+            ends=[None if end == NOWHERE else end for end in rest[:replies]],
+            settings=unpack_settings(settings),
+            cancel=bool(cancel),
+        )
 
 
 _EVENTS: dict[str, type[PrefillUpdate] | type[BlockUpdate] | type[Reply]] = {

@@ -245,6 +245,7 @@ def test_a_record_has_exactly_the_fields_of_the_contract(run: Run, tokenizer: Ch
         "total_len": len(asked) + len(reply),
         "token_ids": list(reply),
         "finish_reason": "stop",
+        "stop_reason": "<|im_end|>",
         "settings": {
             **SETTINGS.as_dict(),
             "checkpoint": "/runs/global_step_3",

@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[2]
 BY_CHANCE = ("ttft_s", "decode_s", "tokens_per_s", "prefill_forwards")
 
 # How many ranks, and how the model is spread over them.
+STOPS = ("--stop", "zz", "--stop", "<|im_start|>", "--stop", "t")
 LAYOUTS = [(2, "auto"), (2, "fsdp"), (4, "copies:2"), (3, "copies:2")]
 
 pytestmark = pytest.mark.timeout(600)
@@ -37,7 +38,7 @@ class Launched:
             *("-m", "chat", "--parallel", parallel),
             *("--checkpoint_dir", str(checkpoint), "--prompts_file", str(prompts), "--output_file", str(output)),
             *("--add_eos_length", "3", "--refine_iter", "2", "--max_new_tokens", "24", "--dtype", "float32"),
-            *("--temperature", "0.8", "--seed", "5", "--batch_size", "8"),
+            *("--temperature", "0.8", "--seed", "5", "--batch_size", "8", *STOPS),
         ]
         environment = {**os.environ, "DLLM_RUN_DIR": str(run_dir), "OMP_NUM_THREADS": "1"}
         self.launcher = subprocess.Popen(
@@ -108,6 +109,9 @@ def test_after_the_death_of_a_follower_a_rerun_on_one_rank_completes_the_file(
     assert launch(output, 1).end()[0] == 0
     made = results(output)
     assert made[: len(kept)] == kept
+    stopped = [one for one in made if one.get("stop_reason") == "t"]
+    assert len(stopped) > 20
+    assert not any("t" in one["response"] for one in made)
     assert [one["prompt"] for one in made] == [f"Question {number}: what is {number} * 4?" for number in range(200)]
 
 

@@ -53,7 +53,7 @@ def verdicts_on_this_rank() -> None:
     group = open_group()
     shared = group._control
     group._verdicts = torch_dist.new_group(backend="gloo")
-    mine = Verdict.of(None, GenerationSettings(), list(range(VERDICT_TOKENS)))
+    mine = Verdict.of(None, GenerationSettings(), list(range(VERDICT_TOKENS)), [None])
     times: dict[str, list[float]] = {"shared memory": [], "gloo": []}
     for _ in range(VERDICTS):
         for by, found in times.items():
@@ -61,7 +61,7 @@ def verdicts_on_this_rank() -> None:
             # All begin together, as they do after a pass.
             group.smallest(0)
             began = time.perf_counter()
-            Verdict.unpacked(group.agree(mine.packed()), VERDICT_TOKENS)
+            Verdict.unpacked(group.agree(mine.packed()), 1)
             found.append(time.perf_counter() - began)
     size, report = mine.packed().numel() * mine.packed().element_size(), {}
     for by, found in times.items():

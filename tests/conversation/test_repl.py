@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 import os
 import re
@@ -22,6 +23,7 @@ from chat.sessions.folder import Sessions
 from chat.sessions.journal import read_journal
 from chat.sessions.session import Asked
 from chat.text.prompt import prompt_ids
+from chat.text.stops import stop_finder
 from chat.text.tokenizer import ChatTokenizer, load_tokenizer
 from chat.text.transcript import Transcript
 from dist.checkpoint.templates import Template
@@ -39,8 +41,9 @@ def tiny(tmp_path_factory):
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter.normal_(0.0, 0.25, generator=torch.Generator().manual_seed(parameter.numel()))
-    engine = Engine(model, SoloGroup(torch.device("cpu")), max_positions=2048)
-    return model, engine, load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder)
+    engine = Engine(model, SoloGroup(torch.device("cpu")), max_positions=2048, ends=stop_finder(lambda: tokenizer))
+    return model, engine, tokenizer
 
 
 START = GenerationSettings(add_eos_length=3, refine_iter=2, max_new_tokens=24)
@@ -74,6 +77,29 @@ def test_a_live_setting_counts_from_the_next_block_and_stays(talk):
     assert repl.talk.last_reply.settings.refine_iter == 1
 
 
+@pytest.mark.parametrize("rounds", ["auto", 2])
+def test_a_stop_text_ends_the_reply_and_is_not_in_it(tiny, talk, rounds):
+    settings = dataclasses.replace(START, refine_iter=rounds, max_new_tokens=40)
+    repl, _ = talk("Hello", settings=settings)
+    whole = repl.talk.transcript.messages[-1]
+    stop = whole.content[len(whole.content) // 2 :][:3]
+    repl, console = talk(f"/set stop {json.dumps(stop)}", "Hello", "And then?", "/settings", settings=settings)
+    assert f"stop is {json.dumps(stop, ensure_ascii=False)}." in console.shown
+    cut = repl.talk.transcript.messages[2]
+    assert cut.content == whole.content.partition(stop)[0]
+    assert len(cut.token_ids) < len(whole.token_ids)
+    assert not cut.stopped
+    # The next prompt has the text as it is shown, in the reply's own tokens.
+    messages = repl.talk.transcript.messages
+    asked = prompt_ids(Transcript(messages[:4]), tiny[2], True)
+    assert f"assistant\n{cut.content}<|im_end|>\n" in tiny[2].decode(asked, False)
+    before = prompt_ids(Transcript(messages[:2]), tiny[2], True)
+    assert asked[: len(before)] == before
+    assert asked[len(before) :][: len(cut.token_ids) - 4] == cut.token_ids[:-4]
+    reading = read_journal(repl.talk.session.path.read_bytes())
+    assert [node.text for node in reading.tree.path()][-3:] == [one.content for one in messages[-3:]]
+
+
 def test_ctrl_c_keeps_what_is_finished_and_the_conversation(talk):
     repl, _ = talk("Hello", (5, Interrupt()), "More", settings=GenerationSettings(add_eos_length=3))
     stopped, whole = repl.talk.transcript.messages[2], repl.talk.transcript.messages[4]
@@ -96,7 +122,7 @@ def test_ctrl_c_before_the_first_block_leaves_the_message_unanswered_for_retry(t
     [
         ("/refne_iter 3", "Unknown command: /refne_iter\nDid you mean /refine_iter?"),
         ("/xyzzy", "Unknown command: /xyzzy\n/help lists the commands."),
-        ("/stop", "Unknown command: /stop\nCtrl-C stops a reply."),
+        ("/stop", "Unknown command: /stop\nCtrl-C stops a reply; /set stop TEXT ends replies at a text."),
         ("/temp 1", "Unknown command: /temp\nDid you mean /temperature?"),
         ("/new", "Unknown command: /new\nDid you mean /clear?"),
         ("/set markdown html", "markdown cannot be 'html'.\nIt takes rendered or source."),

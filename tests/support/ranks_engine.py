@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 
 import torch
 from tiny_models import tiny_model
@@ -13,7 +14,7 @@ from dist.errors import PromptError
 from dist.group.group import TorchGroup
 from dist.group.wire import Verdict
 from dist.protocol import BlockUpdate, Control, Load, Reply, Turn
-from dist.settings import SETTINGS, GenerationSettings
+from dist.settings import GenerationSettings
 
 PROMPT = tuple(3 + i % 50 for i in range(30))
 GREEDY = GenerationSettings(add_eos_length=7, refine_iter=2, max_new_tokens=30)
@@ -43,15 +44,21 @@ class Attentive(TorchGroup):
 
     def agree(self, verdict: torch.Tensor) -> torch.Tensor:
         agreed = super().agree(verdict)
-        settings = Verdict.unpacked(agreed, agreed.numel() - 1 - len(SETTINGS)).settings.as_dict()
+        settings = Verdict.unpacked(agreed, 0).settings.as_dict()
         self.heard |= {name: value for name, value in settings.items() if value != SEEDED.as_dict()[name]}
         return agreed
+
+
+def after_token(reply: Sequence[int], new: int, stops: tuple[str, ...]) -> int | None:
+    """Stop texts that are numbers of tokens."""
+    return next((n for n, token in enumerate(reply[-new:], 1) if str(token) in stops), None)
 
 
 def main() -> None:
     torch.manual_seed(0)
     group = Attentive()
-    engine = Engine(tiny_model(), group, max_positions=4096)
+    ends = None if group.rank else after_token
+    engine = Engine(tiny_model(), group, max_positions=4096, ends=ends)
     if group.rank:
         assert group.receive() == Load(path="x" * 20_000, digest="")
         engine.follow()
@@ -109,6 +116,11 @@ def leader(engine: Engine) -> dict:
     except PromptError as error:
         results["refused"] = str(error)
     results["after a refused turn"] = run(GREEDY)[-1].token_ids
+    # A reply's own last but three token ends it; the followers do not know which that is.
+    for name, wish in (("blocks", GREEDY), ("window", dataclasses.replace(GREEDY, refine_iter="auto"))):
+        target = str(results["greedy" if name == "blocks" else "auto"][-4])
+        stopped = run(dataclasses.replace(wish, stop=(target,)))[-1]
+        results[f"stopped, {name}"] = [stopped.finish, stopped.token_ids]
     return results
 
 
