@@ -27,7 +27,16 @@ from chat.batch.prompts import Prompts, read_prompts
 from chat.demo import ABOUT
 from chat.loading.checkpoints import Checkpoints, run_folder
 from chat.loading.facts import checkpoint_facts
-from chat.loading.opening import import_libraries, intent, load, open_asked, open_tokenizer, start_notices, warm_up
+from chat.loading.opening import (
+    import_libraries,
+    intent,
+    load,
+    open_asked,
+    open_tokenizer,
+    refuse_early,
+    start_notices,
+    warm_up,
+)
 from chat.loading.progress import Status
 from chat.start.config_file import ConfigFile
 from chat.start.options import LaunchOptions, load_config, resolve_settings, with_config
@@ -81,6 +90,7 @@ def run(options: LaunchOptions, streams: Streams, lifeline: Lifeline) -> int:
     checkpoint = asked.checkpoint
     # 2. What does not fit between the ranks is refused before anything else is imported.
     ranks = meet(options, asked, lifeline)
+    refuse_early(options, checkpoint)
     import_libraries(options)
     tokenizer = open_tokenizer(options, checkpoint)
     use_template = tokenizer.wants_template(options.use_chat_template)

@@ -120,6 +120,19 @@ def open_folder(options: LaunchOptions, folder: str) -> Checkpoint:
     return open_checkpoint(folder, base_model=options.base_model, lora_alpha=options.lora_alpha)
 
 
+def refuse_early(options: LaunchOptions, checkpoint: Checkpoint) -> None:
+    """Refuse a template or a config that cannot be, before all of transformers is imported. Raises ChatError."""
+    from chat.text.template import check_syntax
+    from dist.checkpoint.model_config import describe
+    from dist.checkpoint.templates import find_templates
+
+    if options.use_chat_template is not False:
+        template = find_templates(checkpoint.tokenizer_dir).choose(options.chat_template)
+        if template is not None:
+            check_syntax(template)
+    describe(checkpoint.config_dir, checkpoint.config, trust_remote_code=options.trust_remote_code)
+
+
 def open_tokenizer(options: LaunchOptions, checkpoint: Checkpoint) -> ChatTokenizer:
     """The checkpoint's tokenizer with its chat template, checked against its config. Raises CheckpointError.
 

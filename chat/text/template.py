@@ -10,7 +10,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from dist.checkpoint.ledger import TEMPLATES, Entry
-from dist.checkpoint.templates import GENERATION_TAG, Behaviour, Messages, Template, holds, message, observe
+from dist.checkpoint.templates import (
+    GENERATION_TAG,
+    Behaviour,
+    Messages,
+    Template,
+    holds,
+    message,
+    observe,
+    plain_render,
+)
 from dist.errors import CheckpointError, PromptError
 
 WAYS_OUT = "--no-use_chat_template sends prompts as they are; --chat_template FILE takes another template."
@@ -53,12 +62,7 @@ class ChatTemplate:
     @property
     def notices(self) -> tuple[str, ...]:
         """What is worth knowing about it, in words."""
-        system = {
-            "used": (),
-            "ignored": ("it ignores system prompts",),
-            "refused": ("it refuses system prompts",),
-        }[self.behaviour.system]
-        return (*system, *(("contents are given as lists of parts",) if self.behaviour.parts else ()))
+        return self.behaviour.notices
 
     @property
     def words(self) -> str:
@@ -82,19 +86,13 @@ def refusals() -> tuple[type[Exception], ...]:
 
 def take_template(backend: Any, template: Template) -> ChatTemplate:
     """`template`, tried out. Raises CheckpointError if it cannot be parsed or makes no prompt of a message."""
-    from jinja2 import TemplateSyntaxError
+    check_syntax(template)
 
     def render(messages: Messages, begin_reply: bool) -> str:
         return _render(backend, template, messages, begin_reply)
 
     try:
         behaviour = observe(render, refusals())
-    except TemplateSyntaxError as error:
-        raise CheckpointError(
-            f"The chat template in {template.source} cannot be parsed.",
-            f"Line {error.lineno}: {error.message}",
-            WAYS_OUT,
-        ) from error
     except refusals() as error:
         missing = arguments(template)
         named = f" It reads {', '.join(missing)}, which is not given." if missing else ""
@@ -104,6 +102,20 @@ def take_template(backend: Any, template: Template) -> ChatTemplate:
             WAYS_OUT,
         ) from error
     return ChatTemplate(backend=backend, template=template, behaviour=behaviour)
+
+
+def check_syntax(template: Template) -> None:
+    """Raise CheckpointError, with the line, for a template that cannot be parsed. Needs no tokenizer."""
+    from jinja2 import TemplateSyntaxError
+
+    try:
+        plain_render(template, {})
+    except TemplateSyntaxError as error:
+        raise CheckpointError(
+            f"The chat template in {template.source} cannot be parsed.",
+            f"Line {error.lineno}: {error.message}",
+            WAYS_OUT,
+        ) from error
 
 
 def arguments(template: Template) -> list[str]:

@@ -148,6 +148,10 @@ def load_tokenizer(
         notices.append(f"The chat template in {chosen.source} is empty: prompts are sent as they are.")
     elif chosen is not None:
         template = take_template(backend, chosen)
+        if not template.behaviour.history:
+            notices.append(
+                f"The chat template in {chosen.source} leaves out what was said before the last message."
+            )
     ends = _ends(backend, generation_config or {}, options, template)
     late = [token for token, why in ends.items() if why == TURN_END]
     notices += [f"Replies also end at {backend.convert_ids_to_tokens(one)} ({one}): {TURN_END}." for one in late]

@@ -109,9 +109,7 @@ def _template_words(template: Template | None, behaviour: Behaviour | str | None
         return f"to be chosen with --chat_template: {', '.join(others)}" if others else "none"
     if not isinstance(behaviour, Behaviour):
         return f"{template.words}, {behaviour}{more}"
-    said = [] if behaviour.system == "used" else [f"it {behaviour.system} system prompts".replace("ed ", "s ")]
-    said += ["contents are given as lists of parts"] if behaviour.parts else []
-    return "; ".join((template.words, *said)) + more
+    return "; ".join((template.words, *behaviour.notices)) + more
 
 
 def _ends(checkpoint: Checkpoint, tokenizer: Mapping[str, Any], behaviour: Behaviour | str | None) -> Iterator[str]:

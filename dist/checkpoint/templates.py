@@ -136,12 +136,24 @@ class Behaviour:
 
     parts      contents must be given as lists of parts, not as text
     system     what becomes of a system message
+    history    earlier messages of the user and replies are in the prompt, as far as the template takes several
     turn_end   what stands right after a reply, up to the next turn
     """
 
     parts: bool
     system: System
+    history: bool
     turn_end: str
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What is worth knowing about it, in words."""
+        notices = {
+            f"it {self.system[:-1]}s system prompts": self.system != "used",
+            "it leaves out what was said before the last message": not self.history,
+            "contents are given as lists of parts": self.parts,
+        }
+        return tuple(words for words, holds_true in notices.items() if holds_true)
 
 
 def special_tokens(tokenizer_config: Mapping[str, Any]) -> dict[str, str]:
@@ -190,7 +202,8 @@ def observe(render: Render, refusals: tuple[type[Exception], ...]) -> Behaviour:
         system: System = "used" if holds(with_system, SYSTEM_MARK) else "ignored"
     except refusals:
         system = "refused"
-    return Behaviour(parts=parts, system=system, turn_end=_turn_end(rendered, refusals))
+    turn_end = _turn_end(rendered, refusals)
+    return Behaviour(parts=parts, system=system, history=_keeps_history(rendered, refusals), turn_end=turn_end)
 
 
 def message(role: str, text: str, parts: bool) -> dict[str, Any]:
@@ -215,6 +228,15 @@ def _needs_parts(render: Render, refusals: tuple[type[Exception], ...]) -> bool:
     if problem is not None:
         raise problem
     raise ValueError("the user's message is not in what it makes")
+
+
+def _keeps_history(rendered: Callable[..., str], refusals: tuple[type[Exception], ...]) -> bool:
+    """Whether earlier turns are in the prompt; a template that refuses several turns says so itself."""
+    try:
+        whole = rendered(("user", SYSTEM_MARK), ("assistant", REPLY_MARK), ("user", USER_MARK), begin=True)
+    except refusals:
+        return True
+    return holds(whole, SYSTEM_MARK) and holds(whole, REPLY_MARK)
 
 
 def _turn_end(rendered: Callable[..., str], refusals: tuple[type[Exception], ...]) -> str:

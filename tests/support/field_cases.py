@@ -314,6 +314,14 @@ row("it, and no template asked for", use_chat_template=False)(
 )
 row("a template that ignores system prompts", says=("it ignores system prompts",))(template(NO_SYSTEM))
 row("a template that refuses system prompts", says=("it refuses system prompts",))(template(REFUSES_SYSTEM))
+row("a template of the last message alone", says=("it leaves out what was said before the last message",))(
+    template("{{ messages[-1].content }}<|im_end|>")
+)
+row("a template that leaves out earlier replies", says=("it leaves out what was said before",))(
+    template(
+        CHATML.replace("{% for message in messages %}", "{% for message in messages if message.role == 'user' %}")
+    )
+)
 row("a template that cannot do without an argument", refused="It reads persona, which is not given.")(
     template("{% if persona is not defined %}{{ raise_exception('no persona') }}{% endif %}" + CHATML)
 )
