@@ -50,6 +50,10 @@ def main() -> None:
         if rank == 0:
             print(error, file=sys.stderr)
         sys.exit(error.exit_code)
+    if options.replay is not None:
+        from chat.activities import with_replayed_checkpoint
+
+        options = with_replayed_checkpoint(options)
     if "RANK" in os.environ or "DLLM_LAUNCHER_PID" in os.environ:
         parent = os.environ.get(TORCHRUN_PID if "RANK" in os.environ else "DLLM_LAUNCHER_PID")
         die_with_parent(signal.SIGTERM if rank == 0 else signal.SIGKILL, parent)

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chat.batch.prompts import Prompts
@@ -19,7 +20,7 @@ from chat.start.options import LaunchOptions, version_text
 from chat.terminal.lifeline import EXIT_INTERRUPTED, Lifeline
 from chat.terminal.mode import BaseMode
 from chat.terminal.streams import Streams, session_mode, write_out
-from dist.errors import UsageError
+from dist.errors import ChatError, UsageError
 from dist.settings import GenerationSettings
 
 EXIT_DIFFERS = 6
@@ -103,37 +104,55 @@ def session_to_replay(options: LaunchOptions) -> Tree:
 
     assert options.replay is not None
     tree = tree_of(sessions_folder(), options.replay)
-    makers = [node.made.checkpoint for node in tree.nodes() if node.made is not None]
-    if not makers:
+    if not any(node.made for node in tree.nodes()):
         raise UsageError(f"{options.replay} holds no reply to replay.")
-    last = makers[-1]
-    if options.checkpoint_dir is None and last is not None and "about" not in last.facts:
-        raise UsageError(
-            "--replay needs a checkpoint.",
-            f"The last reply of the session was made by {last.path}.",
-            "Name that one, or another one to compare it with.",
-        )
     return tree
 
 
+def with_replayed_checkpoint(options: LaunchOptions) -> LaunchOptions:
+    """Where --replay comes without a checkpoint: the one that made the first reply.
+
+    What is wrong with the session is left for `session_to_replay` to say.
+    """
+    if options.replay is None or "checkpoint_dir" in options.given:
+        return options
+    try:
+        tree = session_to_replay(options)
+    except ChatError:
+        return options
+    first = next(node.made.checkpoint for node in tree.nodes() if node.made is not None)
+    path = None if first is None or "about" in first.facts else first.path
+    return dataclasses.replace(options, checkpoint_dir=path)
+
+
 def replay_session(ready: Ready, tree: Tree) -> int:
-    """Decode every reply again; returns 0 if all came out the same, else 6."""
+    """Decode every reply again; returns 0 if all came out the same, else 6.
+
+    A checkpoint that was named decodes them all; else each is decoded by what made it.
+    """
     from chat.batch.interruption import Interruption
     from chat.conversation.provenance import checkpoint_record
-    from chat.conversation.replaying import replay_all
+    from chat.conversation.replaying import Weights, decoder, replay_all
+    from chat.conversation.visiting import Guest
 
     interruption = Interruption(ready.streams.run_dir)
     ready.lifeline.on_interrupt = interruption.arrived
     interruption.announce()
-    same = replay_all(
-        ready.engine,
-        tree,
-        ready.tokenizer,
-        checkpoint_record(ready.facts, ready.tokenizer, use_template=ready.use_template),
-        use_template=ready.use_template,
-        say=lambda text: write_out(ready.streams.replies, f"{text}\n"),
-        interrupted=interruption.asked,
+    now = checkpoint_record(ready.facts, ready.tokenizer, use_template=ready.use_template)
+    status = Status(ready.streams)
+
+    def go(path: Path) -> Guest:
+        adopted = ready.checkpoints.load(str(path), status.loading, partial(status.reading, "Verifying"))
+        status.clear()
+        record = checkpoint_record(adopted.facts, adopted.tokenizer, use_template=adopted.use_template)
+        return Guest(tokenizer=adopted.tokenizer, use_template=adopted.use_template, record=record)
+
+    weights = Weights(
+        decoder(ready.engine, rounds=now.dtype != "float32", interrupted=interruption.asked),
+        Guest(tokenizer=ready.tokenizer, use_template=ready.use_template, record=now),
+        None if "checkpoint_dir" in ready.options.given else go,
     )
+    same = replay_all(tree, weights, say=lambda text: write_out(ready.streams.replies, f"{text}\n"))
     if interruption.asked():
         return EXIT_INTERRUPTED
     return 0 if same else EXIT_DIFFERS
@@ -158,6 +177,7 @@ def hold_conversation(ready: Ready, session: Session, said: tuple[str, ...]) -> 
     from chat.conversation.continuing import command_line, leave_word
     from chat.conversation.page import Page
     from chat.conversation.repl import Repl
+    from chat.conversation.resuming import take_up
     from chat.conversation.state import Talk
     from chat.screen.draw import Palette
     from chat.sessions.folder import Sessions, sessions_folder
@@ -187,7 +207,7 @@ def hold_conversation(ready: Ready, session: Session, said: tuple[str, ...]) -> 
         console.start()
         repl.note(welcome(ready.facts))
         if ready.options.resume is not None:
-            talk.take_up(said)
+            take_up(talk, page, said)
             repl.show_conversation()
         try:
             repl.run()

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from chat.commands.row import Value, ago, command, exchanges, first_word, whole_number
-from chat.sessions.tree import Node, Tree
+from chat.sessions.nodes import Node
+from chat.sessions.tree import Tree
 from chat.text.transcript import ASSISTANT, SYSTEM, USER
 from dist.errors import UsageError
 

@@ -8,6 +8,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from chat.commands.row import Value, ago, command, first_word
+from chat.conversation.resuming import resume as resume_session
 from chat.files import expand, read_text
 from chat.loading.checkpoints import BASE_WORD, LATEST_WORD, Steps
 from chat.loading.facts import facts_table
@@ -153,7 +154,7 @@ def _session_names(repl: Repl, word: str) -> Iterable[Value]:
     example="/resume primes",
 )
 def resume(repl: Repl, argument: str) -> None:
-    repl.talk.resume(argument)
+    resume_session(repl.talk, repl.page, argument)
     repl.show_conversation()
 
 

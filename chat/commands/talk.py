@@ -60,9 +60,20 @@ def compare(repl: Repl, argument: str) -> None:
     repl.comparing.compare(name, values)
 
 
-@command("replay", "/replay", "decode every reply of this session again, and say whether it comes out the same")
+HERE = "here"
+
+
+@command(
+    "replay",
+    "/replay [here]",
+    "decode every reply again by what made it, or by the model here; say if it comes out the same",
+    values=first_word(lambda repl, word: [(HERE, "all by the model that is loaded now")]),
+    example="/replay here",
+)
 def replay(repl: Repl, argument: str) -> None:
-    repl.replaying.replay()
+    if argument not in ("", HERE):
+        raise UsageError(f"/replay cannot take {argument!r}.", "It takes nothing, or here.")
+    repl.replaying.replay(own=not argument)
 
 
 def _copied(repl: Repl, words: tuple[str, ...], word: str) -> Iterable[Value]:

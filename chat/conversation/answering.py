@@ -16,8 +16,8 @@ from chat.conversation.page import Page
 from chat.conversation.state import Talk
 from chat.conversation.work import Work
 from chat.screen.draw import ReplyView
+from chat.sessions.nodes import Made, Node
 from chat.sessions.session import Asked, Session
-from chat.sessions.tree import Made, Node
 from chat.text.prompt import FittedPrompt
 from chat.text.running_text import RunningText
 from chat.text.stops import held_back
@@ -98,12 +98,26 @@ class Answering:
         seed = secrets.randbelow(MAX_SEED) if talk.settings.seed is None else talk.settings.seed
         begin(talk.asked(fitted, seed))
         answer = Answer(talk)
-        if talk.undecided:
-            if not self._measured(fitted.token_ids):
-                answer.fail()
-                self._say_nothing_finished(answer)
-                return
-            answer.note_settings()
+        try:
+            if talk.undecided:
+                measured = self._measured(fitted.token_ids)
+                answer.note_settings()
+                if not measured:
+                    answer.fail()
+                    self._say_nothing_finished(answer)
+                    return
+            self._reply(answer, fitted, seed, earlier, again=again)
+        except ChatError:
+            answer.fail()
+            if answer.withdrawn:
+                self._page.note(AS_IT_WAS)
+            raise
+        finally:
+            self._work.rest()
+
+    def _reply(self, answer: Answer, fitted: FittedPrompt, seed: int, earlier: Made | None, *, again: bool) -> None:
+        """Make the reply that the journal has begun."""
+        talk = self._talk
         compared = earlier if again and earlier is not None and talk.other_weights(earlier) else None
         # Rounding can decide in 16 bits.
         margins = Margins() if compared is not None and talk.rounds else None
@@ -119,20 +133,12 @@ class Answering:
         thinking = ThinkingText(inside=opens_thinking(begins))
         view = self._page.reply_view(talk.reply_text, answer.text, thinking)
         trace = self._page.trace(talk.reply_text)
-        try:
-            show = partial(self._show, answer, view, trace, margins)
-            reply = self._work.reply(turn, partial(answer.settings, seed), show)
-            self._finish(reply, answer, view, fitted)
-            made = talk.tree.node(talk.tree.head).made
-            if compared is not None and made is not None and reply.token_ids:
-                self._page.note(divergence(compared, made, talk.reply_text, margins))
-        except ChatError:
-            answer.fail()
-            if answer.withdrawn:
-                self._page.note(AS_IT_WAS)
-            raise
-        finally:
-            self._work.rest()
+        show = partial(self._show, answer, view, trace, margins)
+        reply = self._work.reply(turn, partial(answer.settings, seed), show)
+        self._finish(reply, answer, view, fitted)
+        made = talk.tree.node(talk.tree.head).made
+        if compared is not None and made is not None and reply.token_ids:
+            self._page.note(divergence(compared, made, talk.reply_text, margins))
 
     def _measured(self, prompt: tuple[int, ...]) -> bool:
         """Try out on a first block how this checkpoint is to be refined; whether the user let it finish."""
@@ -144,7 +150,6 @@ class Answering:
             # The reply itself will say what is wrong.
             return True
         if self._work.to_stop:
-            self._work.rest()
             return False
         trial = Trial.of_block(updates, talk.tokenizer.stop_ids)
         self._page.note(talk.decide(trial, self._work.auto_length))
@@ -218,7 +223,7 @@ class Answer:
             self.note_settings()
 
     def note_settings(self) -> None:
-        """Write down which settings have changed."""
+        """Write down which settings are others from here on."""
         before, self._in_force = self._in_force.as_dict(), self._talk.settings
         for name, value in self._in_force.as_dict().items():
             if value != before[name]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from chat.sessions.tree import Made
+from chat.sessions.nodes import Made
 from chat.text.cells import visible
 from chat.text.running_text import Decode
 from dist.protocol import BlockUpdate

@@ -23,9 +23,14 @@ class Inbox:
         self._run_live = run_live
         self._waiting: deque[ConsoleEvent] = deque()
 
-    def next(self) -> ConsoleEvent:
-        """Wait for the next event at the prompt."""
-        return self._waiting.popleft() if self._waiting else self._events.get()
+    def next(self, wait_s: float | None = None) -> ConsoleEvent | None:
+        """Wait for the next event at the prompt; None if there is none for `wait_s` seconds."""
+        if self._waiting:
+            return self._waiting.popleft()
+        try:
+            return self._events.get(timeout=wait_s)
+        except queue.Empty:
+            return None
 
     def look(self) -> None:
         """Act on all that came since the last look; called once per pass while the model works."""

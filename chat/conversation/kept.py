@@ -7,8 +7,9 @@ from pathlib import Path
 
 from chat.conversation.page import Page
 from chat.sessions.export import Target, conversation_of, export
+from chat.sessions.nodes import ROOT, Node
 from chat.sessions.session import Session
-from chat.sessions.tree import ROOT, Node, Tree
+from chat.sessions.tree import Tree
 from chat.text.transcript import Transcript
 from dist.errors import ChatError, UsageError
 

@@ -48,12 +48,18 @@ def settings_of(recorded: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
+def unknown_settings(recorded: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """The recorded settings that this version cannot take, with their values."""
+    known = settings_of(recorded)
+    return [(name, value) for name, value in recorded.items() if name not in known]
+
+
 def differences(before: CheckpointRecord, now: CheckpointRecord) -> Iterator[str]:
     """What answers now otherwise than before, a sentence each."""
     if before.digest and now.digest and is_other(before, now):
-        yield f"Other weights answer now: {_named(now)}; the last reply was made by {_named(before)}."
+        yield f"Other weights answer now: {named(now)}; the last reply was made by {named(before)}."
     elif is_other(before, now):
-        yield f"Another checkpoint answers now: {_named(now)}; the last reply was made by {_named(before)}."
+        yield f"Another checkpoint answers now: {named(now)}; the last reply was made by {named(before)}."
     if before.tokenizer and now.tokenizer and before.tokenizer != now.tokenizer:
         yield "The tokenizer is another one: earlier replies are tokenized again for the prompt."
     for what, was, is_now in (
@@ -68,12 +74,15 @@ def differences(before: CheckpointRecord, now: CheckpointRecord) -> Iterator[str
             yield f"The {what} differs{shown}."
 
 
-def promise(tree: Tree, now: CheckpointRecord) -> str:
-    """What to know of a replay on `now`: that others made the replies, or that nothing promises the same tokens."""
+def promise(tree: Tree, now: CheckpointRecord, *, own: bool) -> str:
+    """What to know of a replay on `now`: that others made the replies, or that nothing promises the same tokens.
+
+    `own`: each was decoded by what made it.
+    """
     makers = [node.made.checkpoint for node in tree.nodes() if node.made and node.made.checkpoint]
-    others = sorted({_named(one) for one in makers if is_other(one, now)})
-    if others:
-        return f"Made by {', '.join(others)}; replayed on {_named(now)}."
+    others = sorted({named(one) for one in makers if is_other(one, now)})
+    if others and not own:
+        return f"Made by {', '.join(others)}; replayed on {named(now)}."
     if now.dtype != "float32" and any(one.dtype != "float32" for one in makers):
         return f"In {now.dtype} near-ties can differ; float32 promises the same tokens."
     if any(one.world_size != now.world_size for one in makers):
@@ -95,5 +104,6 @@ def is_other(before: CheckpointRecord, now: CheckpointRecord) -> bool:
     return before.path != now.path
 
 
-def _named(checkpoint: CheckpointRecord) -> str:
+def named(checkpoint: CheckpointRecord) -> str:
+    """A checkpoint in words."""
     return checkpoint.path if checkpoint.step is None else f"step {checkpoint.step} of {checkpoint.path}"

@@ -16,7 +16,8 @@ from chat.conversation.replaying import Replaying
 from chat.conversation.resuming import show_end
 from chat.conversation.state import Talk
 from chat.conversation.work import Work
-from chat.sessions.tree import Node
+from chat.sessions.nodes import Node
+from chat.sessions.session import Session
 from dist.decode.engine import Engine
 from dist.errors import ChatError, PromptError, RankError, WeightsLost
 
@@ -27,6 +28,8 @@ class Dispatch(Protocol):
     def __call__(self, repl: Repl, line: str, *, live: bool = False) -> None: ...
 
 
+# How long the program waits at the prompt before it tries again what the disk refused.
+SAVE_AGAIN_S = 2.0
 LEAVING_WORDS = ("exit", "quit")
 
 
@@ -53,8 +56,10 @@ class Repl:
         """Hold the conversation until the user leaves. Raises RankError if the ranks fall apart, WeightsLost."""
         while not self._inbox.leaving:
             self.page.console.set_busy(False)
-            event = self._inbox.next()
-            if isinstance(event, Submitted):
+            event = self._inbox.next(SAVE_AGAIN_S if self.talk.session.fault else None)
+            if event is None:
+                self.talk.journal(Session.save_again)
+            elif isinstance(event, Submitted):
                 self._take(event)
             elif isinstance(event, Leave):
                 self.leave()

@@ -4,19 +4,64 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
 from chat.conversation.divergence import Margins
 from chat.conversation.page import Page
-from chat.conversation.provenance import promise
+from chat.conversation.provenance import is_other, named, promise
 from chat.conversation.state import Talk
+from chat.conversation.visiting import Guest, Visit
 from chat.conversation.work import Work
 from chat.sessions.records import CheckpointRecord
-from chat.sessions.replay import Decoded, Summary, cases, replay
+from chat.sessions.replay import Decoded, Summary, replay
 from chat.sessions.tree import Tree
 from chat.text.tokenizer import ChatTokenizer
 from dist.decode.engine import Engine
-from dist.errors import UsageError
+from dist.errors import ChatError, RankError, UsageError, WeightsLost
 from dist.protocol import BlockUpdate, Control, Reply, Turn
+
+Decode = Callable[[Turn, str], "Decoded | None"]
+
+
+class Weights:
+    """What decodes replies again: the model that answers or, where it can `go` to others, for each what made it."""
+
+    def __init__(self, decode: Decode, now: Guest, go: Callable[[Path], Guest] | None) -> None:
+        self.decode = decode
+        self.now = now
+        self._go = go
+        self._problems: dict[tuple[str, str], str] = {}
+
+    @property
+    def own(self) -> bool:
+        """Whether each reply is decoded by what made it."""
+        return self._go is not None
+
+    @property
+    def tokenizer(self) -> ChatTokenizer:
+        return self.now.tokenizer
+
+    @property
+    def use_template(self) -> bool:
+        return self.now.use_template
+
+    def turn_to(self, maker: CheckpointRecord | None) -> str:
+        """Load what made a reply, if that is wanted and it is not there; why that cannot be, or ""."""
+        if self._go is None or maker is None or not is_other(maker, self.now.record):
+            return ""
+        which = (maker.path, maker.digest)
+        if which not in self._problems:
+            try:
+                self.now = self._go(Path(maker.path))
+            except (RankError, WeightsLost):
+                raise
+            except ChatError as error:
+                self._problems[which] = f"{named(maker)} cannot be loaded: {error.what} {error.why}".rstrip()
+            else:
+                if is_other(maker, self.now.record):
+                    self._problems[which] = f"{named(maker)} holds other weights by now."
+        return self._problems.get(which, "")
 
 
 class Replaying:
@@ -27,22 +72,39 @@ class Replaying:
         self._work = work
         self._page = page
 
-    def replay(self) -> None:
-        """All replies of the session, on all branches; Ctrl-C stops. Raises UsageError if there is none."""
-        talk, summary = self._talk, Summary()
-        if not any(node.made for node in talk.tree.nodes()):
+    def replay(self, *, own: bool) -> None:
+        """All replies of the session, on all branches; Ctrl-C stops. Raises ChatError before the first one.
+
+        `own`: each by the checkpoint that made it, the present one is back afterwards; else all by that.
+        """
+        talk = self._talk
+        makers = [node.made.checkpoint for node in talk.tree.nodes() if node.made]
+        if not makers:
             raise UsageError("There is no reply to replay yet.")
-        found = list(cases(talk.tree, talk.tokenizer, use_template=talk.use_template))
+        here = Guest(tokenizer=talk.tokenizer, use_template=talk.use_template, record=talk.checkpoint_record())
+        if not own or not any(one is not None and is_other(one, here.record) for one in makers):
+            self._replay(Weights(self._decode, here, None), own=own)
+            return
+        with Visit(talk, self._page) as visit:
+            go = partial(visit.go_to, doing="replaying: ")
+            self._replay(Weights(self._decode, here, go), own=own)
+
+    def _replay(self, weights: Weights, *, own: bool) -> None:
+        summary = Summary()
+        self._work.begin()
         try:
-            for outcome in replay(iter(found), self._decode, talk.tokenizer):
+            for outcome in replay(self._talk.tree, weights):
                 summary.add(outcome)
                 self._page.note(str(outcome))
         finally:
             self._work.rest()
         stopped = "Stopped. " if self._work.to_stop else ""
-        self._page.note(f"{stopped}{summary} {promise(talk.tree, talk.checkpoint_record())}".rstrip())
+        promised = promise(self._talk.tree, weights.now.record, own=own)
+        self._page.note(f"{stopped}{summary} {promised}".rstrip())
 
     def _decode(self, turn: Turn, doing: str) -> Decoded | None:
+        if self._work.heard_stop():
+            return None
         view, margins = self._page.reply_view(self._talk.reply_text), Margins()
 
         def show(update: BlockUpdate) -> None:
@@ -54,24 +116,25 @@ class Replaying:
         return None if reply.finish == "cancelled" else Decoded(reply=reply, margin=margins.at)
 
 
-def replay_all(
-    engine: Engine,
-    tree: Tree,
-    tokenizer: ChatTokenizer,
-    now: CheckpointRecord,
-    *,
-    use_template: bool,
-    say: Callable[[str], object],
-    interrupted: Callable[[], bool],
-) -> bool:
+def replay_all(tree: Tree, weights: Weights, *, say: Callable[[str], object]) -> bool:
     """Every reply of a session without a conversation, for `--replay`; whether all came out the same.
 
-    `now` is what answers, `say` is handed a line for each reply and a summary.
+    `say` is handed a line for each reply and a summary.
     """
+    summary = Summary()
+    for outcome in replay(tree, weights):
+        summary.add(outcome)
+        say(str(outcome))
+    say(f"{summary} {promise(tree, weights.now.record, own=weights.own)}".rstrip())
+    return not summary.differ and not summary.skipped
+
+
+def decoder(engine: Engine, *, rounds: bool, interrupted: Callable[[], bool]) -> Decode:
+    """Decodes turns without a conversation. `rounds`: whether the model computes in 16 bits."""
 
     def decode(turn: Turn, doing: str) -> Decoded | None:
         margins = Margins()
-        turn = dataclasses.replace(turn, trace=now.dtype != "float32")
+        turn = dataclasses.replace(turn, trace=rounds)
         for event in engine.answer(turn, lambda: Control(settings=turn.settings, cancel=interrupted())):
             if isinstance(event, BlockUpdate):
                 margins.take(event)
@@ -79,9 +142,4 @@ def replay_all(
                 return None if event.finish == "cancelled" else Decoded(reply=event, margin=margins.at)
         raise AssertionError("the engine ended a turn without a reply")
 
-    summary = Summary()
-    for outcome in replay(cases(tree, tokenizer, use_template=use_template), decode, tokenizer):
-        summary.add(outcome)
-        say(str(outcome))
-    say(f"{summary} {promise(tree, now)}".rstrip())
-    return not summary.differ and not summary.skipped
+    return decode

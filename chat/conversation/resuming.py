@@ -1,10 +1,66 @@
-"""What is shown of a conversation that is taken up again: its last exchange, marked as it is. Changes nothing."""
+"""A conversation taken up again: its settings, what differs from when it was made, its last exchange."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from chat.conversation.kept import count
 from chat.conversation.page import Page
-from chat.sessions.tree import CUT, Node, Tree
+from chat.conversation.provenance import differences, settings_of, unknown_settings
+from chat.conversation.state import COMMAND_LINE, OF_SESSION, Talk
+from chat.sessions.nodes import CUT, Node
+from chat.sessions.reimport import import_session, is_file_to_import
+from chat.sessions.session import Session
+from chat.sessions.tree import Tree
 from chat.text.transcript import USER
+from dist.errors import UsageError
+
+
+def resume(talk: Talk, page: Page, name: str) -> None:
+    """Go on with another session, the latest if `name` is empty; raises ChatError if there is none."""
+    present = talk.session.name
+    if name == present:
+        raise UsageError(f"The session {name} is the current one.", hint="/sessions lists the others.")
+    if not name:
+        others = (info.name for info in talk.sessions.latest() if info.name != present)
+        name = next(others, "")
+        if not name:
+            raise UsageError("There is no other session to resume.")
+    folder = talk.sessions.folder
+    if is_file_to_import(name):
+        program = talk.tree.session.program if talk.tree.session is not None else ""
+        session, said = import_session(folder, name, program)
+    else:
+        session, said = Session.resume(folder, name)
+    talk.session.close()
+    talk.session = session
+    take_up(talk, page, said)
+
+
+def take_up(talk: Talk, page: Page, said: Sequence[str] = ()) -> None:
+    """Go on with the session that `talk` holds now: its settings, and what differs from when it was made.
+
+    `said` is what there is to say about its file.
+    """
+    for text in said:
+        page.note(text)
+    last = next((node.made for node in reversed(talk.tree.path()) if node.made is not None), None)
+    made = settings_of(last.settings) if last is not None else {}
+    taken = {name: value for name, value in made.items() if talk.origins.get(name) != COMMAND_LINE}
+    talk.adopt_settings(taken, OF_SESSION)
+    record = talk.checkpoint_record()
+    talk.journal(lambda session: session.checkpoint(record))
+    page.note(f"Session {talk.session.name}, {count(len(talk.transcript.exchanges), 'exchange')}.")
+    if last is None:
+        return
+    for name, value in made.items():
+        now = getattr(talk.settings, name)
+        if now != value:
+            page.note(f"{name} is {now} (command line); the session used {value}.")
+    for name, value in unknown_settings(last.settings):
+        page.note(f"The session used {name} {value}, which this version does not know.")
+    for difference in differences(last.checkpoint, record) if last.checkpoint is not None else ():
+        page.note(difference)
 
 
 def show_end(page: Page, tree: Tree) -> None:

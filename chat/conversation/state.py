@@ -8,26 +8,25 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
-from chat.conversation.kept import Kept, count
+from chat.conversation.kept import Kept
 from chat.conversation.page import Page
-from chat.conversation.provenance import checkpoint_record, differences, is_other, settings_of
+from chat.conversation.provenance import checkpoint_record, is_other
 from chat.loading.checkpoints import Adopted, Steps
 from chat.loading.facts import CheckpointFacts
 from chat.loading.progress import OnBytes, paced
 from chat.sessions.folder import Sessions
+from chat.sessions.nodes import Made, Node
 from chat.sessions.records import CheckpointRecord
-from chat.sessions.reimport import import_session, is_file_to_import
 from chat.sessions.session import Asked, Session
-from chat.sessions.tree import Made, Node
 from chat.text.context import Context, context
 from chat.text.prompt import ROOM_FOR_REPLY, FittedPrompt, fit, prompt_digest
 from chat.text.stops import reply_text
 from chat.text.tokenizer import ChatTokenizer
 from chat.text.transcript import Transcript
 from dist.decode.trial import Trial, undecided
-from dist.errors import PromptError, UsageError, WeightsLost
+from dist.errors import PromptError, WeightsLost
 from dist.protocol import Reply
 from dist.settings import DEFAULT, SETTINGS, GenerationSettings
 
@@ -184,6 +183,12 @@ class Talk(Kept):
         self.origins[name] = BY_HAND
         self.show_toolbar()
 
+    def adopt_settings(self, values: Mapping[str, Any], origin: str) -> None:
+        """Go on with these settings, which have been checked."""
+        self.settings = dataclasses.replace(self.settings, **values)
+        self.origins.update(dict.fromkeys(values, origin))
+        self.show_toolbar()
+
     def reset_setting(self, name: str) -> None:
         """Give a setting the program's own value again."""
         self.settings = self.settings.with_value(name, SETTINGS[name].default)
@@ -268,49 +273,3 @@ class Talk(Kept):
     def checkpoint_record(self) -> CheckpointRecord:
         """What answers now, as the journal has it."""
         return checkpoint_record(self.facts, self.tokenizer, use_template=self.use_template)
-
-    # Coming back.
-
-    def resume(self, name: str) -> None:
-        """Go on with another session, the latest if `name` is empty; raises ChatError if there is none."""
-        present = self.session.name
-        if name == present:
-            raise UsageError(f"The session {name} is the current one.", hint="/sessions lists the others.")
-        if not name:
-            others = (info.name for info in self.sessions.latest() if info.name != present)
-            name = next(others, "")
-            if not name:
-                raise UsageError("There is no other session to resume.")
-        if is_file_to_import(name):
-            program = self.tree.session.program if self.tree.session is not None else ""
-            session, said = import_session(self.sessions.folder, name, program)
-        else:
-            session, said = Session.resume(self.sessions.folder, name)
-        self.session.close()
-        self.session = session
-        self.take_up(said)
-
-    def take_up(self, said: Sequence[str] = ()) -> None:
-        """Go on with the session that was resumed: its settings, what differs from when it was made, its end.
-
-        `said` is what there is to say about its file.
-        """
-        for text in said:
-            self._page.note(text)
-        last = next((node.made for node in reversed(self.tree.path()) if node.made is not None), None)
-        made = settings_of(last.settings) if last is not None else {}
-        taken = {name: value for name, value in made.items() if self.origins.get(name) != COMMAND_LINE}
-        kept = [name for name, value in made.items() if name not in taken and getattr(self.settings, name) != value]
-        self.settings = dataclasses.replace(self.settings, **taken)
-        self.origins.update(dict.fromkeys(taken, OF_SESSION))
-        before = last.checkpoint if last is not None else None
-        record = self.checkpoint_record()
-        self.journal(lambda session: session.checkpoint(record))
-        self.show_toolbar()
-        self._page.note(f"Session {self.session.name}, {count(len(self.transcript.exchanges), 'exchange')}.")
-        for name in kept:
-            self._page.note(
-                f"{name} is {getattr(self.settings, name)} (command line); the session used {made[name]}."
-            )
-        for difference in differences(before, record) if before is not None else ():
-            self._page.note(difference)

@@ -21,7 +21,8 @@ from chat.sessions.formats import (
     as_text,
 )
 from chat.sessions.html_page import as_html
-from chat.sessions.tree import Node, Tree
+from chat.sessions.nodes import Node
+from chat.sessions.tree import Tree
 from chat.text.transcript import SYSTEM, USER
 from dist.errors import ChatError, UsageError
 

@@ -21,6 +21,7 @@ from chat.sessions.journal import read_journal
 from dist.errors import UsageError
 
 SUFFIX = ".jsonl"
+NAME = re.compile(r"[A-Za-z0-9][\w.+-]{0,99}")
 # A line of the beginning that is longer than this is not read whole; the words that are shown come first in it.
 LINE_BYTES = 64 << 10
 HEAD_LINES = 12
@@ -95,6 +96,15 @@ def find_session(folder: Path, name: str = "") -> Path:
         names = [path.name.removesuffix(SUFFIX) for path in dated[:5]]
         raise UsageError(f"There is no session named {name}.", hint=f"The latest are {', '.join(names)}.")
     return found
+
+
+def check_name(name: str) -> None:
+    """Raises UsageError for what cannot be a session's name."""
+    if not NAME.fullmatch(name):
+        raise UsageError(
+            f"A session cannot be named {name!r}.",
+            "A name has letters, digits and . _ + - in it, and begins with a letter or digit.",
+        )
 
 
 class Sessions:

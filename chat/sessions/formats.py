@@ -13,8 +13,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from chat.sessions.nodes import CUT, Made, Node
 from chat.sessions.records import VERSION, to_plain
-from chat.sessions.tree import CUT, Made, Node, Tree
+from chat.sessions.tree import Tree
 from chat.text.transcript import ASSISTANT, SYSTEM, USER
 from dist.errors import ChatError
 from dist.settings import SETTINGS, parse_setting, setting_text

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from chat.sessions.nodes import ROOT
 from chat.sessions.records import (
     VERSION,
     CheckpointRecord,
@@ -20,7 +21,6 @@ from chat.sessions.records import (
     TokensRecord,
     TurnRecord,
 )
-from chat.sessions.tree import ROOT
 from chat.text.transcript import ASSISTANT, SYSTEM, USER, Message, Transcript, message_from
 
 

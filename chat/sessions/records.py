@@ -111,7 +111,10 @@ class TokensRecord(Record):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SettingRecord(Record):
-    """A setting that was changed in the middle of a reply: in force from its token `at` on."""
+    """A setting that is another one from a reply's token `at` on.
+
+    With 0 it was decided before the first one, by what a trial of the model showed.
+    """
 
     turn: int
     at: int

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from chat.files import expand
-from chat.sessions.folder import SUFFIX, find_session
+from chat.sessions.folder import NAME, SUFFIX, find_session
 from chat.sessions.journal import read_journal
 from chat.sessions.legacy import records_of_messages
 from chat.sessions.records import Record, from_plain
-from chat.sessions.session import NAME, Session
+from chat.sessions.session import Session
 from chat.sessions.tree import Tree
 from chat.text.transcript import ASSISTANT, SYSTEM, USER, Message
 from dist.errors import ChatError, UsageError

@@ -10,12 +10,14 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
-from chat.sessions.tree import Made, Node, Tree
+from chat.sessions.nodes import Made, Node
+from chat.sessions.records import CheckpointRecord
+from chat.sessions.tree import Tree
 from chat.text.prompt import prompt_digest, prompt_ids
 from chat.text.tokenizer import ChatTokenizer
-from dist.errors import ChatError, UsageError
+from dist.errors import ChatError, PromptError, UsageError
 from dist.protocol import Reply, Turn
 from dist.settings import SETTINGS, GenerationSettings
 
@@ -31,8 +33,22 @@ class Decoded:
     margin: Callable[[int], float | None]
 
 
-# Decodes a turn, which is called so; None if the user stopped it.
-Decode = Callable[[Turn, str], "Decoded | None"]
+class Model(Protocol):
+    """What decodes replies again."""
+
+    @property
+    def tokenizer(self) -> ChatTokenizer: ...
+
+    @property
+    def use_template(self) -> bool: ...
+
+    def turn_to(self, maker: CheckpointRecord | None) -> str:
+        """Decode with what made a reply from here on, if that is wanted; why that cannot be, or ""."""
+        ...
+
+    def decode(self, turn: Turn, doing: str) -> Decoded | None:
+        """Decode a turn, which is called so; None if the user stopped it. Raises UsageError if it cannot be."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,25 +90,25 @@ class Outcome:
         return f"{head}first differs at token {self.at + 1} of {count}: `{self.before}` / `{self.now}`{lead}{other}"
 
 
-def cases(tree: Tree, tokenizer: ChatTokenizer, *, use_template: bool) -> Iterator[Case]:
+def cases(tree: Tree) -> Iterator[tuple[Case, Node]]:
     """Every reply of a session, on all branches, in the order they were made."""
     replies = (node for node in tree.nodes() if node.made is not None)
     for number, node in enumerate(replies, 1):
         assert node.made is not None
-        case = Case(number=number, question=tree.node(node.parent).text, made=node.made)
-        try:
-            yield _asked(case, tree, node, tokenizer, use_template)
-        except ChatError as error:
-            yield dataclasses.replace(case, problem=str(error))
+        yield Case(number=number, question=tree.node(node.parent).text, made=node.made), node
 
 
-def _asked(case: Case, tree: Tree, node: Node, tokenizer: ChatTokenizer, use_template: bool) -> Case:
-    record = case.made.turn
+def _asked(case: Case, tree: Tree, node: Node, model: Model) -> Case:
+    """The case with what the model is asked, or why it cannot be asked."""
+    record, tokenizer = case.made.turn, model.tokenizer
     if not record.settings:
         return dataclasses.replace(case, problem="its settings are not known.")
     transcript = tree.transcript(node.parent).for_model().without_oldest(record.left_out)
-    ids = prompt_ids(transcript, tokenizer, use_template)
-    settings, changes = _settings(case.made)
+    try:
+        ids = prompt_ids(transcript, tokenizer, model.use_template)
+        settings, changes = _settings(case.made)
+    except ChatError as error:
+        return dataclasses.replace(case, problem=str(error))
     turn = Turn(
         prompts=(ids,),
         settings=settings,
@@ -124,20 +140,25 @@ def _settings(made: Made) -> tuple[GenerationSettings, tuple[tuple[int, Generati
     return start, tuple(changes)
 
 
-def replay(found: Iterator[Case], decode: Decode, tokenizer: ChatTokenizer) -> Iterator[Outcome]:
-    """Decode the cases again, one after the other; ends early if the user stops one."""
-    for case in found:
+def replay(tree: Tree, model: Model) -> Iterator[Outcome]:
+    """Decode all replies of a session again, one after the other; ends early if the user stops one."""
+    for found, node in cases(tree):
+        problem = model.turn_to(found.made.checkpoint)
+        if problem:
+            yield Outcome(case=dataclasses.replace(found, problem=problem))
+            continue
+        case = _asked(found, tree, node, model)
         if case.turn is None:
             yield Outcome(case=case)
             continue
         try:
-            decoded = decode(case.turn, f"reply {case.number}: ")
-        except UsageError as error:
+            decoded = model.decode(case.turn, f"reply {case.number}: ")
+        except (UsageError, PromptError) as error:
             yield Outcome(case=dataclasses.replace(case, problem=str(error)))
             continue
         if decoded is None:
             return
-        yield compared(case, decoded, tokenizer)
+        yield compared(case, decoded, model.tokenizer)
 
 
 def compared(case: Case, decoded: Decoded, tokenizer: ChatTokenizer) -> Outcome:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import secrets
 import time
 from collections.abc import Mapping, Sequence
@@ -10,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from chat.files import Locked, write_whole
-from chat.sessions.folder import SUFFIX, find_session
-from chat.sessions.journal import Journal, Reading, as_line, read_journal
+from chat.files import Locked
+from chat.sessions.folder import SUFFIX, check_name, find_session
+from chat.sessions.journal import Journal
+from chat.sessions.nodes import ROOT
 from chat.sessions.records import (
     VERSION,
     By,
@@ -28,11 +28,10 @@ from chat.sessions.records import (
     TokensRecord,
     TurnRecord,
 )
-from chat.sessions.tree import ROOT, Tree
+from chat.sessions.repair import put_in_order
+from chat.sessions.tree import Tree
 from chat.text.transcript import Transcript
 from dist.errors import ChatError, UsageError
-
-NAME = re.compile(r"[A-Za-z0-9][\w.+-]{0,99}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,40 +93,16 @@ class Session:
         session = cls(folder)
         session.name, session._journal = name, journal
         try:
-            return session, session._adopt(read_journal(data), data)
+            session.tree, said, notes = put_in_order(journal, data, name)
+            session._begun = True
         except OSError as error:
             raise ChatError(f"The session {name} cannot be opened.", f"{error.strerror}.") from error
         finally:
             if not session._begun:
                 journal.close()
-
-    def _adopt(self, reading: Reading, data: bytes) -> tuple[str, ...]:
-        """Take over what a journal says, and put its file in order."""
-        tree = reading.tree
-        if tree.session is not None and tree.session.version > VERSION:
-            raise ChatError(
-                f"The session {self.name} was written by a newer version of this program.",
-                f"Its format is {tree.session.version}; this program knows formats up to {VERSION}.",
-            )
-        self.tree = tree
-        said: list[str] = []
-        if reading.legacy:
-            path = self._journal.path
-            write_whole(path.with_name(path.name + ".v1"), data)
-            self._journal.replace(b"".join(map(as_line, tree.records)), len(tree.records))
-            self._begun = True
-            return (f"The session was in the format of version 1; that file is kept as {path.name}.v1.",)
-        lost = len(data) - reading.sound
-        self._journal.keep(reading.sound, len(tree.records))
-        self._begun = True
-        if lost:
-            said.append(f"The end of the journal was damaged: {lost:,} bytes that say nothing were dropped.")
-        if reading.skipped:
-            lines = "line is" if reading.skipped == 1 else "lines are"
-            said.append(f"{reading.skipped} {lines} damaged in the middle of the journal; the rest was read.")
-        for text in said:
-            self.note(text)
-        return tuple(said)
+        for text in notes:
+            session.note(text)
+        return session, said
 
     @classmethod
     def of_records(cls, folder: Path, name: str, records: Sequence[Record]) -> Session:
@@ -294,6 +269,11 @@ class Session:
             self.tree.take(TitleRecord(title=name))
         self._save(sync=True)
 
+    def save_again(self) -> None:
+        """Try to write what the disk refused before."""
+        if self.fault:
+            self._save(sync=True)
+
     def close(self) -> None:
         """Write what is missing and let go of the file."""
         if self._begun and self.unsaved:
@@ -308,15 +288,6 @@ class Session:
 
     def _save(self, *, sync: bool) -> None:
         self._journal.write(self.tree.records, sync=sync)
-
-
-def check_name(name: str) -> None:
-    """Raises UsageError for what cannot be a session's name."""
-    if not NAME.fullmatch(name):
-        raise UsageError(
-            f"A session cannot be named {name!r}.",
-            "A name has letters, digits and . _ + - in it, and begins with a letter or digit.",
-        )
 
 
 def _now() -> float:

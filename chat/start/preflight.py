@@ -32,7 +32,7 @@ def main(arguments: list[str]) -> int:
     except ChatError as error:
         print(error, file=sys.stderr)
         return error.exit_code
-    print("checkpoint" if options.checkpoint_dir else "demo")
+    print("checkpoint" if options.checkpoint_dir or options.replay else "demo")
     if complete is not None:
         print(complete)
     return 0

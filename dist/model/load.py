@@ -191,7 +191,7 @@ def model_facts(
 ) -> ModelFacts:
     """What there is to tell of `module`, filled from `checkpoint`."""
     return ModelFacts(
-        path=checkpoint.path,
+        path=checkpoint.path.absolute(),
         step=checkpoint.step,
         saved_world_size=checkpoint.world_size,
         layout=checkpoint.layout,

@@ -8,8 +8,8 @@ import math
 import pytest
 
 from chat.conversation.divergence import Margins, divergence
+from chat.sessions.nodes import Change, Made
 from chat.sessions.records import CheckpointRecord, TurnRecord
-from chat.sessions.tree import Change, Made
 from dist.protocol import BlockUpdate
 
 WORDS = ["", " and", " the", " sea", " a", " lake", " end", " here", " now"]

@@ -7,11 +7,13 @@ import dataclasses
 import json
 import os
 import re
+from pathlib import Path
 
 import pytest
 import torch
 from checkpoints import CASES, build_model
 from hold import holder
+from known_facts import known_facts
 from plain_rule import plain_rule
 
 from chat.commands.table import COMMANDS, complete, dispatch
@@ -741,6 +743,35 @@ def test_a_session_shows_its_end_as_it_was_and_brings_its_settings_along(talk, t
     assert "[unanswered] /retry answers this message." in console.shown
 
 
+def test_what_differs_from_when_a_session_was_made_is_said(talk):
+    before = known_facts(step=3, path=Path("/runs/a"), processes=2, parallel="tp: 2 parts")
+    talk("/refine_iter 3", "/add_eos_length 5", "Hello", "/save first", facts=before)
+    now = known_facts(step=7, path=Path("/runs/b"), dtype="bfloat16")
+    repl, console = talk("/resume first", facts=now, origins={"add_eos_length": "command line"})
+    shown = " ".join(console.shown.split())
+    for said in (
+        f"add_eos_length is {START.add_eos_length} (command line); the session used 5.",
+        "Another checkpoint answers now: step 7 of /runs/b; the last reply was made by step 3 of /runs/a.",
+        "The dtype differs: bfloat16, before: float32.",
+        "The layout over the ranks differs: none, before: tp.",
+        "The number of processes differs: 1, before: 2.",
+    ):
+        assert said in shown
+    assert (repl.talk.settings.refine_iter, repl.talk.settings.add_eos_length) == (3, START.add_eos_length)
+    # Each reply goes on being that of its own checkpoint.
+    assert repl.talk.tree.node(repl.talk.tree.head).made.checkpoint.step == 3
+    _, console = talk("/resume first", facts=before)
+    assert "differs" not in console.shown and "answers now" not in console.shown
+
+
+def test_a_setting_that_this_version_does_not_know_is_said(talk, tmp_path):
+    talk("Hello", "/save first")
+    journal = tmp_path / "sessions" / "first.jsonl"
+    journal.write_text(journal.read_text().replace('"settings":{', '"settings":{"beams":4,'))
+    _, console = talk("/resume first")
+    assert "The session used beams 4, which this version does not know." in console.shown
+
+
 def test_leaving_says_how_to_continue_and_what_is_not_on_disk(talk, tmp_path, monkeypatch):
     _, console = talk("Hello", "/save mine")
     assert console.shown.endswith("Session mine, 1 exchange. Continue:\n  --resume mine\n")
@@ -751,6 +782,16 @@ def test_leaving_says_how_to_continue_and_what_is_not_on_disk(talk, tmp_path, mo
     assert "The conversation is not being saved.\n" in console.shown
     assert "  not saved  " in console.toolbar
     assert re.search(r"Not saved: \d+ records of this conversation\. .*File exists\.\n$", console.shown)
+
+
+def test_saving_is_taken_up_again_while_nobody_types(talk, tmp_path):
+    blocked = tmp_path / "sessions"
+    blocked.write_text("a file")
+    repl, console = talk("Hello", blocked.unlink, "/find nothing like it")
+    _, said, after = console.shown.partition("The conversation is saved again, with everything that was missing.")
+    assert said and "/find" in after
+    assert "not saved" not in console.toolbar
+    assert conversation(tmp_path, repl)[1] == "Hello"
 
 
 def test_saving_that_works_again_is_said(talk, tmp_path):

@@ -15,10 +15,12 @@ from chat.conversation.state import Talk
 from chat.sessions.journal import read_journal
 from chat.text.tokenizer import load_tokenizer
 from dist.decode.engine import Engine
+from dist.decode.trial import Trial
 from dist.group.group import SoloGroup
-from dist.settings import GenerationSettings
+from dist.settings import DEFAULT, GenerationSettings
 
 START = GenerationSettings(add_eos_length=3, refine_iter=2, max_new_tokens=24)
+UNDECIDED = {"refine_iter": DEFAULT, "add_eos_length": DEFAULT}
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +110,7 @@ def test_other_weights_show_where_replies_part_and_who_made_them(talk, tmp_path,
     tokens[1] = str((int(tokens[1]) + 1) % 200)
     journal.write_text(f"{text[: place + 7]}{','.join(tokens)}{text[end:]}")
     journal.rename(journal.with_name("changed.jsonl"))
-    _, console = talk("/resume changed", "/replay")
+    _, console = talk("/resume changed", "/replay here")
     at = len(ids) - len(tokens) + 2
     lead = r", where the top-2 margin is \d+\.\d\d logits" if rounds else ""
     assert re.search(
@@ -127,3 +129,33 @@ def test_a_replay_can_be_stopped_and_what_has_no_record_is_said(talk, tmp_path):
     assert "1. a: not replayed, its settings are not known.\n" in console.shown
     assert "No reply was replayed; 1 could not be replayed." in console.shown
     assert "There is no reply to replay yet." in talk("/replay")[1].shown
+
+
+def test_a_message_is_in_the_journal_before_the_model_is_tried_out_on_it(talk, tmp_path, monkeypatch):
+    """Where nothing says how the model is to be refined, its first block is measured first."""
+    seen = []
+    real = Trial.of_block
+
+    def of_block(updates, stop_ids):
+        (journal,) = (tmp_path / "sessions").iterdir()
+        seen.append(read_journal(journal.read_bytes()).tree.transcript().last_question)
+        return real(updates, stop_ids)
+
+    monkeypatch.setattr(Trial, "of_block", of_block)
+    repl, console = talk("Hello", "/replay", origins=UNDECIDED)
+    assert seen == ["Hello"]
+    (node,) = (node for node in repl.talk.tree.nodes() if node.made)
+    # What the trial decided is what the reply began with, not a change in its middle.
+    assert node.made.turn.settings == repl.talk.settings.as_dict() != START.as_dict()
+    assert node.made.changes == ()
+    assert "1 reply replayed: 1 the same, 0 not.\n" in console.shown
+    (journal,) = (tmp_path / "sessions").iterdir()
+    assert read_journal(journal.read_bytes()).tree.records == repl.talk.tree.records
+
+
+def test_ctrl_c_while_the_model_is_tried_out_leaves_the_message_unanswered(talk, tmp_path):
+    repl, console = talk("Hello", (1, Interrupt()), origins=UNDECIDED)
+    assert "Stopped before anything was finished. /retry answers the message again." in console.shown
+    (journal,) = (tmp_path / "sessions").iterdir()
+    assert [node.text for node in read_journal(journal.read_bytes()).tree.path()] == ["Be brief.", "Hello"]
+    assert repl.talk.transcript.messages[-1].unanswered

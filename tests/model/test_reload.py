@@ -15,7 +15,7 @@ from held_run import SHORT, reply_by_plain_rule, run_holder
 from known_facts import known_facts
 from program import Chat, replied
 from ranks import rank_environment
-from steps import add_step, cut_in_half
+from steps import add_step, cut_in_half, right_sums
 
 from chat.commands.table import complete
 from chat.loading.facts import facts_table, short_count, size
@@ -144,7 +144,48 @@ def test_load_keeps_the_conversation_and_answers_as_a_fresh_start_would(run, tal
     assert [node.made.checkpoint.step for node in repl.talk.tree.path() if node.made] == [3, 7]
 
 
+def test_a_replay_decodes_each_reply_by_the_step_that_made_it(run, talk, tmp_path):
+    gone = run / "global_step_3"
+    right_sums(run / "global_step_7")
+    repl, console = talk(
+        gone,
+        "Hello",
+        "/load 7",
+        "And then?",
+        "/replay",
+        "More?",
+        "/replay here",
+        lambda: gone.rename(tmp_path / "moved"),
+        "/replay",
+    )
+    outcomes = re.findall(r"^(\d)\. .*: (same|first differs|not replayed, .*)", console.shown, re.M)
+    assert outcomes[:2] == [("1", "same"), ("2", "same")]
+    assert outcomes[2:5] == [("1", "first differs"), ("2", "same"), ("3", "same")]
+    assert re.match(r"not replayed, step 3 of \S+/actor cannot be loaded: There is no ", outcomes[5][1])
+    assert outcomes[6:] == [("2", "same"), ("3", "same")]
+    shown = " ".join(console.shown.split())
+    assert "2 replies replayed: 2 the same, 0 not." in shown
+    assert f"3 replies replayed: 2 the same, 1 not. Made by step 3 of {gone}/actor; replayed on step 7 of" in shown
+    # The conversation went on with the step that it had, and its journal knows nothing of all this.
+    assert repl.talk.facts.step == 7
+    right = reply_by_plain_rule(run / "global_step_7", repl.talk.transcript, repl.talk.settings)
+    assert repl.talk.transcript.messages[-1].token_ids == right
+    (journal,) = (tmp_path / "sessions").glob("*.jsonl")
+    records = [json.loads(line) for line in journal.read_text().splitlines()]
+    assert [record["step"] for record in records if record["kind"] == "checkpoint"] == [3, 7]
+
+
+def test_a_replay_needs_the_way_back(run, talk):
+    seven = run / "global_step_7"
+    right_sums(seven)
+    repl, console = talk(run / "global_step_3", "Hello", "/load 7", lambda: shutil.rmtree(seven), "/replay", "And?")
+    assert "Step 7 could not be brought back afterwards.\n" in console.shown
+    assert "replayed" not in console.shown
+    assert repl.talk.facts.step == repl.talk.tree.node(repl.talk.tree.head).made.checkpoint.step == 7
+
+
 def test_a_retry_after_load_drafts_from_the_other_steps_reply_and_says_where_they_diverge(run, talk):
+    right_sums(run / "global_step_7")
     repl, console = talk(run / "global_step_3", "/refine_iter auto", "Hello", "/retry", "/load 7", "/retry")
     first, same, other = (node.made for node in repl.talk.tree.nodes() if node.made)
     assert same.token_ids == first.token_ids and same.stats["drafts"]["earlier"] > 0

@@ -44,7 +44,7 @@ def run_holder(tmp_path: Path):
         tokenizer = load_tokenizer(checkpoint.tokenizer_dir, checkpoint.generation_config)
         engine, reloader = load(options, SoloGroup(torch.device("cpu")), checkpoint, "auto")
         facts = checkpoint_facts(reloader.loaded, tokenizer, True, 1, 1.0, digests=digests(checkpoint))
-        console = ActingConsole(*script)
+        console = ScriptedConsole(*script)
         page = Page(console, Palette(ink="none"))
         talk = Talk(
             page=page,
@@ -76,15 +76,6 @@ def run_holder(tmp_path: Path):
         return repl, console
 
     return hold
-
-
-class ActingConsole(ScriptedConsole):
-    """A function in the script is called when its turn comes, before the next line."""
-
-    def get(self):
-        while self.script and callable(self.script[0]):
-            self.script.pop(0)()
-        return super().get()
 
 
 def reply_by_plain_rule(step: Path, transcript: Transcript, settings) -> tuple[int, ...]:

@@ -28,15 +28,15 @@ class OneCheckpoint:
 def holder(engine, tokenizer, tmp_path, start):
     """`run(line, ...)`: what the script says is done, to the end; gives the repl and the console."""
 
-    def run(*script, settings=start):
+    def run(*script, settings=start, origins=None, facts=None):
         console = ScriptedConsole(*script)
         page = Page(console, Palette(ink="none"))
         talk = Talk(
             page=page,
             tokenizer=tokenizer,
             settings=settings,
-            origins={"refine_iter": "checkpoint"},
-            facts=known_facts(),
+            origins={"refine_iter": "checkpoint"} if origins is None else origins,
+            facts=facts or known_facts(),
             session=Session(tmp_path / "sessions", system="Be brief."),
             sessions=Sessions(tmp_path / "sessions"),
             use_template=True,

@@ -8,7 +8,10 @@ from chat.console.events import Leave, Submitted
 
 
 class ScriptedConsole:
-    """Types what the script holds: a text sends a line, a pair (n, event) comes in the n-th pass of a reply."""
+    """Types what the script holds: a text sends a line, a pair (n, event) comes in the n-th pass of a reply.
+
+    A function is called when its turn comes at the prompt; who waits no longer than some time then got nothing.
+    """
 
     def __init__(self, *script):
         self.width, self.height = 300, 24
@@ -20,8 +23,12 @@ class ScriptedConsole:
         self.passes = 0
 
     # The queue's side: `get` is the prompt, `get_nowait` is asked once per pass until it is empty.
-    def get(self):
+    def get(self, timeout=None):
         self.passes = 0
+        while self.script and callable(self.script[0]):
+            self.script.pop(0)()
+            if timeout is not None:
+                raise queue.Empty
         return self._event(self.script.pop(0)) if self.script else Leave()
 
     def get_nowait(self):
