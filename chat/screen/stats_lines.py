@@ -16,7 +16,7 @@ LISTED = 40  # blocks or passes whose figures are listed one by one
 
 
 def stats_line(reply: Reply, context_used: int, context_limit: int, palette: Palette, width: int = 80) -> str:
-    """A blank line, one quiet line (in short forms where it is narrow, more only if those don't fit), a blank line.
+    """A blank line, one quiet line (fewer words where it is narrow, then more lines), a blank line.
 
     `context_used` of `context_limit` tokens are taken by the conversation after this reply.
     """
@@ -24,9 +24,9 @@ def stats_line(reply: Reply, context_used: int, context_limit: int, palette: Pal
     seed = [f"seed {reply.settings.seed}"] if reply.settings.samples else []
     separator = palette.mark(" · ", ", ")
     whole = [*_spelt_out(reply), f"context {context}", *seed]
-    short = [*_in_short(reply, palette), f"ctx {context.replace(' of ', '/')}", *seed]
-    shortest = [part for part in short if not part.endswith(" it")]
-    lines = next((parts for parts in map(separator.join, (whole, short, shortest)) if cells(parts) < width), None)
+    shorter = [*_in_short(reply, palette), *seed]  # the bottom line shows the context too
+    short = [*shorter, f"context {context.replace(' of ', '/')}"]
+    lines = next((parts for parts in map(separator.join, (whole, short, shorter)) if cells(parts) < width), None)
     wrapped = _wrapped(short, separator, width) if lines is None else [lines]
     return palette.ansi([Text(), *(palette.text(line, "quiet") for line in wrapped), Text()])
 
@@ -83,7 +83,7 @@ def _spelt_out(reply: Reply) -> list[str]:
         f"{stats.tokens:,} tokens" + (" (the limit)" if reply.finish == "length" else ""),
         f"{stats.tokens_per_s:.1f} tok/s",
         f"first {'tokens' if stats.accepted else 'block'} {stats.ttft_s:.2f} s",
-        f"{stats.forwards:,} forwards, {stats.tokens_per_forward:.1f} tokens each",
+        f"{stats.forwards:,} forward passes, {stats.tokens_per_forward:.1f} tokens each",
         *_refined(reply),
     ]
 
@@ -98,7 +98,7 @@ def _refined(reply: Reply) -> list[str]:
     if stats.iterations or not parts:
         made, allowed = sum(stats.iterations), _allowed(reply)
         of = f" of {allowed:,}" if allowed else ""
-        parts += [f"{made:,}{of} passes", f"{sum(stats.converged)} of {len(stats.iterations)} blocks converged"]
+        parts += [f"{made:,}{of} iterations", f"{sum(stats.converged)} of {len(stats.iterations)} blocks converged"]
     return parts
 
 
@@ -106,16 +106,12 @@ def _in_short(reply: Reply, palette: Palette) -> list[str]:
     stats = reply.stats
     parts = [
         f"{stats.tokens:,} tokens" + (" (the limit)" if reply.finish == "length" else ""),
-        f"{stats.tokens_per_s:.1f}/s",
+        f"{stats.tokens_per_s:.1f} tok/s",
         f"first {stats.ttft_s:.2f} s",
-        f"{stats.forwards:,} fwd {palette.mark('×', 'x')} {stats.tokens_per_forward:.1f}",
+        f"{stats.forwards:,} passes {palette.mark('×', 'x')} {stats.tokens_per_forward:.1f}",
     ]
-    if stats.accepted:
-        parts.append(f"auto {sum(stats.accepted) / len(stats.accepted):.2f}")
     if stats.iterations or not stats.accepted:
-        allowed = _allowed(reply)
-        parts.append(f"{sum(stats.iterations):,}{f'/{allowed:,}' if allowed else ''} it")
-        parts.append(f"{sum(stats.converged)}/{len(stats.iterations)} conv")
+        parts.append(f"{sum(stats.converged)}/{len(stats.iterations)} converged")
     return parts
 
 

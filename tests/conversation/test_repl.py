@@ -74,7 +74,7 @@ def test_a_live_setting_counts_from_the_next_block_and_stays(talk):
     repl, console = talk("Hello", (3, Submitted("/refine_iter 1", live=True)), "More")
     assert "refine_iter is 1 from the next block on." in console.shown
     assert repl.talk.settings.refine_iter == 1
-    first, second = re.findall(r"(\d+)(?: of \d+)? passes", console.shown)
+    first, second = re.findall(r"(\d+)(?: of \d+)? iterations", console.shown)
     assert int(first) > int(second)
     assert repl.talk.last_reply.settings.refine_iter == 1
 
@@ -698,6 +698,8 @@ def test_everything_said_can_be_reached_by_redo_and_branches(talk):
     assert re.search(r"^  2 +reply: .* here, just now", console.shown, re.M)
     assert repl.talk.transcript.questions == ("Two", "One")
     assert "On branch 1: 2 exchanges." in console.shown
+    _, console = talk("One", "Two", "/undo", "/branches")
+    assert re.search(r"^  1 +Two +goes on from here, just now", console.shown, re.M)
 
 
 def test_a_retried_reply_and_what_followed_an_edit_stay_on_branches(talk, tmp_path):
