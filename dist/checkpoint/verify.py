@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dist.checkpoint.digest import HEX_DIGITS, bare_files, beside
+from dist.checkpoint.folder import SHARD_NAME
 from dist.checkpoint.open import Checkpoint
+from dist.checkpoint.shards import shard_label
 from dist.checkpoint.torch_archive import ARCHIVE_ERRORS, Archive, Entries, Window
 from dist.errors import CheckpointError
 
@@ -62,7 +64,7 @@ def verify(checkpoint: Checkpoint, progress: OnProgress | None = None) -> Verifi
     without: set[Archive] = set()
     for archive in sorted(checkpoint.archives, key=lambda one: (places[one.path], one.start)):
         before = done
-        label = f"File {places[archive.path]} of {len(places)}"
+        label = _label(archive.path, places[archive.path], len(places))
         content.update(f"{archive.path.name} {archive.holds}\n".encode())
         if not check_sums(archive, label, take):
             without.add(archive)
@@ -73,6 +75,12 @@ def verify(checkpoint: Checkpoint, progress: OnProgress | None = None) -> Verifi
         _read(path, take)
     words = _checked(checkpoint, without, sum(sizes[path] for path in places) - in_archives)
     return Verified(words=words, digest=content.hexdigest()[:HEX_DIGITS])
+
+
+def _label(path: Path, place: int, of: int) -> str:
+    """How errors name a file: a shard by its rank, as they do wherever else it is read."""
+    shard = SHARD_NAME.fullmatch(path.name)
+    return shard_label(int(shard[2]), int(shard[1])) if shard else f"File {place} of {of}"
 
 
 def check_sums(archive: Archive, label: str, on_block: OnBlock | None = None) -> bool:

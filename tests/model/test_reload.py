@@ -326,7 +326,7 @@ def test_under_verify_all_checksums_are_compared_before_weights_are_overwritten(
     assert list(dict.fromkeys(seen)) == ["checking 9", "verifying", "loading", "", "checking 7"]
     total = sum(path.stat().st_size for path in files) / 1e9
     assert f"verifying: {total:.2f} of {total:.2f} GB, " in console.status[seen.index("loading") - 1]
-    assert f"File 1 of 3 is damaged: {run}/global_step_7/actor/model_world_size_3_rank_0.pt." in console.shown
+    assert f"Shard 0 of 3 is damaged: {run}/global_step_7/actor/model_world_size_3_rank_0.pt." in console.shown
     assert "Its bytes do not match their checksums (Bad CRC-32 for file " in console.shown
     assert repl.talk.facts.step == 9
 
