@@ -24,7 +24,7 @@ from chat.terminal.lifeline import (
     write_ending,
     write_status,
 )
-from chat.terminal.streams import Streams, open_streams
+from chat.terminal.streams import Streams, open_streams, text_waits
 from chat.terminal.streams import say as say_on
 from dist.errors import ChatError, CheckpointError, RankError
 
@@ -41,7 +41,9 @@ def main() -> None:
     rank = int(os.environ.get("RANK", "0"))
     try:
         if rank == 0:
-            options = parse_options(sys.argv[1:], stdin_is_terminal=os.isatty(0))
+            options = parse_options(
+                sys.argv[1:], stdin_is_terminal=os.isatty(0), text_is_piped=partial(text_waits, 0)
+            )
         else:
             options = asked_options(sys.argv[1:], io.StringIO())
         # Every rank reads the config file: it may say how the model is spread and in which dtype.

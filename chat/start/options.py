@@ -9,7 +9,7 @@ import dataclasses
 import difflib
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -83,7 +83,11 @@ class LaunchOptions:
 
 
 def parse_options(
-    argv: Sequence[str], *, stdin_is_terminal: bool = True, stdout: TextIO | None = None
+    argv: Sequence[str],
+    *,
+    stdin_is_terminal: bool = True,
+    text_is_piped: Callable[[], bool] = lambda: False,
+    stdout: TextIO | None = None,
 ) -> LaunchOptions:
     """The options that `argv` (without the program's name) asks for, with what prompts there are settled.
 
@@ -100,6 +104,12 @@ def parse_options(
                 "Start the program on a terminal, or leave --resume out.",
             )
     _check_together(options)
+    if options.has_prompts and not options.reads_stdin and text_is_piped():
+        raise UsageError(
+            "Prompts were given, and text is piped in: it would not be read.",
+            "With - in the place of PROMPT the piped text is the prompt, with no prompt each of its lines is.",
+            "Add </dev/null if it is not meant, as in a loop that reads lines.",
+        )
     _check_prompts_file(options)
     _check_output_file(options)
     return options

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 from chat.start.options import LaunchOptions, asked_options, load_config, parse_options, with_config
+from chat.terminal.streams import text_waits
 from dist.checkpoint.folder import find_weights
 from dist.errors import ChatError, CheckpointError, StepIncomplete
 from dist.group.hosts import Hosts, check_interfaces
@@ -23,7 +25,7 @@ def main(arguments: list[str]) -> int:
         hosts = Hosts.from_environment()
         check_interfaces()
         if hosts.node == 0:
-            options = parse_options(arguments, stdin_is_terminal=os.isatty(0))
+            options = parse_options(arguments, stdin_is_terminal=os.isatty(0), text_is_piped=partial(text_waits, 0))
         else:  # a host of followers: prompts, results and keyboard are at rank 0's
             options = asked_options(arguments, sys.stdout)
         # Every host has to open the same folder, and only one has a user.

@@ -5,10 +5,13 @@ Imported before torch and free of third-party code, so that whatever a library p
 
 from __future__ import annotations
 
+import fcntl
 import io
 import os
 import shutil
+import stat
 import sys
+import termios
 import textwrap
 import time
 from collections.abc import Iterator, Mapping
@@ -128,6 +131,17 @@ class NoticeStream(io.TextIOWrapper):
         except OSError:
             # What is still buffered goes there too: it would raise again when the stream is closed.
             _point_at_nothing(self.fileno())
+
+
+def text_waits(fd: int) -> bool:
+    """Whether a pipe or a file stands behind `fd` that holds something to read."""
+    try:
+        status = os.fstat(fd)
+        if stat.S_ISREG(status.st_mode):
+            return status.st_size > os.lseek(fd, 0, os.SEEK_CUR)
+        return stat.S_ISFIFO(status.st_mode) and bool(any(fcntl.ioctl(fd, termios.FIONREAD, bytes(4))))
+    except OSError:
+        return False
 
 
 def columns_of(out: TextIO) -> int:

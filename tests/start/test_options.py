@@ -112,6 +112,9 @@ def test_lines_of_standard_input_are_the_prompts_where_it_is_no_terminal_and_non
     assert piped.has_prompts and piped.reads_stdin
     for argv in (["--prompt", "-"], ["--prompt", "x"], ["--prompts_file", "-"]):
         assert parse_options(argv, stdin_is_terminal=False) == parse_options(argv)
+    assert parse_options(["--prompt", "-"], stdin_is_terminal=False, text_is_piped=lambda: True).reads_stdin
+    with pytest.raises(UsageError, match="Prompts were given, and text is piped in"):
+        parse_options(["--prompt", "x"], stdin_is_terminal=False, text_is_piped=lambda: True)
     with pytest.raises(UsageError) as caught:
         parse_options(["--resume", "poems"], stdin_is_terminal=False)
     assert str(caught.value) == (

@@ -15,7 +15,7 @@ import pytest
 from pty_screen import CTRL_Z, ENTER, PtyScreen
 
 from chat.terminal.mode import key_mode, launcher_pid, line_mode, without_signals
-from chat.terminal.streams import describe_streams, say
+from chat.terminal.streams import describe_streams, say, text_waits
 
 TESTS = Path(__file__).parents[1]
 CHILD = TESTS / "support" / "console_child.py"
@@ -290,3 +290,16 @@ def test_ctrl_z_works_where_nothing_can_be_redrawn(tmp_path: Path) -> None:
         shell.wait_for(lambda screen: screen.text.endswith("\n>"))
         shell.send("/echo back\n")
         shell.wait_for("\n/echo back")
+
+
+def test_text_waits_in_a_pipe_or_a_file_that_holds_some(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    reading, writing = os.pipe()
+    with (tmp_path / "file").open("rb") as file, Path(os.devnull).open() as nothing:
+        assert text_waits(file.fileno()) and not text_waits(nothing.fileno()) and not text_waits(reading)
+        os.write(writing, b"x")
+        os.close(writing)
+        assert text_waits(reading)
+        file.seek(1)
+        assert not text_waits(file.fileno()) and not text_waits(999)
+    os.close(reading)
