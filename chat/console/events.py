@@ -9,7 +9,8 @@ from typing import Protocol
 
 COMMAND = re.compile(r"/([^\s/.]*)(?=\s|$)")
 
-# A piece of text with the name of a style of the live zone ("" is ordinary text), and one line of pieces.
+# A piece of text with the names of its styles in the live zone, and one line of pieces. "" is ordinary text; what
+# is called a draft may still change, so it is told apart if it is cut off.
 Fragment = tuple[str, str]
 Line = tuple[Fragment, ...]
 

@@ -169,7 +169,7 @@ def _live(view: View) -> StyleAndTextTuples:
     for number, line in enumerate(view.live):
         if number:
             fragments.append(("", "\n"))
-        fragments += [(f"class:live.{style}" if style else "", text) for style, text in line]
+        fragments += [(" ".join(f"class:live.{name}" for name in style.split()), text) for style, text in line]
     return fragments
 
 

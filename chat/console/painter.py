@@ -14,7 +14,9 @@ from chat.console.events import Line
 from chat.console.layout import View
 from chat.console.output import HeldOutput, reflows, rewrapped_rows
 
+DRAFT, PLACEHOLDER = "draft", "placeholder"
 CUT = "[cut]"
+NOT_KEPT = "What follows was a draft, and is not kept:"
 
 
 class Painter:
@@ -58,11 +60,17 @@ class Painter:
         self.redraw()
 
     def cut(self) -> None:
-        """Commit the live zone as it stands: nothing that was seen is erased."""
+        """Commit the live zone as it stands, drafts told apart: nothing that was seen is erased."""
         lines = self.live() if callable(self.live) else self.live
-        shown = ["".join(text for style, text in line if style != "placeholder").rstrip() for line in lines]
-        if any(shown):
-            self.add("\n".join([*shown, CUT]))
+        fragments = [one for line in lines for one in (*line, ("", "\n"))]
+        draft_at = next((at for at, (style, _) in enumerate(fragments) if DRAFT in style.split()), len(fragments))
+        finished, draft = (
+            "".join(text for style, text in part if PLACEHOLDER not in style.split()).strip("\n")
+            for part in (fragments[:draft_at], fragments[draft_at:])
+        )
+        if finished.strip() or draft.strip():
+            shown = [finished, f"{CUT} {NOT_KEPT}\n{draft}" if draft.strip() else CUT]
+            self.add("\n".join(filter(None, shown)))
         self.live = ()
 
     def end(self) -> None:

@@ -20,6 +20,7 @@ from chat.text.running_text import Decode, RunningText, TokenTexts
 from chat.text.thinking import ThinkingText
 from dist.protocol import BlockUpdate, Reply
 
+# Text with the names of its styles: "draft" for what no pass has settled, and what becomes of it.
 Fragments = Sequence[tuple[str, str]]
 Line = tuple[tuple[str, str], ...]
 
@@ -181,7 +182,7 @@ class ReplyView:
         def draw() -> tuple[Line, ...]:
             fragments, settled = self._tokens(update, ages, before) if update else ([], 0)
             if inside:
-                fragments = [(style or "thought", text) for style, text in fragments]
+                fragments = [(f"{style} thought", text) for style, text in fragments]
             everything = [("thought", thought.lstrip("\n")) if inside else ("", held), *fragments]
             lines = wrap_fragments(everything, width - margin)
             front = len(wrap_fragments(everything[: settled + 1], width - margin)) - 1
@@ -202,13 +203,13 @@ class ReplyView:
         cell = self._palette.mark("░", ".")
         ids, exact = update.token_ids[update.settled :], max(0, update.exact - update.settled)
         if not ids:
-            return [("placeholder", cell * len(update.token_ids))], 0
+            return [("draft placeholder", cell * len(update.token_ids))], 0
         fragments: list[tuple[str, str]] = []
         front = 0
         for at, size, text in self._texts.pieces(ids, before):
             age = min(ages[at : at + size])
-            style = "changed" if age == 0 else "recent" if age == 1 and at >= exact else ""
-            fragments.append((style, visible(text)) if text else ("placeholder", cell * size))
+            style = "draft changed" if age == 0 else "draft recent" if age == 1 and at >= exact else "draft"
+            fragments.append((style, visible(text)) if text else ("draft placeholder", cell * size))
             front = len(fragments) if at + size <= exact else front
         return fragments, front
 

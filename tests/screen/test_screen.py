@@ -158,7 +158,7 @@ def test_a_window_commits_what_the_whole_text_renders_to_and_shows_exact_tokens_
         out += frame.commit
         at += settled
         styles = {style for line in frame.live for style, piece in line if "??" in piece}
-        assert last or styles == {"changed"}
+        assert last or styles == {"draft changed"}
         assert last or not stripped(out).endswith("??")
     assert out + view.finish(a_reply(ids)) == render_markdown(text, 60, COLOR)
 
@@ -270,27 +270,27 @@ def test_tokens_are_styled_by_how_long_they_have_stood() -> None:
     view.update(a_block(tuple(b"abcd"), done=False))
     view.update(a_block(tuple(b"abxy"), done=False, iteration=2, changed=(False, False, True, True)))
     frame = view.update(a_block(tuple(b"abxz"), done=False, iteration=3, changed=(False, False, False, True)))
-    assert frame.live == ((("", "ab"), ("recent", "x"), ("changed", "z")),)
+    assert frame.live == ((("draft", "ab"), ("draft recent", "x"), ("draft changed", "z")),)
 
 
 def test_tokens_without_text_are_placeholder_cells() -> None:
     view = ReplyView(decode, 60, 24, COLOR)
     frame = view.update(a_block((*b"ab", END, END), done=False))
-    assert frame.live == ((("changed", "ab"), ("placeholder", "░░")),)
+    assert frame.live == ((("draft changed", "ab"), ("draft placeholder", "░░")),)
     ascii_view = ReplyView(decode, 60, 24, Palette(ascii=True))
-    assert ascii_view.update(a_block((END, END), done=False)).live == ((("placeholder", ".."),),)
+    assert ascii_view.update(a_block((END, END), done=False)).live == ((("draft placeholder", ".."),),)
 
 
 def test_a_character_of_several_tokens_is_drawn_once_all_are_there() -> None:
     view = ReplyView(decode, 60, 24, COLOR)
-    assert view.update(a_block(tuple("é中".encode()), done=False)).live == ((("changed", "é中"),),)
+    assert view.update(a_block(tuple("é中".encode()), done=False)).live == ((("draft changed", "é中"),),)
 
 
 def test_a_finished_block_waits_in_front_of_the_next_one() -> None:
     view = ReplyView(decode, 60, 24, COLOR)
     frame = view.update(a_block(tuple(b"one two ")))
-    assert frame.live == ((("", "one two"), ("placeholder", "░" * 8)),) or frame.live == (
-        (("", "one two "), ("placeholder", "░" * 8)),
+    assert frame.live == ((("", "one two"), ("draft placeholder", "░" * 8)),) or frame.live == (
+        (("", "one two "), ("draft placeholder", "░" * 8)),
     )
 
 
@@ -341,14 +341,14 @@ def test_folding_keeps_every_blank() -> None:
 def test_stats_are_one_quiet_line_where_there_is_room() -> None:
     line = stats_line(a_reply(tuple(b"x" * 12)), 21, 8192, COLOR, 160)
     assert stripped(line) == (
-        "\n12 tokens · 6.0 tok/s · first block 0.41 s · 4 forwards, 3.0 tokens each · 4 of 4 passes · "
+        "\n12 tokens · 6.0 tok/s · first block 0.41 s · 4 forward passes, 3.0 tokens each · 4 of 4 iterations · "
         "1 of 2 blocks converged · context 21 of 8,192\n\n"
     )
-    assert stripped(stats_line(a_reply(tuple(b"x" * 12)), 21, 8192, COLOR, 90)) == (
-        "\n12 tokens · 6.0/s · first 0.41 s · 4 fwd × 3.0 · 4/4 it · 1/2 conv · ctx 21/8,192\n\n"
+    assert stripped(stats_line(a_reply(tuple(b"x" * 12)), 21, 8192, COLOR, 92)) == (
+        "\n12 tokens · 6.0 tok/s · first 0.41 s · 4 passes × 3.0 · 1/2 converged · context 21/8,192\n\n"
     )
     assert stripped(stats_line(a_reply(tuple(b"x" * 12)), 21, 8192, COLOR, 76)) == (
-        "\n12 tokens · 6.0/s · first 0.41 s · 4 fwd × 3.0 · 1/2 conv · ctx 21/8,192\n\n"
+        "\n12 tokens · 6.0 tok/s · first 0.41 s · 4 passes × 3.0 · 1/2 converged\n\n"
     )
     narrow = stripped(stats_line(a_reply(tuple(b"x" * 12)), 21, 8192, PLAIN, 40))
     assert all(cells(part) < 40 for part in narrow.splitlines())
@@ -402,7 +402,7 @@ def test_notices_use_no_colour_with_no_color() -> None:
 def test_the_live_zone_stands_where_the_committed_text_will() -> None:
     view = ReplyView(decode, 60, 24, COLOR)
     frame = view.update(a_block(tuple(b"One.\n\n```\nx = 1\ny ="), finish=None))
-    assert frame.live == ((("", "  "), ("", "y ="), ("placeholder", "░" * 19)),)
+    assert frame.live == ((("", "  "), ("", "y ="), ("draft placeholder", "░" * 19)),)
     frame = view.update(a_block(tuple(b" 2\n```\n\nTwo"), index=1))
     assert stripped(frame.commit) == "  y = 2\n"
     assert frame.live[0] == () and frame.live[1][0] == ("", "Two")
