@@ -19,6 +19,8 @@ from chat.console.painter import Painter
 
 FRAME_SECONDS = 0.05
 TICK_SECONDS = 0.2
+# How long a frame may keep the interpreter from the engine's thread: by default 5 ms, twenty times a second.
+SWITCH_SECONDS = 0.0001
 MAX_FAULTS, FAULT_SECONDS = 20, 2.0
 
 
@@ -55,6 +57,7 @@ class Loop:
 
     def start(self) -> None:
         """Returns once keys are read, or that has failed."""
+        sys.setswitchinterval(SWITCH_SECONDS)
         self._thread.start()
         self._running.wait()
 
