@@ -107,7 +107,9 @@ def _rows(tree: Tree) -> list[tuple[str, str, str]]:
     for number, leaf in enumerate(tree.leaves(), 1):
         path = tree.path(leaf.id)
         own = next((node for node in path if node.id not in present), path[-1])
-        here = "here, " if leaf.id == tree.head else ""
+        here = ""
+        if any(node.id == tree.head for node in path):
+            here = "here, " if leaf.id == tree.head else "goes on from here, "
         rows.append((str(number), _first_words(own), f"{here}{ago(time.time() - leaf.time)}{_maker(leaf)}"))
     return rows
 
