@@ -68,7 +68,7 @@ KEYS = (
         "Ctrl-C",
         "stop the reply, clear the line; three times: end the program if a reply does not stop",
     ),
-    ("Ctrl-D", "leave, on an empty line"),
+    ("Ctrl-D", "leave, on an empty line; while a reply is made: leave when it is done"),
     ("Ctrl-Z", "suspend; fg comes back"),
     ("Ctrl-O", "show what a pasted block holds"),
     ("Ctrl-X Ctrl-E", "write in your editor ($EDITOR); in vi mode: Escape v"),
@@ -77,8 +77,10 @@ KEYS = (
 )
 
 
-@command("quit", "/quit", "leave (as does Ctrl-D on an empty line)", aliases=("exit", "bye", "q"))
+@command("quit", "/quit", "leave (as does Ctrl-D on an empty line)", live=True, aliases=("exit", "bye", "q"))
 def quit_(repl: Repl, argument: str) -> None:
+    if repl.answering.busy:
+        repl.note("The program ends when this reply does. Ctrl-C stops the reply.")
     repl.leave()
 
 

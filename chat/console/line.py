@@ -45,7 +45,7 @@ class InputLine:
             auto_suggest=AutoSuggestFromHistory(),
             completer=LineCompleter(complete),
             complete_while_typing=Condition(lambda: self.buffer.text.startswith("/")),
-            on_text_changed=lambda _: self.hint(""),
+            on_text_changed=lambda _: self.hint(self._state.typed()),
         )
 
     @property
@@ -83,12 +83,18 @@ class InputLine:
             text = text.rstrip(" ")
         if not text.strip():
             self.buffer.reset()
-        elif waits := self._state.submit(text):
-            self.hint(waits)
+        elif not (waits := self._state.submit(text)):
+            self._sent(text)
+        elif command_word(text) is not None:  # if it stayed, the next one would be typed on to it
+            self._sent(text)
+            self.hint(f"{waits} Up brings it back.")
         else:
-            self._history.append_string(text)
-            self.buffer.reset()
-            self.chips.clear()
+            self.hint(waits)
+
+    def _sent(self, text: str) -> None:
+        self._history.append_string(text)
+        self.buffer.reset()
+        self.chips.clear()
 
     def interrupt(self) -> None:
         self._settle()

@@ -8,15 +8,17 @@ from __future__ import annotations
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 
-from chat.console.events import ConsoleEvent, Failed, Leave, Line, command_word
+from chat.console.events import ConsoleEvent, Failed, Line, command_word
 from chat.console.state import NOTHING_CHANGED, LineState
 from chat.terminal.mode import BaseMode
 from chat.terminal.streams import Streams, columns_of
 from chat.text.cells import visible
 
 WAITS = "Not sent: send it again when this is done (Ctrl-C stops a reply)."
+END_SECONDS = 0.1  # between two looks whether more comes after an end of input
 INTERRUPT, SUSPEND = b"\x03", b"\x1a"
 
 
@@ -116,12 +118,17 @@ class PlainLines:
 
     def _read(self) -> None:
         try:
-            for line in split_lines(self._streams.keyboard_fd):
-                self._take(line)
+            while True:
+                for line in split_lines(self._streams.keyboard_fd):
+                    self._take(line)
+                # Ctrl-D. While a reply is made Ctrl-C can still come.
+                if not self._state.leaving and (said := self._state.leave()):
+                    self.note(said)
+                if not self._state.leaving:
+                    return
+                time.sleep(END_SECONDS)
         except OSError as error:
             self.events.put(Failed(error))
-            return
-        self.events.put(Leave())
 
     def _take(self, line: bytes) -> None:
         if line.endswith(INTERRUPT):
@@ -134,6 +141,8 @@ class PlainLines:
         else:
             text = line.decode("utf-8", errors="replace").rstrip("\r\n")
             if text.strip():
+                if said := self._state.typed():
+                    self.note(said)
                 self._submit(text)
             elif not self._state.busy:
                 self._ask()

@@ -12,6 +12,8 @@ from chat.console.events import Abort, CommandInfo, ConsoleEvent, Interrupt, Lea
 ABORT_SECONDS = 2.0
 HOW_TO_LEAVE = "Ctrl-D or /quit leaves."
 NOTHING_CHANGED = "Nothing was changed."
+LEAVES = "Leaves when this is done (Ctrl-C stops a reply); typing calls it off."
+STAYS = "The program goes on after this."
 STOPPING = "The reply stops after this pass. Ctrl-C three times in a row ends the program."
 NOT_STOPPABLE = "This cannot be stopped halfway. Ctrl-C three times in a row ends the program."
 
@@ -22,6 +24,7 @@ class LineState:
     busy       what was sent is being worked on
     stoppable  that is a reply, which Ctrl-C stops
     editing    the line takes the place of an earlier message
+    leaving    Ctrl-D came meanwhile: as in a shell, it counts when this is done
     doing      what the last line asks for, in words, and `since` when
     `on_abort` is called with every Abort event: the main thread may be stuck. `waits` is said of a message that
     has to wait.
@@ -38,6 +41,7 @@ class LineState:
         self.busy = False
         self.stoppable = False
         self.editing = False
+        self.leaving = False
         self.doing = ""
         self.since = 0.0
         self._events = events
@@ -50,6 +54,9 @@ class LineState:
         self.busy = busy
         self.stoppable = False
         self._interrupts.clear()
+        if self.leaving and not busy:
+            self.leaving = False
+            self._events.put(Leave())
 
     def submit(self, text: str) -> str:
         """Hand a line over; if it has to wait, that is returned, and nothing has changed."""
@@ -58,7 +65,7 @@ class LineState:
         if live and word is None:
             return self._waits
         if live and word in self._commands and not self._commands[word].live:
-            return f"/{word} has to wait until this is done (Ctrl-C stops a reply)."
+            return f"/{word} has to wait until this is done."
         if not live:
             self.doing, self.since = f"/{word}" if word is not None else "reading the message", time.monotonic()
         self.busy = True
@@ -89,7 +96,13 @@ class LineState:
 
     def leave(self) -> str:
         """Ctrl-D on an empty line."""
+        self.leaving = self.busy
         if self.busy:
-            return "Ctrl-D leaves when this is done (Ctrl-C stops a reply)."
+            return LEAVES
         self._events.put(Leave())
         return ""
+
+    def typed(self) -> str:
+        """Something is typed: whoever wanted to leave when this is done stays."""
+        was, self.leaving = self.leaving, False
+        return STAYS if was else ""

@@ -104,7 +104,7 @@ def test_a_reply_is_committed_and_the_prompt_comes_back(start: Start) -> None:
         "• north bank\n"
         "• south bank\n"
         "\n"
-        "86 tokens · 86.0/s · first 0.10 s · 33 fwd × 2.6 · 11/11 conv · ctx 96/8,192\n"
+        "86 tokens · 86.0 tok/s · first 0.10 s · 33 passes × 2.6 · 11/11 converged\n"
         "\n"
         "›\n"
         "  /help · Alt-Enter new line · Ctrl-D leaves                   N 7  R 3  greedy"
@@ -125,15 +125,16 @@ def test_a_reply_longer_than_the_screen_is_in_the_scrollback_once(
 ) -> None:
     lines = [
         f"{number}. line number {number} {'中文 👩‍🚀' if number % 7 == 0 else ''}".rstrip()
-        for number in range(1, 90)
+        for number in range(1, 501)
     ]
     (tmp_path / "reply").write_text("\n".join(lines) + "\n\nThe end.")
-    talk = start(columns=columns, rows=rows, FAKE_REPLY=str(tmp_path / "reply"), FAKE_PASS_S="0.001")
+    env = {"FAKE_REPLY": str(tmp_path / "reply"), "FAKE_PASS_S": "0.001", "FAKE_BLOCK": "32"}
+    talk = start(columns=columns, rows=rows, **env)
     talk.send("go" + ENTER)
-    talk.wait_for(STATS)
+    talk.wait_for(STATS, timeout=60)
     shown = talk.scrollback
     numbers = [int(match[1]) for line in shown if (match := re.match(r"(\d+)\. line number \1\b", line))]
-    assert numbers == list(range(1, 90))
+    assert numbers == list(range(1, 501))
     assert sum("The end." in line for line in shown) == 1
     assert sum("░" in line for line in shown) == 0
 
@@ -210,7 +211,12 @@ def test_a_live_command_runs_in_mid_reply_and_other_text_waits(start: Start) -> 
     talk.send("/echo now" + ENTER)
     talk.wait_event("Submitted(text='/echo now', live=True, edited=False)")
     talk.send("/undo" + ENTER)
-    talk.wait_for("/undo has to wait")
+    talk.wait_for("/undo has to wait until this is done. Up brings it back.")
+    talk.send("/edit x" + ENTER)
+    talk.wait_for("/edit has to wait")
+    assert PROMPT in talk.lines  # what cannot run does not stand in the way of what comes next
+    talk.send(UP + UP)
+    talk.wait_for("› /undo")
     talk.send("\x15" + "my next words" + ENTER)
     talk.wait_for("Kept as a draft")
     talk.wait_for(STATS)
@@ -402,18 +408,16 @@ def test_what_was_sent_stands_apart_from_what_came_before(start: Start) -> None:
 
 
 def test_what_was_seen_is_committed_when_the_end_is_forced_and_half_a_line_is_there_next_time(start: Start) -> None:
-    talk = start(**SLOW)
+    talk = start(FAKE_PASS_S="0.5", FAKE_BLOCK="32")
     talk.send("hello" + ENTER)
-    talk.wait_for("block 3")
-    talk.send("half a li")
-    talk.wait_for("› half a li")
-    talk.wait_for("Paris")
-    talk.send(CTRL_BACKSLASH)
+    talk.wait_for("block 2, pass 1")
+    talk.send("half a li" + CTRL_BACKSLASH)
     assert talk.wait_end() == 5
     talk.wait_for("[cut]")
-    assert "The capital of France is" in talk.text
-    assert talk.text.endswith("[cut]")
-    assert "░" not in talk.text
+    finished, _, draft = talk.text.partition("\n[cut] What follows was a draft, and is not kept:\n")
+    # A finished block of 32 bytes; what was seen of the next one stands apart.
+    assert finished == "› hello\n\nThe capital of France is **Paris"
+    assert draft.startswith("**.") and "░" not in talk.text
     assert talk.mode == talk.mode_before
     talk = start()
     talk.wait_for("› half a li")
@@ -541,7 +545,7 @@ def test_a_new_size_is_noticed_and_drawn(start: Start) -> None:
     talk.wait_for("Ctrl-D leaves")
     assert sum("The capital of France" in line for line in talk.scrollback) == 1
     # Drawn for 80 columns, the figures would reach the last one.
-    figures = [line for line in talk.scrollback if "fwd" in line]
+    figures = [line for line in talk.scrollback if "passes ×" in line]
     assert figures
     assert max(map(len, talk.scrollback)) < 50
 
@@ -587,3 +591,24 @@ def test_a_closed_terminal_ends_the_session(start: Start) -> None:
     talk.hang_up()
     talk.wait_end()
     assert talk.events[-1:] == ["Failed(error=EOFError())"] or talk.process.returncode < 0
+
+
+@pytest.mark.drawn
+@pytest.mark.parametrize("env", [{}, {"TERM": "dumb"}], ids=["redrawn", "dumb"])
+def test_ctrl_d_in_mid_reply_leaves_after_it_unless_something_is_typed(start: Start, env: dict[str, str]) -> None:
+    talk = start(FAKE_PASS_S="0.2", FAKE_BLOCK="32", **env)
+    talk.send("hello" + ("\n" if env else ENTER))
+    talk.wait_for(lambda screen: "block 2" in screen.text or bool(env and talk.events))
+    talk.send(CTRL_D)
+    talk.wait_for("Leaves when this is done")
+    talk.send("/echo no" + ("\n" if env else ENTER))
+    talk.wait_for("/echo no")
+    talk.wait_for(STATS, timeout=40)
+    talk.wait_for(lambda screen: screen.lines[screen.text.count("\n") - (not env)].startswith((PROMPT, ">")))
+    assert "Leave()" not in talk.events
+    talk.send("again" + ("\n" if env else ENTER))
+    talk.wait_for(lambda _: any("again" in event for event in talk.events))
+    talk.send(CTRL_D)
+    assert talk.wait_end(40) == 0
+    assert talk.events[-1] == "Leave()"
+    assert len(STATS.findall("\n".join(talk.scrollback))) == 2 and "[stopped]" not in talk.text

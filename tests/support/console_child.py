@@ -2,8 +2,9 @@
 
 Run as a program. Knows these lines: `/quit`, `/echo TEXT` (live), `/undo` (not live), `/edit TEXT`,
 `/insert LINES NAME`, `/stuck`, `/die`, `/boom` (a fault in the console); anything else gets a reply. FAKE_PASS_S:
-seconds a pass takes. FAKE_REPLY: a file with the reply. FAKE_MUTE: nothing is answered. Every event is written to
-FAKE_EVENTS, one a line; where it is mute, "ready" too, once it waits for the next line.
+seconds a pass takes, FAKE_BLOCK: bytes of a block. FAKE_REPLY: a file with the reply. FAKE_MUTE: nothing is
+answered. Every event is written to FAKE_EVENTS, one a line; where it is mute, "ready" too, once it waits for the
+next line.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from chat.terminal.streams import Streams, open_streams, session_mode
 from dist.protocol import BlockUpdate, FinishReason, Reply, ReplyStats
 from dist.settings import GenerationSettings
 
-BLOCK = 8
+BLOCK = int(os.environ.get("FAKE_BLOCK", "8"))
 PASSES = 3
 DEFAULT_REPLY = "The capital of France is **Paris**.\n\nIt lies on the Seine:\n\n- north bank\n- south bank\n"
 
