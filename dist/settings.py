@@ -132,6 +132,11 @@ SETTINGS: dict[str, Setting] = {
 }
 
 
+def generation_key(name: str) -> str:
+    """The key of transformers' generation_config.json that means the setting `name`."""
+    return {"stop": "stop_strings"}.get(name, name)
+
+
 def parse_setting(name: str, value: object) -> Any:
     """The value of setting `name`, read from text or from a JSON or TOML value.
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from chat.files import config_folder
 from dist.errors import ChatError, CheckpointError, UsageError
-from dist.settings import DEFAULT, SETTINGS, GenerationSettings, SettingValue, parse_setting
+from dist.settings import DEFAULT, SETTINGS, GenerationSettings, SettingValue, generation_key, parse_setting
 
 GENERATION_CONFIG = "generation_config.json"
 OF_MODEL = "checkpoint's model type"
@@ -121,8 +121,10 @@ def settle(
             values[name], origins[name] = given[name], "command line"
         elif name in config.settings:
             values[name], origins[name] = config.settings[name], f"config file {config.path}"
-        elif raw.get(name) is not None and (name not in SAMPLING_KEYS or raw.get("do_sample") is True):
-            values[name], origins[name] = _from_checkpoint(name, raw[name]), f"checkpoint's {GENERATION_CONFIG}"
+        elif raw.get(key := generation_key(name)) is not None and (
+            name not in SAMPLING_KEYS or raw.get("do_sample") is True
+        ):
+            values[name], origins[name] = _from_checkpoint(name, key, raw[key]), f"checkpoint's {GENERATION_CONFIG}"
         elif name in (of_model or {}):
             values[name], origins[name] = (of_model or {})[name], OF_MODEL
         else:
@@ -130,12 +132,12 @@ def settle(
     return GenerationSettings(**values), origins  # type: ignore[arg-type]
 
 
-def _from_checkpoint(name: str, value: object) -> SettingValue:
+def _from_checkpoint(name: str, key: str, value: object) -> SettingValue:
     try:
         read: SettingValue = parse_setting(name, value)
     except ChatError as error:
         raise CheckpointError(
-            f"In the checkpoint's {GENERATION_CONFIG}, {name} cannot be {value!r}.",
+            f"In the checkpoint's {GENERATION_CONFIG}, {key} cannot be {value!r}.",
             error.why,
             f"Correct the file, or give --{name} on the command line.",
         ) from None

@@ -62,6 +62,8 @@ def file_entries(
 def _folder(path: Path, name: str) -> Entry:
     if path.name == "lora_adapter":
         return Entry(FILES, f"{name}/", False, "the same adapters as in the shards")
+    if (path / "adapter_config.json").is_file():
+        return Entry(FILES, f"{name}/", False, "adapters, which are not added to the weights", matters=True)
     if path.name == "additional_chat_templates":
         return Entry(FILES, f"{name}/", True, "chat templates to choose from")
     return Entry(FILES, f"{name}/", False, "another folder")

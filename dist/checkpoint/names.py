@@ -23,6 +23,7 @@ OTHER_PARTS = re.compile(
 BY_RULES = "names read by transformers' own rules"
 # What wrappers of modules put into names, anywhere.
 WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+HEAD = re.compile(r"lm_head|embed_out")
 VOCABULARY = re.compile(r"embed_tokens|embed_in|wte|word_embeddings|lm_head|embed_out")
 
 
@@ -251,6 +252,10 @@ def _likely(attempt: _Attempt) -> str:
         return f"The file has {layers[0]} layers, the config {layers[1]}."
     if differing and not missing and not extra:
         return "The names agree and the sizes do not: config.json is of another size of the same model."
+    if missing and not extra and not differing:
+        if all(HEAD.search(name) for name in missing):
+            return "Heads tied to the embeddings are not saved; by config.json this one is not tied."
+        return "The file was saved in part, or config.json is of another architecture."
     if extra and not missing and not differing:
         return (
             "No parameter takes them, and replies would be made without them: "

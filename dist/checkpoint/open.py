@@ -23,7 +23,7 @@ from dist.checkpoint.shards import parameter_count, read_shards
 from dist.checkpoint.torch_archive import Archive
 from dist.checkpoint.whole_files import read_adapter, read_safetensors, read_torch_bin
 from dist.errors import CheckpointError
-from dist.settings import SETTINGS
+from dist.settings import SETTINGS, generation_key
 
 # Later checkpoints of the method's authors: Qwen2 at inference, trained with blocks of 4.
 DLLM = "dllm"
@@ -111,7 +111,7 @@ def open_checkpoint(
         *(Entry(FILES, name, False, why, matters=True) for name, why in found.passed_over.items()),
         *file_entries(list(folders), saved.files, config_dir, tokenizer_dir),
         *saved.entries,
-        *generation_entries(generation_config, SETTINGS),
+        *generation_entries(generation_config, frozenset(map(generation_key, SETTINGS))),
     )
     return Checkpoint(
         path=found.folder,
@@ -162,7 +162,7 @@ def _with_adapters(found: Found, base: Found | None, lora_alpha: float | None) -
     beside = found.folder / "lora_adapter"
     among = has_adapters(saved.tensors) or found.kind == "adapter"
     alone = among and not any(".layers." in name for name in base_tensors(saved.tensors))
-    if not among and not (beside / "adapter_config.json").is_file():
+    if not among and not any(beside.glob("adapter_*")):
         return replace(saved, base=base)
     added = saved if among else _read_index(Found(kind="adapter", folder=beside, step=None, steps=()))
     strength, entries = find_strength(found.folder, lora_alpha)
@@ -173,6 +173,8 @@ def _with_adapters(found: Found, base: Found | None, lora_alpha: float | None) -
         kept = {**kept, **base_tensors(added.tensors)}  # modules that were trained whole
     elif alone or found.kind == "adapter":
         base = base or _recorded_base(found)
+        if base.folder.resolve() == found.folder.resolve():
+            raise _ambiguous(found.folder)
         others = [_with_adapters(base, None, None)]
         kept = {**others[0].tensors, **kept}
     for other in others:
@@ -233,6 +235,15 @@ def _recorded_base(found: Found) -> Found:
         if name
         else "It does not say what they belong to.",
         "Give the folder of their base model with --base_model.",
+    )
+
+
+def _ambiguous(folder: Path) -> CheckpointError:
+    return CheckpointError(
+        f"{folder} holds a model and adapters of it.",
+        "Nothing says whether the adapters are merged into the model's weights already.",
+        "Move adapter_config.json and the adapter's weights to a folder of their own. Without them the model "
+        "answers; that folder with --base_model is the model with the adapters added.",
     )
 
 

@@ -116,6 +116,14 @@ def _extra(folder: Path) -> None:
     with_tensors(folder, lambda state: state.update({"model.layers.0.gate.weight": torch.ones(3)}))
 
 
+row("a head is wanted and none was saved", refused="Heads tied to the embeddings are not saved")(
+    lambda folder: with_tensors(folder, lambda state: state.pop("lm_head.weight"))
+)
+row("a tensor is wanted and was not saved", refused="The file was saved in part, or")(
+    lambda folder: with_tensors(folder, lambda state: state.pop("model.norm.weight"))
+)
+
+
 @row("rotary frequencies saved by old versions", says=("rotary_emb.inv_freq (computed from the config)",))
 def _inv_freq(folder: Path) -> Any:
     name = "model.layers.0.self_attn.rotary_emb.inv_freq"
@@ -234,6 +242,37 @@ row("an adapter of another kind", refused="peft_type is IA3")(changed_adapter(pe
 row("an adapter setting of a newer peft", refused="use_wonders is true, which is not known here")(
     changed_adapter(use_wonders=True)
 )
+
+
+def moved(**files: str | None) -> Make:
+    """An adapter whose files (by the first part of their names) are elsewhere in the folder, or gone."""
+
+    def make(folder: Path) -> Any:
+        model = adapted(folder)
+        for path in sorted((folder / "lora_adapter").iterdir()):
+            place = files.get(path.stem, "lora_adapter")
+            if place is None:
+                path.unlink()
+            elif place != "lora_adapter":
+                (folder / place).mkdir(exist_ok=True)
+                path.rename(folder / place / path.name)
+        return model
+
+    return make
+
+
+row("an adapter without its adapter_config.json", refused="is not recorded")(moved(adapter_config=None))
+row("it, and --lora_alpha given", says=("alpha 12 (--lora_alpha)",), lora_alpha=12)(moved(adapter_config=None))
+row("an adapter without its weights", refused="There are no weights beside")(moved(adapter_model=None))
+row("an adapter among the files of a whole model", refused="holds a model and adapters of it")(
+    moved(adapter_config=".", adapter_model=".")
+)
+
+
+@row("an adapter in a folder of another name", says=("Not used: mine/ (adapters, which are not added",))
+def _mine(folder: Path) -> Any:
+    moved(adapter_config="mine", adapter_model="mine")(folder)
+    return hugging_face(folder)
 
 
 @row("an adapter tensor of an unknown kind", refused="lora_C.weight cannot be merged here")
@@ -402,6 +441,7 @@ row("no language model at all", refused="vit is no causal language model")(confi
 row("sampling settings that are not supported", says=("repetition_penalty 1.3", "min_p 0.1", "(not supported"))(
     lambda folder: generation(folder, repetition_penalty=1.3, do_sample=True, min_p=0.1, temperature=0.5)
 )
+row("texts that end replies", silent=("stop_strings",))(lambda folder: generation(folder, stop_strings=["ab"]))
 row("neutral sampling settings", silent=("not supported",))(
     lambda folder: generation(folder, repetition_penalty=1.0, min_p=0.0, num_beams=1)
 )
