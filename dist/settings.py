@@ -30,7 +30,8 @@ MAX_COUNT = 2**31 - 1
 class Setting:
     """One row of the table: what a setting may be, what it is by default, and a line of help.
 
-    `shorthand`: in a conversation `/NAME VALUE` sets it.
+    `shorthand`: in a conversation `/NAME VALUE` sets it. `sampling`: it decides among which tokens is drawn; a
+    checkpoint's value counts only where its do_sample is true.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Setting:
     help: str
     examples: tuple[str, ...]
     shorthand: bool = True
+    sampling: bool = False
 
     @property
     def allowed(self) -> str:
@@ -83,6 +85,7 @@ SETTINGS: dict[str, Setting] = {
             kind=Real(0.0, 10.0, notes={0.0: "greedy"}),
             help="0 decodes greedily; above 0 samples",
             examples=("0", "0.3", "0.7", "1"),
+            sampling=True,
         ),
         Setting(
             name="top_k",
@@ -90,6 +93,7 @@ SETTINGS: dict[str, Setting] = {
             kind=Whole(0, MAX_COUNT, notes={0: "off"}),
             help="sample among the k most likely tokens only",
             examples=("0", "20", "50"),
+            sampling=True,
         ),
         Setting(
             name="top_p",
@@ -97,6 +101,7 @@ SETTINGS: dict[str, Setting] = {
             kind=Real(0.0, 1.0, above=True, notes={1.0: "off"}),
             help="sample among the most likely tokens that hold this share of the probability",
             examples=("0.8", "0.9", "0.95", "1"),
+            sampling=True,
         ),
         Setting(
             name="seed",
@@ -130,6 +135,9 @@ SETTINGS: dict[str, Setting] = {
         ),
     )
 }
+
+
+SAMPLING = tuple(row.name for row in SETTINGS.values() if row.sampling)
 
 
 def generation_key(name: str) -> str:

@@ -9,9 +9,9 @@ from chat.sessions.nodes import Made
 from chat.text.cells import visible
 from chat.text.running_text import Decode
 from dist.protocol import BlockUpdate
+from dist.settings import SAMPLING
 
 WORDS = 4  # tokens shown of each reply where they diverge
-SAMPLING = ("temperature", "top_k", "top_p")
 
 
 class Margins:

@@ -16,11 +16,18 @@ from typing import Any
 
 from chat.files import config_folder
 from dist.errors import ChatError, CheckpointError, UsageError
-from dist.settings import DEFAULT, SETTINGS, GenerationSettings, SettingValue, generation_key, parse_setting
+from dist.settings import (
+    DEFAULT,
+    SAMPLING,
+    SETTINGS,
+    GenerationSettings,
+    SettingValue,
+    generation_key,
+    parse_setting,
+)
 
 GENERATION_CONFIG = "generation_config.json"
 OF_MODEL = "checkpoint's model type"
-SAMPLING_KEYS = frozenset({"temperature", "top_k", "top_p"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +129,7 @@ def settle(
         elif name in config.settings:
             values[name], origins[name] = config.settings[name], f"config file {config.path}"
         elif raw.get(key := generation_key(name)) is not None and (
-            name not in SAMPLING_KEYS or raw.get("do_sample") is True
+            name not in SAMPLING or raw.get("do_sample") is True
         ):
             values[name], origins[name] = _from_checkpoint(name, key, raw[key]), f"checkpoint's {GENERATION_CONFIG}"
         elif name in (of_model or {}):

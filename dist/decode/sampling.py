@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 
 from dist.model.head import Head, highest
-from dist.settings import GenerationSettings
+from dist.settings import SAMPLING, GenerationSettings
 
 _MASK_32 = 0xFFFFFFFF
 _MASK_64 = 0xFFFFFFFFFFFFFFFF
@@ -21,7 +21,7 @@ _MASK_64 = 0xFFFFFFFFFFFFFFFF
 
 def sampling_of(settings: GenerationSettings) -> tuple[float, ...]:
     """What `choose` reads of the settings: rows with the same can be chosen for together."""
-    return (settings.temperature, settings.top_k, settings.top_p, settings.seed or 0) if settings.samples else ()
+    return (*(getattr(settings, name) for name in SAMPLING), settings.seed or 0) if settings.samples else ()
 
 
 def choose(
