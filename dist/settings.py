@@ -126,6 +126,14 @@ SETTINGS: dict[str, Setting] = {
             examples=("all", "own"),
         ),
         Setting(
+            name="accept",
+            default=None,
+            kind=Real(0.0, 1.0, above=True, word=Word(text="off", value=None, meaning="auto stays exact")),
+            help="lossy: auto also takes tokens that are not exact yet, as long as they have this probability, and "
+            "a block takes no others; drafts are own",
+            examples=("off", "0.7", "0.9"),
+        ),
+        Setting(
             name="stop",
             default=(),
             kind=Texts(),
@@ -185,6 +193,7 @@ class GenerationSettings:
     seed: int | None = _DEFAULTS["seed"]
     decoder: str = _DEFAULTS["decoder"]
     drafts: str = _DEFAULTS["drafts"]
+    accept: float | None = _DEFAULTS["accept"]
     stop: tuple[str, ...] = _DEFAULTS["stop"]
 
     def __post_init__(self) -> None:

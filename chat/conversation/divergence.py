@@ -42,6 +42,8 @@ def not_comparable(before: Made, now: Made) -> str | None:
         return f"the seed was {before.turn.seed} and is {now.turn.seed} (/seed {before.turn.seed} uses it again)"
     if any(made.turn.settings.get("refine_iter") != "auto" for made in (before, now)):
         return "both must be made at refine_iter auto"
+    if any(made.turn.settings.get("accept") is not None for made in (before, now)):
+        return "with accept replies are not exact"
     if any(_changed(made) for made in (before, now)):
         return "settings changed while one of them was made"
     return None
@@ -69,7 +71,7 @@ def divergence(before: Made, now: Made, decode: Decode, margin: Margins | None =
 
 
 def _changed(made: Made) -> bool:
-    return any(change.name in (*SAMPLING, "seed", "refine_iter", "decoder") for change in made.changes)
+    return any(change.name in (*SAMPLING, "seed", "refine_iter", "decoder", "accept") for change in made.changes)
 
 
 def _name(made: Made) -> str:

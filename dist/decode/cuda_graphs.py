@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from dist.decode.forward import FORWARD_ERRORS, Choices, choices_of, most_likely
+from dist.decode.forward import FORWARD_ERRORS, Choices, choices_at, choices_of
 from dist.decode.packed_batch import Order, Piece, order_of
 from dist.decode.rule import Pass, pass_sizes
 from dist.decode.varlen import PROBE_TOKENS, VarlenForward, other_attention
@@ -56,12 +56,7 @@ class CapturedForward(VarlenForward):
         self._note(pieces)
         if any(step.settings.samples for step in steps):
             return choices_of([passed.logits[place] for place in places], steps, trace, self._head)
-        chosen = passed.chosen()
-        candidates = most_likely(self._head.whole(passed.logits)) if trace else None
-        return [
-            Choices(token_ids=chosen[place], candidates=candidates[place] if candidates else None)
-            for place in places
-        ]
+        return choices_at(places, passed.chosen(), passed.logits, steps, trace, self._head)
 
     def _size(self, pieces: Sequence[Piece], steps: Sequence[Pass]) -> tuple[int, int] | None:
         """The smallest of the passes' sizes that all pieces can be padded to, if there is one."""

@@ -15,7 +15,7 @@ from typing import Any
 from dist.decode.batch_size import rows_together
 from dist.decode.causality import probe_causality
 from dist.decode.drafts import Drafts, drafts_for
-from dist.decode.forward import UNBOUNDED, Forward, PlainForward
+from dist.decode.forward import UNBOUNDED, Choices, Forward, PlainForward
 from dist.decode.planner import SequenceForward
 from dist.decode.rule import Refinement
 from dist.decode.stats import Clock
@@ -266,17 +266,18 @@ class Engine:
             for reply in active.values():
                 reply.clock.pass_begins()
             choices = forward(list(active), steps, trace=turn.trace)
-            mine = [token for choice in choices for token in choice.token_ids]
-            ends = [
-                self._end(reply.refinement, choice.token_ids) for reply, choice in zip(active.values(), choices)
-            ]
+            mine = [number for choice in choices for number in choice.numbers]
+            ends = [self._end(reply.refinement, choice) for reply, choice in zip(active.values(), choices)]
             verdict = self._agree(Verdict.of(poll, turn.settings, mine, ends))
             cancelled = verdict.cancel
-            tokens = iter(verdict.token_ids)
+            numbers = iter(verdict.token_ids)
             for (place, reply), step, choice, end in zip(list(active.items()), steps, choices, verdict.ends):
-                agreed = list(islice(tokens, step.wanted))
+                agreed = list(islice(numbers, step.wanted))
+                sure = None if choice.sure is None else next(numbers)
                 settings = turn.settings_of(reply.row, verdict.settings)
-                update = reply.refinement.accept(agreed, settings, choice.candidates, end)
+                update = reply.refinement.accept(
+                    agreed, settings, sure=sure, candidates=choice.candidates, end=end
+                )
                 reply.clock.pass_ended(update.settled)
                 yield update
                 if reply.refinement.finish is not None:
@@ -319,12 +320,12 @@ class Engine:
             begun=turn.begun_of(row),
         )
 
-    def _end(self, refinement: Refinement, choices: list[int]) -> int | None:
+    def _end(self, refinement: Refinement, choice: Choices) -> int | None:
         """Where a stop text ends a reply with its next tokens, if this rank leads."""
         stops = refinement.settings.stop
-        if self._ends is None or not stops or NOT_A_NUMBER in choices:
+        if self._ends is None or not stops or NOT_A_NUMBER in choice.token_ids:
             return None
-        reply, new = refinement.reply_with(choices)
+        reply, new = refinement.reply_with(choice.token_ids, choice.sure)
         return self._ends(reply, new, stops) if new else None
 
     def _is_causal_for(self, prompt: tuple[int, ...], settings: GenerationSettings) -> bool:

@@ -8,13 +8,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Protocol
 
 import torch
 
 from dist.decode.cache import SequenceCache
 from dist.decode.rule import Candidates, Pass
-from dist.decode.sampling import choose, sampling_of
+from dist.decode.sampling import choose, sampling_of, sure_of
 from dist.model.head import Head
 
 CANDIDATES = 3
@@ -27,10 +28,19 @@ FORWARD_ERRORS = (AttributeError, IndexError, KeyError, NotImplementedError, Run
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choices:
-    """What the model chose in one pass; `candidates` where they were asked for."""
+    """What the model chose in one pass; `candidates` where they were asked for.
+
+    `sure` is of how many leading ones, where the setting `accept` asks for that.
+    """
 
     token_ids: list[int]
     candidates: list[Candidates] | None
+    sure: int | None
+
+    @property
+    def numbers(self) -> list[int]:
+        """What the ranks have to agree on."""
+        return self.token_ids if self.sure is None else [*self.token_ids, self.sure]
 
 
 class Forward(Protocol):
@@ -134,13 +144,27 @@ def choices_of(logits: Sequence[torch.Tensor], steps: Sequence[Pass], trace: boo
         chosen_N = torch.cat(
             [choose(logits_NV, step.positions, step.settings, head) for logits_NV, step in zip(logits, steps)]
         )
-    chosen = chosen_N.tolist()
-    candidates = most_likely(head.whole(joined_NV)) if trace else None
+    ends = list(accumulate(step.wanted for step in steps))
+    places = [slice(end - step.wanted, end) for end, step in zip(ends, steps)]
+    return choices_at(places, chosen_N.tolist(), joined_NV, steps, trace, head)
+
+
+def choices_at(
+    places: Sequence[slice],
+    chosen: list[int],
+    logits_NV: torch.Tensor,
+    steps: Sequence[Pass],
+    trace: bool,
+    head: Head,
+) -> list[Choices]:
+    """Every pass's choices, where all of them and their logits stand one behind the other."""
+    candidates = most_likely(head.whole(logits_NV)) if trace else None
     result: list[Choices] = []
-    start = 0
-    for step in steps:
-        part = slice(start, start := start + step.wanted)
-        result.append(Choices(token_ids=chosen[part], candidates=candidates[part] if candidates else None))
+    for place, step in zip(places, steps):
+        least = step.settings.accept
+        sure = None if least is None else sure_of(logits_NV[place], chosen[place], least, head)
+        candidates_here = candidates[place] if candidates else None
+        result.append(Choices(token_ids=chosen[place], candidates=candidates_here, sure=sure))
     return result
 
 

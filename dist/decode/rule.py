@@ -11,6 +11,9 @@ rules for how the draft goes on:
 window  (`refine_iter auto`) N + 1 places that slide: after every pass the draft is filled up again.
 block   (`refine_iter R`) N + 1 places that start as placeholders. After R passes the rest is taken as it stands;
         only then, or when all of it is exact, does the next block begin.
+
+With the setting `accept`, choices that are not exact join the text, by a window's pass and by a block's last one,
+as far as the model is sure of them; the window or the next block goes on behind these.
 """
 
 from __future__ import annotations
@@ -45,10 +48,14 @@ class Pass:
 def pass_sizes(settings: GenerationSettings) -> tuple[tuple[int, int], ...]:
     """How many tokens passes read and choose at most, once the text before them is read; the smaller first.
 
-    A window's passes have one size. A block's first pass also reads what the last block left inexact.
+    A window's passes have one size. What joined the text without being exact is read again, by the first pass over
+    the next block, and with `accept` by a window's.
     """
     n = settings.add_eos_length
-    return ((n + 1, n + 1),) if settings.refine_iter == "auto" else ((max(n, 1), max(n, 1)), (2 * n + 1, n + 1))
+    longer = (2 * n + 1, n + 1)
+    if settings.refine_iter == "auto":
+        return ((n + 1, n + 1), longer)[: 1 if settings.accept is None else 2]
+    return ((max(n, 1), max(n, 1)), longer)
 
 
 class Refinement:
@@ -111,29 +118,33 @@ class Refinement:
         """The forward that makes the next iteration."""
         return Pass(token_ids=self._text + self._draft[:-1], wanted=len(self._draft), settings=self.settings)
 
-    def reply_with(self, choices: Sequence[int]) -> tuple[list[int], int]:
+    def reply_with(self, choices: Sequence[int], sure: int | None) -> tuple[list[int], int]:
         """The reply as it is with the model's choices for `next_pass`, and how many tokens it takes of them."""
-        kept = self._kept(choices, self._matched(choices))
+        kept = self._kept(choices, self._matched(choices), sure)
         return self._text[self.prompt_len :] + kept, len(kept)
 
     def accept(
         self,
         choices: Sequence[int],
         next_settings: GenerationSettings,
+        *,
+        sure: int | None = None,
         candidates: Sequence[Candidates] | None = None,
         end: int | None = None,
     ) -> BlockUpdate:
         """Take the model's choices for `next_pass`; `next_settings` count from the next block on, in a window now.
 
-        `candidates`, one entry per choice, are only passed through to the update. `end`: the reply ends after so
-        many of the tokens that it takes.
+        The model is `sure` of so many leading ones, where the setting `accept` asks for that. `candidates`, one
+        entry per choice, are only passed through to the update. `end`: the reply ends after so many of the tokens
+        that it takes.
         """
         before, start, known = self._draft, self._start, len(self._text) - self._start
         window, index = self._window, len(self.iterations)
         # 1. What the input had right, and what the text takes.
         matched = self._matched(choices)
         exact = self._exact(choices, matched)
-        kept = self._kept(choices, matched)[:end]
+        last = self._is_last()
+        kept = self._kept(choices, matched, sure)[:end]
         self._iteration = iteration = self._iteration + 1
         self._text += kept
         # 2. A reply may end here.
@@ -141,7 +152,7 @@ class Refinement:
             self.finish = "stop"
         elif kept and self._room() <= 0:
             self.finish = "length"
-        rest = [] if self.finish else list(choices[len(kept) :])
+        rest = [] if self.finish or last else list(choices[len(kept) :])
         done, settled = window or not rest, len(self._text) - start
         token_ids = (*self._text[start:], *rest)
         if candidates is not None:
@@ -192,9 +203,14 @@ class Refinement:
     def _exact(self, choices: Sequence[int], matched: int) -> int:
         return matched + 1 if self._causal or matched + 1 == len(choices) else 0
 
-    def _kept(self, choices: Sequence[int], matched: int) -> list[int]:
-        """What the text takes: what is exact; after a block's last pass, all of it."""
-        return self._cut(choices if self._is_last() else choices[: self._exact(choices, matched)])
+    def _kept(self, choices: Sequence[int], matched: int, sure: int | None) -> list[int]:
+        """What the text takes: what is exact; from a block's last pass all of it, or what the model is sure of."""
+        taken, last = self._exact(choices, matched), self._is_last()
+        if last and sure is None:
+            taken = len(choices)
+        elif last or self._window:
+            taken = max(taken, sure or 0)
+        return self._cut(choices[:taken])
 
     def _is_last(self) -> bool:
         """Whether the next pass ends a block."""
@@ -224,7 +240,8 @@ class Refinement:
         goes_on, self._window = self._window, self._causal and self.settings.refine_iter == "auto"
         drafted: Sequence[int] = ()
         if self._window and size > 1:
-            own = self.settings.drafts == OWN
+            # A model that is sure of what continues somebody else's guess says nothing of the text.
+            own = self.settings.drafts == OWN or self.settings.accept is not None
             drafted = self.drafts.draft(self._text, tail if goes_on else [], size - 1, own=own)[: size - 1]
         self._draft = [*takewhile(lambda token: 0 <= token < self._vocabulary, drafted)]
         self._draft += [self._placeholder] * (size - 1 - len(self._draft)) + [NOTHING]

@@ -9,6 +9,7 @@ Shape suffixes: N rows, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import takewhile
 
 import torch
 
@@ -47,6 +48,18 @@ def choose(
         device=scores_NV.device,
     )
     return highest(scores_NV + noise_NV) if filtered else head.greedy(scores_NV + noise_NV)
+
+
+def sure_of(logits_NV: torch.Tensor, chosen: Sequence[int], least: float, head: Head) -> int:
+    """How many leading choices have the probability `least` before temperature and filters, the first one always.
+
+    Collective, as `head` is.
+    """
+    logits_NV = head.whole(logits_NV).float()
+    id_N1 = torch.tensor(chosen, device=logits_NV.device).clamp(min=0).unsqueeze(-1)
+    share_N = (logits_NV.gather(-1, id_N1).squeeze(-1) - logits_NV.logsumexp(dim=-1)).exp()
+    likely: list[bool] = (share_N[1:] >= least).tolist()
+    return 1 + sum(takewhile(bool, likely))
 
 
 def keep_likely(scores_NV: torch.Tensor, top_k: int, top_p: float) -> torch.Tensor:

@@ -40,6 +40,7 @@ def trial_turn(prompt: tuple[int, ...], settings: GenerationSettings, placeholde
         max_new_tokens=BLOCK,
         temperature=0.0,
         drafts="own",
+        accept=None,
     )
     return Turn(prompts=(prompt,), settings=trial, placeholder=placeholder, stop_ids=())
 

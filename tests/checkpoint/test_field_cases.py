@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import field_models as made
 import pytest
 import torch
 from field_cases import ROWS, Case
@@ -13,6 +14,7 @@ from chat.loading.facts import CheckpointFacts, checkpoint_facts, facts_table
 from chat.loading.opening import open_asked, open_tokenizer, start_notices
 from chat.start.config_file import ConfigFile
 from chat.start.options import LaunchOptions, resolve_settings
+from dist.checkpoint.open import open_checkpoint
 from dist.errors import CheckpointError
 from dist.group.group import SoloGroup
 from dist.model.load import LoadedModel, load_model
@@ -85,3 +87,18 @@ def check(case: Case, tmp_path: Path) -> None:
     for words in case.silent:
         assert words not in said
     assert greedy(loaded.module, PROMPT) == greedy(reference, PROMPT)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_authors_later_checkpoints_are_bit_equal_to_the_same_weights_as_qwen2(dtype, tmp_path):
+    (case,) = (one for one in ROWS if one.name == "the authors' later checkpoints")
+    made.copy_of_base(tmp_path / "qwen2")
+    case.make(tmp_path / "dllm")
+    logits, types = [], []
+    for name in ("qwen2", "dllm"):
+        checkpoint = open_checkpoint(tmp_path / name)
+        types.append(checkpoint.config["model_type"])
+        loaded = load_model(checkpoint, SoloGroup(torch.device("cpu")), dtype=dtype)
+        with torch.inference_mode():
+            logits.append(loaded.module(input_ids=torch.tensor([PROMPT])).logits)
+    assert types == ["qwen2", "dllm"] and torch.equal(*logits) and logits[0].abs().max() > 0

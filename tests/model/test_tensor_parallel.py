@@ -12,9 +12,10 @@ import pytest
 import torch
 import transformers
 from checkpoints import VOCABULARY, save_tokenizer
+from plain_accept import plain_accept
 from plain_rule import plain_rule
 from ranks import rank_environment
-from ranks_tp import GREEDY, PROMPTS, WISHES
+from ranks_tp import GREEDY, PROMPTS, SURE, WISHES
 from tiny_models import COMMON, tiny_model
 
 import dist.model.layout
@@ -100,6 +101,7 @@ def test_ranks_choose_the_tokens_of_one(on_ranks, models, model, size):
     got = on_ranks[model, size]
     for name, wish in WISHES.items():
         assert got[name] == list(plain_rule(models[model], PROMPTS[0], wish, 2, (2,))), name
+    assert got["sure"] == list(plain_accept(models[model], PROMPTS[0], SURE, 2, (2,)))
     assert got["together"]
     assert got["batch"] == [list(plain_rule(models[model], prompt, GREEDY, 2, (2,))) for prompt in PROMPTS]
 

@@ -34,6 +34,8 @@ WISHES = {
     "sampled": SAMPLED,
     "nucleus": dataclasses.replace(SAMPLED, top_p=0.9, top_k=40),
 }
+# Beside these, what is held to a rule of its own.
+SURE = dataclasses.replace(GREEDY, refine_iter="auto", accept=0.03)
 
 
 def main() -> None:
@@ -72,6 +74,7 @@ def load(folder: str, group) -> dict:
         engine.warm_up(GREEDY)
         replies(engine, ((3, 3, 5, 9),), GREEDY)
         result |= {name: replies(engine, PROMPTS[:1], wish)[0] for name, wish in WISHES.items()}
+        result["sure"] = replies(engine, PROMPTS[:1], SURE)[0]
         result["batch"] = replies(engine, PROMPTS, GREEDY)
         result["together"] = engine._sequence._batch is not None
         result["trace"] = traced(engine)
