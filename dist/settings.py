@@ -128,10 +128,10 @@ SETTINGS: dict[str, Setting] = {
         Setting(
             name="accept",
             default=None,
-            kind=Real(0.0, 1.0, above=True, word=Word(text="off", value=None, meaning="auto stays exact")),
+            kind=Real(0.0, 1.0, above=True, word=Word(text="none", value=None, meaning="auto stays exact")),
             help="lossy: auto also takes tokens that are not exact yet, as long as they have this probability, and "
             "a block takes no others; drafts are own",
-            examples=("off", "0.7", "0.9"),
+            examples=("none", "0.7", "0.9"),
         ),
         Setting(
             name="stop",

@@ -21,10 +21,11 @@ def stats_line(reply: Reply, context_used: int, context_limit: int, palette: Pal
     `context_used` of `context_limit` tokens are taken by the conversation after this reply.
     """
     context = f"{context_used:,} of {context_limit:,}"
-    seed = [f"seed {reply.settings.seed}"] if reply.settings.samples else []
+    how = [f"seed {reply.settings.seed}"] if reply.settings.samples else []
+    how += _lossy(reply)
     separator = palette.mark(" · ", ", ")
-    whole = [*_spelt_out(reply), f"context {context}", *seed]
-    shorter = [*_in_short(reply, palette), *seed]  # the bottom line shows the context too
+    whole = [*_spelt_out(reply), f"context {context}", *how]
+    shorter = [*_in_short(reply, palette), *how]  # the bottom line shows the context too
     short = [*shorter, f"context {context.replace(' of ', '/')}"]
     lines = next((parts for parts in map(separator.join, (whole, short, shorter)) if cells(parts) < width), None)
     wrapped = _wrapped(short, separator, width) if lines is None else [lines]
@@ -58,7 +59,13 @@ def stats_rows(reply: Reply) -> list[tuple[str, str]]:
         rows.append(("of these guessed right", right))
     if reply.settings.samples:
         rows.append(("seed", f"{reply.settings.seed}"))
-    return rows
+    return [*rows, *(("not exact", words) for words in _lossy(reply))]
+
+
+def _lossy(reply: Reply) -> list[str]:
+    """That a reply need not be the model's own, under the setting that makes it so."""
+    least = reply.settings.accept
+    return [] if least is None else [f"lossy: accept {least:g}"]
 
 
 def _listed(numbers: Iterable[int]) -> str:

@@ -275,9 +275,7 @@ class Engine:
                 agreed = list(islice(numbers, step.wanted))
                 sure = None if choice.sure is None else next(numbers)
                 settings = turn.settings_of(reply.row, verdict.settings)
-                update = reply.refinement.accept(
-                    agreed, settings, sure=sure, candidates=choice.candidates, end=end
-                )
+                update = reply.refinement.accept(agreed, settings, sure=sure, candidates=choice.candidates, end=end)
                 reply.clock.pass_ended(update.settled)
                 yield update
                 if reply.refinement.finish is not None:

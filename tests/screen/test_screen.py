@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import re
 from collections.abc import Sequence
@@ -368,6 +369,10 @@ def test_all_figures_have_names_that_a_reader_knows() -> None:
 
 
 def test_a_reply_cut_at_its_limit_says_so() -> None:
+    reply = a_reply(tuple(b"x" * 12))
+    lossy = dataclasses.replace(reply, settings=dataclasses.replace(reply.settings, accept=0.7))
+    assert " lossy: accept 0.7\n" in stats_line(lossy, 21, 8192, PLAIN, 160)
+    assert ("not exact", "lossy: accept 0.7") in stats_rows(lossy)
     assert "12 tokens (the limit)" in stats_line(a_reply(tuple(b"x" * 12), finish="length"), 21, 8192, PLAIN, 160)
 
 

@@ -366,7 +366,7 @@ def test_options_of_the_config_file_stand_where_the_command_line_is_silent(tmp_p
     [
         (
             "refine_itr = 2",
-            "has an unknown key: refine_itr. Did you mean refine_iter? The keys are add_eos_length, ",
+            "has an unknown key: refine_itr. Did you mean refine_iter? The keys are accept, ",
         ),
         ("top_p = 2.0", "top_p cannot be 2.0. It takes a number above 0, at most 1 (off)."),
         ("dtype = 'int8'", "dtype cannot be 'int8'. It takes auto, float32, bfloat16 or float16."),
