@@ -273,7 +273,7 @@ class Engine:
             numbers = iter(verdict.token_ids)
             for (place, reply), step, choice, end in zip(list(active.items()), steps, choices, verdict.ends):
                 agreed = list(islice(numbers, step.wanted))
-                sure = None if choice.sure is None else next(numbers)
+                sure = None if choice.sure is None else list(islice(numbers, step.wanted))
                 settings = turn.settings_of(reply.row, verdict.settings)
                 update = reply.refinement.accept(agreed, settings, sure=sure, candidates=choice.candidates, end=end)
                 reply.clock.pass_ended(update.settled)

@@ -30,17 +30,17 @@ FORWARD_ERRORS = (AttributeError, IndexError, KeyError, NotImplementedError, Run
 class Choices:
     """What the model chose in one pass; `candidates` where they were asked for.
 
-    `sure` is of how many leading ones, where the setting `accept` asks for that.
+    `sure`: of which ones it is sure, where the setting `accept` asks for that.
     """
 
     token_ids: list[int]
     candidates: list[Candidates] | None
-    sure: int | None
+    sure: list[bool] | None
 
     @property
     def numbers(self) -> list[int]:
         """What the ranks have to agree on."""
-        return self.token_ids if self.sure is None else [*self.token_ids, self.sure]
+        return [*self.token_ids, *(self.sure or ())]
 
 
 class Forward(Protocol):

@@ -12,8 +12,8 @@ window  (`refine_iter auto`) N + 1 places that slide: after every pass the draft
 block   (`refine_iter R`) N + 1 places that start as placeholders. After R passes the rest is taken as it stands;
         only then, or when all of it is exact, does the next block begin.
 
-With the setting `accept`, choices that are not exact join the text, by a window's pass and by a block's last one,
-as far as the model is sure of them; the window or the next block goes on behind these.
+With the setting `accept`, a window's pass and a block's last one give the text what is exact and, behind that, what
+the model is sure of; the window or the next block goes on behind these.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ class Refinement:
         """The forward that makes the next iteration."""
         return Pass(token_ids=self._text + self._draft[:-1], wanted=len(self._draft), settings=self.settings)
 
-    def reply_with(self, choices: Sequence[int], sure: int | None) -> tuple[list[int], int]:
+    def reply_with(self, choices: Sequence[int], sure: Sequence[int] | None) -> tuple[list[int], int]:
         """The reply as it is with the model's choices for `next_pass`, and how many tokens it takes of them."""
         kept = self._kept(choices, self._matched(choices), sure)
         return self._text[self.prompt_len :] + kept, len(kept)
@@ -128,13 +128,13 @@ class Refinement:
         choices: Sequence[int],
         next_settings: GenerationSettings,
         *,
-        sure: int | None = None,
+        sure: Sequence[int] | None = None,
         candidates: Sequence[Candidates] | None = None,
         end: int | None = None,
     ) -> BlockUpdate:
         """Take the model's choices for `next_pass`; `next_settings` count from the next block on, in a window now.
 
-        The model is `sure` of so many leading ones, where the setting `accept` asks for that. `candidates`, one
+        `sure`, where the setting `accept` asks for it, says of each choice whether the model is. `candidates`, one
         entry per choice, are only passed through to the update. `end`: the reply ends after so many of the tokens
         that it takes.
         """
@@ -203,13 +203,13 @@ class Refinement:
     def _exact(self, choices: Sequence[int], matched: int) -> int:
         return matched + 1 if self._causal or matched + 1 == len(choices) else 0
 
-    def _kept(self, choices: Sequence[int], matched: int, sure: int | None) -> list[int]:
+    def _kept(self, choices: Sequence[int], matched: int, sure: Sequence[int] | None) -> list[int]:
         """What the text takes: what is exact; from a block's last pass all of it, or what the model is sure of."""
         taken, last = self._exact(choices, matched), self._is_last()
-        if last and sure is None:
+        if sure is not None and (last or self._window):
+            taken = matched + 1 + len([*takewhile(bool, sure[matched + 1 :])])
+        elif last:
             taken = len(choices)
-        elif last or self._window:
-            taken = max(taken, sure or 0)
         return self._cut(choices[:taken])
 
     def _is_last(self) -> bool:

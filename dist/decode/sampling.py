@@ -9,7 +9,6 @@ Shape suffixes: N rows, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import takewhile
 
 import torch
 
@@ -50,16 +49,13 @@ def choose(
     return highest(scores_NV + noise_NV) if filtered else head.greedy(scores_NV + noise_NV)
 
 
-def sure_of(logits_NV: torch.Tensor, chosen: Sequence[int], least: float, head: Head) -> int:
-    """How many leading choices have the probability `least` before temperature and filters, the first one always.
-
-    Collective, as `head` is.
-    """
+def sure_of(logits_NV: torch.Tensor, chosen: Sequence[int], least: float, head: Head) -> list[bool]:
+    """Which choices have at least the probability `least`, before temperature and filters. Collective."""
     logits_NV = head.whole(logits_NV).float()
     id_N1 = torch.tensor(chosen, device=logits_NV.device).clamp(min=0).unsqueeze(-1)
     share_N = (logits_NV.gather(-1, id_N1).squeeze(-1) - logits_NV.logsumexp(dim=-1)).exp()
-    likely: list[bool] = (share_N[1:] >= least).tolist()
-    return 1 + sum(takewhile(bool, likely))
+    sure: list[bool] = (share_N >= least).tolist()
+    return sure
 
 
 def keep_likely(scores_NV: torch.Tensor, top_k: int, top_p: float) -> torch.Tensor:

@@ -26,10 +26,9 @@ def plain_accept(model, prompt, wish: GenerationSettings, placeholder, stop_ids,
         count = next((at for at, (a, b) in enumerate(zip(draft, chosen)) if a != b), len(draft)) + 1
         if window or passes == wish.refine_iter:
             shares = logits.softmax(dim=-1)
-            sure = 1
-            while sure < len(chosen) and shares[sure, chosen[sure]] >= wish.accept:
-                sure += 1
-            count, ended = max(count, sure), True
+            while count < len(chosen) and shares[count, chosen[count]] >= wish.accept:
+                count += 1
+            ended = True
         else:
             ended = count == len(chosen)
         for token in chosen[:count]:
