@@ -161,6 +161,24 @@ class Texts:
         return ()
 
 
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Any text, none by default. It does not travel: only rank 0 knows text."""
+
+    allowed = "text"
+
+    def parse(self, value: object) -> str:
+        if value is not None and not isinstance(value, str):
+            raise TypeError(value)
+        return value or ""
+
+    def pack(self, value: Any) -> int:
+        return 0
+
+    def unpack(self, packed: int) -> str:
+        return ""
+
+
 def quoted(text: str) -> tuple[str, ...]:
     """The texts that stand in double quotes, as JSON writes them, one after the other. Raises ValueError."""
     found: list[str] = []

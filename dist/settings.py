@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from dist.errors import UsageError
-from dist.setting_kinds import MAX_WORD, Kind, OneOf, Real, Texts, Whole, Word
+from dist.setting_kinds import MAX_WORD, Kind, OneOf, Real, Text, Texts, Whole, Word
 
 Auto = Literal["auto"]
 SettingValue = int | float | str | tuple[str, ...] | None
@@ -141,6 +141,14 @@ SETTINGS: dict[str, Setting] = {
             examples=('"\\n\\n"', '"User:"', "none"),
             shorthand=False,
         ),
+        Setting(
+            name="prefill",
+            default="",
+            kind=Text(),
+            help="what every reply begins with; its tokens count as the reply's own",
+            examples=("Sure:",),
+            shorthand=False,
+        ),
     )
 }
 
@@ -169,7 +177,7 @@ def setting_text(value: SettingValue) -> str:
     """A value as it is shown and could be given."""
     if isinstance(value, tuple):
         return " ".join(json.dumps(one, ensure_ascii=False) for one in value) or "none"
-    return "none" if value is None else str(value)
+    return "none" if value is None or value == "" else str(value)
 
 
 _DEFAULTS: dict[str, Any] = {name: row.default for name, row in SETTINGS.items()}
@@ -195,6 +203,7 @@ class GenerationSettings:
     drafts: str = _DEFAULTS["drafts"]
     accept: float | None = _DEFAULTS["accept"]
     stop: tuple[str, ...] = _DEFAULTS["stop"]
+    prefill: str = _DEFAULTS["prefill"]
 
     def __post_init__(self) -> None:
         for name in SETTINGS:

@@ -46,8 +46,8 @@ LAYERS = {
     "chat/loading": f"dist {WORDS} chat/files chat/terminal chat/text chat/start chat/demo",
     "chat/conversation": f"{WORDS} dist/decode chat/files chat/text chat/screen chat/console chat/sessions "
     "chat/loading",
-    "chat/commands": f"{WORDS} dist/checkpoint chat/files chat/text chat/screen chat/console chat/sessions "
-    "chat/loading chat/conversation",
+    "chat/commands": f"{WORDS} dist/setting_kinds dist/checkpoint chat/files chat/text chat/screen chat/console "
+    "chat/sessions chat/loading chat/conversation",
     "chat/batch": f"{WORDS} dist/group dist/decode/trial chat/files chat/terminal chat/text chat/start",
     "chat/activities": "dist chat",
     "chat/leader": "dist chat",

@@ -47,6 +47,7 @@ class Asked:
 
     job: Job
     token_ids: tuple[int, ...]
+    begun: tuple[int, ...]
     seed: int | None
 
 
@@ -203,7 +204,7 @@ class Answerer:
                     self._put(job, failed(job, error, self._seed(job), task.shared))
             else:
                 for job in samples:
-                    yield Asked(job=job, token_ids=fitted.token_ids, seed=self._seed(job))
+                    yield Asked(job=job, token_ids=fitted.token_ids, begun=fitted.begun, seed=self._seed(job))
 
     def _most_together(self, asked: Sequence[Asked]) -> int:
         if self._task.batch_size is not None:
@@ -227,8 +228,9 @@ class Answerer:
             trace=task.trace,
             row_settings=own if task.settings.samples else None,
             together=together,
+            begun=tuple(one.begun for one in asked) if task.settings.prefill else (),
         )
-        return Batch(turn, asked, [Row(one.job, task, self._output) for one in asked])
+        return Batch(turn, asked, [Row(one.job, task, self._output, one.begun) for one in asked])
 
     def _take(self, batch: Batch, outcome: Outcome) -> None:
         if isinstance(outcome, BlockUpdate):
@@ -256,13 +258,13 @@ class Answerer:
 class Row:
     """A reply while it is made: its trace, and its text as far as it is finished."""
 
-    def __init__(self, job: Job, task: Task, output: Output) -> None:
+    def __init__(self, job: Job, task: Task, output: Output, begun: tuple[int, ...]) -> None:
         self._job = job
         self._tokenizer = task.tokenizer
         self._output = output
         self._trace = Trace(self._tokenizer.decode) if task.trace else None
         self._stops = task.settings.stop
-        self._finished: tuple[int, ...] = ()
+        self._finished = begun
 
     def take(self, update: BlockUpdate) -> None:
         if self._trace is not None:

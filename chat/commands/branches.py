@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from chat.commands.row import Value, ago, command, exchanges, first_word, whole_number
+from chat.commands.row import Value, ago, command, exchanges, first_word, unquoted, whole_number
 from chat.sessions.nodes import Node
 from chat.sessions.tree import Tree
 from chat.text.transcript import ASSISTANT, SYSTEM, USER
@@ -75,14 +75,43 @@ def _questions(repl: Repl, word: str) -> Iterable[Value]:
     return ((str(n), node.text[:60]) for n, node in enumerate(repl.talk.tree.questions()[:SHOWN_QUESTIONS], 1))
 
 
+@command("continue", "/continue", "go on with a reply that was stopped, cut, or as long as it might be")
+def continue_(repl: Repl, argument: str) -> None:
+    repl.answering.go_on()
+
+
+@command(
+    "prefill",
+    "/prefill [TEXT|-]",
+    'what the next reply begins with (in double quotes: "with blanks at its end "; - takes it back)',
+    example="/prefill Sure, here",
+)
+def prefill(repl: Repl, argument: str) -> None:
+    if argument:
+        repl.talk.prefill = "" if argument == "-" else unquoted(argument)
+    now = repl.talk.prefill or repl.talk.settings.prefill
+    repl.note(f"The next reply begins with: {now}" if now else "The next reply begins with nothing given.")
+
+
+def _edited(repl: Repl, word: str) -> Iterable[Value]:
+    return (("reply", "the last reply; the model goes on from your text"), *_questions(repl, word))
+
+
 @command(
     "edit",
-    "/edit [N]",
-    "change your last message, or the N-th last, and go on from there",
-    values=first_word(_questions),
+    "/edit [N|reply]",
+    "change your last message, the N-th last, or the last reply, and go on from there",
+    values=first_word(_edited),
     example="/edit 2",
 )
 def edit(repl: Repl, argument: str) -> None:
+    if argument == "reply":
+        reply = repl.talk.last_reply_node
+        if reply is None:
+            raise UsageError("There is no reply to edit.")
+        repl.note("Enter has the model go on from what you leave of the reply; Ctrl-C cancels.")
+        repl.edit(reply)
+        return
     n = whole_number(argument, "/edit")
     questions = repl.talk.tree.questions()
     if not questions:

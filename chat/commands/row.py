@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -68,6 +69,16 @@ def whole_number(argument: str, name: str, default: int = 1) -> int:
     if not argument.isdecimal() or int(argument) < 1:
         raise UsageError(f"{name} cannot take {argument!r}.", "It takes a whole number from 1.")
     return int(argument)
+
+
+def unquoted(argument: str) -> str:
+    """A text as it was typed, or, between double quotes, as JSON reads it. Raises UsageError."""
+    if not (len(argument) > 1 and argument.startswith('"') and argument.endswith('"')):
+        return argument
+    try:
+        return str(json.loads(argument))
+    except ValueError as error:
+        raise UsageError(f"The text in double quotes cannot be read: {argument}", f"{error}.") from None
 
 
 def exchanges(n: int) -> str:

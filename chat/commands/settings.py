@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from chat.commands.row import Command, Value, command, first_word
+from chat.commands.row import Command, Value, command, first_word, unquoted
 from chat.conversation.state import BY_HAND
 from chat.text.thinking import split_thinking
 from dist.errors import UsageError
+from dist.setting_kinds import NONE, Text
 from dist.settings import SETTINGS, Setting, setting_text
 
 if TYPE_CHECKING:
@@ -94,10 +95,10 @@ def _change(repl: Repl, name: str, value: str) -> None:
         now = setting_text(getattr(repl.talk.settings, name))
         repl.note(f"{name} is {now}; it takes {SETTINGS[name].allowed}.")
         return
-    if value == DEFAULT:
+    if value == DEFAULT or (value == NONE and isinstance(SETTINGS[name].kind, Text)):
         repl.talk.reset_setting(name)
     else:
-        repl.talk.change_setting(name, value)
+        repl.talk.change_setting(name, unquoted(value) if isinstance(SETTINGS[name].kind, Text) else value)
     when = " from the next block on" if repl.answering.busy else ""
     repl.note(f"{name} is {setting_text(getattr(repl.talk.settings, name))}{when}.")
 

@@ -87,7 +87,9 @@ def quit_(repl: Repl, argument: str) -> None:
 GROUPS: dict[str, tuple[Command, ...]] = {
     "Conversation": (
         branches.retry,
+        branches.continue_,
         branches.edit,
+        branches.prefill,
         branches.undo,
         branches.redo,
         branches.clear,

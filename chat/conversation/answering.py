@@ -5,20 +5,21 @@ Knows no key and no command.
 
 from __future__ import annotations
 
-import dataclasses
 import secrets
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
 from chat.conversation.divergence import Margins, divergence
+from chat.conversation.going_on import Begun, edited, going_on
 from chat.conversation.page import Page
 from chat.conversation.state import Talk
 from chat.conversation.work import Work
 from chat.screen.draw import ReplyView
 from chat.sessions.nodes import Made, Node
 from chat.sessions.session import Asked, Session
-from chat.text.prompt import FittedPrompt
+from chat.text.prompt import FittedPrompt, most_tokens
 from chat.text.running_text import RunningText
 from chat.text.stops import held_back
 from chat.text.thinking import ThinkingText, opens_thinking
@@ -84,20 +85,57 @@ class Answering:
             again=True,
         )
 
+    def go_on(self, text: str | None = None, reply: Node | None = None) -> None:
+        """Go on with a reply that is not whole, by default the last one; with `text` from that in its place.
+
+        If nothing more gets finished, everything stays as it was. Raises ChatError.
+        """
+        talk = self._talk
+        reply = reply or talk.last_reply_node
+        if reply is None or reply.made is None:
+            hint = "/retry answers the last message." if talk.tree.questions() else ""
+            raise UsageError("There is no reply to continue.", "", hint)
+        if reply.parent != talk.tree.questions()[0].id:
+            raise UsageError("The conversation has moved on from that reply.", "", "/branches leads back to it.")
+        same = talk.same_tokenizer(reply.made)
+        if text is None:
+            begun = going_on(reply, talk.tokenizer, talk.settings, same_tokenizer=same)
+        else:
+            begun = edited(reply, text, talk.tokenizer, same_tokenizer=same)
+        asked = talk.tree.transcript(reply.parent).with_system(talk.tree.system()).for_model()
+        self._answer(
+            asked.without_oldest(begun.left_out),
+            lambda asked: talk.journal(lambda session: session.ask_again(asked)),
+            reply.made,
+            begun=begun,
+        )
+
     def _answer(
-        self, transcript: Transcript, begin: Begin, earlier: Made | None = None, *, again: bool = False
+        self,
+        transcript: Transcript,
+        begin: Begin,
+        earlier: Made | None = None,
+        *,
+        again: bool = False,
+        begun: Begun | None = None,
     ) -> None:
         """Answer the last message of `transcript`; `begin` makes it the conversation.
 
         `earlier` is the reply that this one takes the place of: a draft, and `again` what it is compared with if
-        another checkpoint made it.
+        another checkpoint made it. The reply goes on from `begun`, or begins with the prefill.
         """
         talk = self._talk
-        fitted = talk.fitted(transcript)
+        if begun is None:
+            fitted = talk.fitted(transcript, replace(talk.settings, prefill=talk.prefill or talk.settings.prefill))
+            begun = Begun(token_ids=fitted.begun, before=len(fitted.begun))
+        else:
+            fitted = talk.fitted(transcript, goes_on=begun.token_ids)
         self._say_left_out(fitted, transcript)
-        seed = secrets.randbelow(MAX_SEED) if talk.settings.seed is None else talk.settings.seed
-        begin(talk.asked(fitted, seed))
-        answer = Answer(talk)
+        drawn = secrets.randbelow(MAX_SEED) if begun.seed is None else begun.seed
+        seed = drawn if talk.settings.seed is None else talk.settings.seed
+        asked = talk.asked(fitted, seed)
+        begin(replace(asked, left_out=asked.left_out + begun.left_out, continues=begun.continues))
+        answer = Answer(talk, begun)
         try:
             if talk.undecided:
                 measured = self._measured(fitted.token_ids)
@@ -117,27 +155,30 @@ class Answering:
 
     def _reply(self, answer: Answer, fitted: FittedPrompt, seed: int, earlier: Made | None, *, again: bool) -> None:
         """Make the reply that the journal has begun."""
-        talk = self._talk
+        talk, begun = self._talk, answer.start
         compared = earlier if again and earlier is not None and talk.other_weights(earlier) else None
         # Rounding can decide in 16 bits.
         margins = Margins() if compared is not None and talk.rounds else None
         turn = Turn(
             prompts=(fitted.token_ids,),
-            settings=with_seed(talk.settings, seed),
+            settings=answer.settings(seed),
             placeholder=talk.tokenizer.eos_id,
             stop_ids=talk.tokenizer.stop_ids,
             trace=self.trace == "top" or margins is not None,
             earlier=(earlier.token_ids,) if earlier is not None and talk.same_tokenizer(earlier) else (),
+            begun=(begun.token_ids,) if begun.token_ids else (),
         )
         begins = talk.tokenizer.decode(fitted.token_ids[-TEMPLATE_END:], False)
         thinking = ThinkingText(inside=opens_thinking(begins))
         view = self._page.reply_view(talk.reply_text, answer.text, thinking)
+        if begun.token_ids:
+            self._page.console.commit(view.begin(seen=begun.continues is not None))
         trace = self._page.trace(talk.reply_text)
         show = partial(self._show, answer, view, trace, margins)
         reply = self._work.reply(turn, partial(answer.settings, seed), show)
         self._finish(reply, answer, view, fitted)
         made = talk.tree.node(talk.tree.head).made
-        if compared is not None and made is not None and reply.token_ids:
+        if compared is not None and made is not None and answer.has_tokens:
             self._page.note(divergence(compared, made, talk.reply_text, margins))
 
     def _measured(self, prompt: tuple[int, ...]) -> bool:
@@ -183,7 +224,7 @@ class Answering:
         answer.end(reply)
         self._page.console.commit(view.finish(reply))
         self._talk.last_reply = reply
-        if reply.token_ids:
+        if answer.has_tokens:
             used = reply.prompt_len + len(reply.token_ids)
             self._talk.show_used(used, fitted.limit)
             self._page.stats(reply, used, fitted.limit)
@@ -192,29 +233,38 @@ class Answering:
 
 
 class Answer:
-    """The reply in the making: its text, and what is journaled of it. Made once its turn is in the journal."""
+    """The reply in the making: its text, and what is journaled of it. Made once its turn is in the journal.
 
-    def __init__(self, talk: Talk) -> None:
+    What it begins with is journaled with the first tokens that are finished.
+    """
+
+    def __init__(self, talk: Talk, begun: Begun) -> None:
         self.text = RunningText(talk.reply_text, lambda text: held_back(text, talk.settings.stop))
         self._talk = talk
+        self.start = begun
+        self.text.extend(begun.token_ids)
         self._question = talk.tree.head
-        self._begun = False  # whether anything of it is finished
+        self.has_tokens = False  # whether anything of it is finished
         self._in_force = talk.settings
 
     @property
     def withdrawn(self) -> bool:
         """Whether it ended with nothing finished, and what was there before holds again."""
-        return not self._begun and self._talk.tree.head != self._question
+        return not self.has_tokens and self._talk.tree.head != self._question
 
     def settings(self, seed: int) -> GenerationSettings:
         """Those of the next block."""
-        return with_seed(self._talk.settings, seed)
+        return most_tokens(with_seed(self._talk.settings, seed), self.start.before)
 
     def take(self, update: BlockUpdate) -> None:
         """Write down what a pass finished, then the settings that came into force behind it."""
         if not update.settled:
             return
-        self._begun = True
+        if not self.has_tokens:
+            self.has_tokens, self._talk.prefill = True, ""
+            begun, before = self.start.token_ids, self.text.text
+            if begun:
+                self._talk.journal(lambda session: session.tokens(begun, before))
         # Of what a stop text ended, only the end of the reply tells where its text ends.
         ended = update.finish == "stop" and update.settled_ids[-1] not in self._talk.tokenizer.stop_ids
         text = "" if ended else self.text.extend(update.settled_ids)
@@ -240,7 +290,7 @@ class Answer:
         self._end("error", {})
 
     def _end(self, finish: str, stats: Mapping[str, Any]) -> None:
-        if self._begun:
+        if self.has_tokens:
             whole = self.text.text
             self._talk.journal(lambda session: session.reply(finish, whole, stats))
         else:
@@ -259,4 +309,4 @@ def left_out_note(fitted: FittedPrompt, transcript: Transcript) -> str:
 
 def with_seed(settings: GenerationSettings, drawn: int) -> GenerationSettings:
     """The settings with the seed that was drawn for this turn, if they sample and set none."""
-    return dataclasses.replace(settings, seed=drawn) if settings.samples and settings.seed is None else settings
+    return replace(settings, seed=drawn) if settings.samples and settings.seed is None else settings

@@ -20,7 +20,7 @@ from chat.conversation.work import Work
 from chat.loading.checkpoints import BASE_WORD
 from chat.sessions.records import CheckpointRecord
 from chat.text.agreement import GREEDY
-from chat.text.prompt import FittedPrompt, fit
+from chat.text.prompt import FittedPrompt, fit, prefill_ids
 from dist.errors import ChatError, RankError, UsageError, WeightsLost
 from dist.protocol import Reply
 from dist.settings import MAX_SEED, GenerationSettings
@@ -83,7 +83,7 @@ def under(talk: Talk, page: Page, name: str, values: Sequence[str]) -> Iterator[
             number=number,
             label=label,
             settings=one,
-            prompt=fitted,
+            prompt=dataclasses.replace(fitted, begun=prefill_ids(one, tokenizer)),
             placeholder=tokenizer.eos_id,
             stop_ids=tokenizer.stop_ids,
         )

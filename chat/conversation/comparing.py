@@ -156,6 +156,7 @@ class Comparing:
             stop_ids=candidate.stop_ids,
             trace=candidate.trace,
             earlier=candidate.earlier,
+            begun=(candidate.prompt.begun,) if candidate.prompt.begun else (),
         )
         view, margins = self._page.reply_view(self._talk.reply_text), Margins()
 

@@ -46,7 +46,7 @@ class Repl:
         self.answering = Answering(self.talk, work, self.page)
         self.comparing = Comparing(self.talk, work, self.page)
         self.replaying = Replaying(self.talk, work, self.page)
-        self._edited: Node | None = None  # the message that the next line takes the place of
+        self._edited: Node | None = None  # the message, or reply, that the next line takes the place of
         self._asked_to_leave = False
         self._silent = False
 
@@ -83,6 +83,8 @@ class Repl:
             self.page.echo(event.text)
             if is_command:
                 self._dispatch(self, event.text)
+            elif edited is not None and edited.made is not None:
+                self.answering.go_on(event.text, edited)
             elif edited is not None:
                 self.answering.say_instead(edited, event.text)
             else:
@@ -115,10 +117,10 @@ class Repl:
 
     # What commands and the program ask for.
 
-    def edit(self, question: Node) -> None:
-        """Put a message of the user's into the input line; sending it goes on from there."""
-        self._edited = question
-        self.page.console.edit(question.text)
+    def edit(self, message: Node) -> None:
+        """Put a message of the user's, or a reply, into the input line; sending it goes on from there."""
+        self._edited = message
+        self.page.console.edit(message.text)
 
     def suggest(self, line: str) -> None:
         """Put a line into the input line, to be changed or sent."""

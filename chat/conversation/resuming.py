@@ -63,6 +63,9 @@ def take_up(talk: Talk, page: Page, said: Sequence[str] = ()) -> None:
         page.note(difference)
 
 
+WAYS_ON = "/continue goes on with it, /retry answers the message again."
+
+
 def show_end(page: Page, tree: Tree) -> None:
     """The last exchange, and what can be done about a reply that is missing or not whole."""
     path = tree.path()
@@ -84,9 +87,11 @@ def how_it_ended(reply: Node | None) -> str:
         return "[unanswered] /retry answers this message."
     match reply.made.finish:
         case "cancelled":
-            return "[stopped] /retry answers the message again."
+            return f"[stopped] {WAYS_ON}"
+        case "length":
+            return f"[cut] The reply is as long as it may be. {WAYS_ON}"
         case "error":
-            return "[cut] An error ended this reply. /retry answers the message again."
+            return f"[cut] An error ended this reply. {WAYS_ON}"
         case finish if finish == CUT:
-            return "[cut] The program ended before this reply did. /retry answers the message again."
+            return f"[cut] The program ended before this reply did. {WAYS_ON}"
     return ""

@@ -24,7 +24,7 @@ from chat.text.context import Context, context
 from chat.text.prompt import ROOM_FOR_REPLY, FittedPrompt, fit, prompt_digest
 from chat.text.stops import reply_text
 from chat.text.tokenizer import ChatTokenizer
-from chat.text.transcript import Transcript
+from chat.text.transcript import SYSTEM, Transcript
 from dist.decode.trial import Trial, undecided
 from dist.errors import PromptError, WeightsLost
 from dist.protocol import Reply
@@ -78,6 +78,7 @@ class Talk(Kept):
         self.facts = facts
         self.sessions = sessions
         self.overflow: Overflow = "drop"
+        self.prefill = ""  # what the next reply begins with, in the place of the setting
         self.last_reply: Reply | None = None
         self.use_template = use_template
         self.checkpoints = checkpoints
@@ -90,9 +91,17 @@ class Talk(Kept):
 
     # The next prompt.
 
-    def fitted(self, transcript: Transcript, settings: GenerationSettings | None = None) -> FittedPrompt:
-        """The prompt that asks for a reply to `transcript`; raises PromptError if there can be none."""
-        fitted = self._fit(transcript, settings)
+    def fitted(
+        self,
+        transcript: Transcript,
+        settings: GenerationSettings | None = None,
+        goes_on: Sequence[int] | None = None,
+    ) -> FittedPrompt:
+        """The prompt that asks for a reply to `transcript`; raises PromptError if there can be none.
+
+        The reply begins with the tokens in `goes_on`, by default with the prefill.
+        """
+        fitted = self._fit(transcript, settings, goes_on)
         if fitted.left_out and self.overflow == "refuse":
             there = len(transcript.for_model().exchanges)
             raise PromptError(
@@ -110,6 +119,7 @@ class Talk(Kept):
             left_out=len(fitted.left_out),
             prompt_len=len(fitted.token_ids),
             prompt=prompt_digest(fitted.token_ids),
+            begun=len(fitted.begun),
         )
 
     def check_room(self, what: str, text: str) -> int:
@@ -144,7 +154,12 @@ class Talk(Kept):
         """How many exchanges a short next message would leave out of its prompt."""
         return len(self._fit(self.transcript.with_user("?")).left_out)
 
-    def _fit(self, transcript: Transcript, settings: GenerationSettings | None = None) -> FittedPrompt:
+    def _fit(
+        self,
+        transcript: Transcript,
+        settings: GenerationSettings | None = None,
+        goes_on: Sequence[int] | None = None,
+    ) -> FittedPrompt:
         return fit(
             transcript,
             self.tokenizer,
@@ -152,6 +167,7 @@ class Talk(Kept):
             self.positions,
             use_template=self.use_template,
             max_length_from=self.origins.get("max_length", ""),
+            goes_on=goes_on,
         )
 
     def reply_text(self, token_ids: Sequence[int], stops: Sequence[str] = ()) -> str:
@@ -161,6 +177,12 @@ class Talk(Kept):
     def reply_to(self, question: Node) -> Made | None:
         """How the reply to a message of the present conversation was made, if there is one."""
         return next((node.made for node in self.tree.path() if node.parent == question.id and node.made), None)
+
+    @property
+    def last_reply_node(self) -> Node | None:
+        """The reply that the conversation ends with, if it does."""
+        said = next((node for node in reversed(self.tree.path()) if node.role != SYSTEM), None)
+        return said if said is not None and said.made is not None else None
 
     def same_tokenizer(self, made: Made) -> bool:
         """Whether an earlier reply's token ids mean what they mean now."""

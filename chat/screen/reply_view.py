@@ -95,6 +95,11 @@ class ReplyView:
         self._texts = TokenTexts(decode)
         self._ages: tuple[int, ...] = ()  # for each token of the draft, iterations since it changed
 
+    def begin(self, *, seen: bool) -> str:
+        """What is to be committed of the text that the reply begins with, nothing of it if it was `seen` before."""
+        commit = self._give()
+        return "" if seen else commit
+
     def update(self, update: BlockUpdate) -> Frame:
         """The frame after one iteration. Updates of one reply come in order."""
         old = (*self._ages, *[0] * len(update.token_ids))

@@ -84,6 +84,8 @@ class TurnRecord(Record):
     `settings` are all those in force, `seed` the one that is sampled with. `left_out` counts the oldest exchanges
     that the prompt has no room for. `prompt_len` and `prompt` are its length and the digest of its ids.
     `back` is where the head returns to if nothing of the reply gets finished; None: it stays.
+    The first `begun` tokens are not the model's, or an earlier reply's: what it was begun with. `continues` is the
+    reply that it goes on from, where that was not whole.
     """
 
     id: int
@@ -98,6 +100,8 @@ class TurnRecord(Record):
     prompt_len: int = 0
     prompt: str = ""
     back: int | None = None
+    begun: int = 0
+    continues: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from chat.sessions.nodes import Made, Node
 from chat.sessions.records import CheckpointRecord
 from chat.sessions.tree import Tree
-from chat.text.prompt import prompt_digest, prompt_ids
+from chat.text.prompt import most_tokens, prompt_digest, prompt_ids
 from chat.text.tokenizer import ChatTokenizer
 from dist.errors import ChatError, PromptError, UsageError
 from dist.protocol import Reply, Turn
@@ -106,7 +106,9 @@ def _asked(case: Case, tree: Tree, node: Node, model: Model) -> Case:
     transcript = tree.transcript(node.parent).for_model().without_oldest(record.left_out)
     try:
         ids = prompt_ids(transcript, tokenizer, model.use_template)
-        settings, changes = _settings(case.made)
+        before = tree.node(record.continues).made if record.continues is not None else None
+        had = record.begun if before is None else len(before.token_ids)
+        settings, changes = _settings(case.made, had)
     except ChatError as error:
         return dataclasses.replace(case, problem=str(error))
     turn = Turn(
@@ -116,18 +118,19 @@ def _asked(case: Case, tree: Tree, node: Node, model: Model) -> Case:
         stop_ids=tokenizer.stop_ids,
         changes=(changes,) if changes else (),
         earlier=(case.made.token_ids,),
+        begun=(case.made.token_ids[: record.begun],) if record.begun else (),
     )
     return dataclasses.replace(case, turn=turn, other_prompt=record.prompt not in ("", prompt_digest(ids)))
 
 
-def _settings(made: Made) -> tuple[GenerationSettings, tuple[tuple[int, GenerationSettings], ...]]:
-    """Those at the start, and those in force from later places on."""
+def _settings(made: Made, had: int) -> tuple[GenerationSettings, tuple[tuple[int, GenerationSettings], ...]]:
+    """Those at the start, and those in force from later places on. `had`: tokens that it went on from."""
     # What was stopped would go on; it is asked for no more than there is.
     most = {"max_new_tokens": len(made.token_ids)} if made.stopped else {}
 
     def at(values: dict[str, Any]) -> GenerationSettings:
         known = {name: value for name, value in {**values, **most}.items() if name in SETTINGS}
-        settings = GenerationSettings(**known)
+        settings = GenerationSettings(**known) if most else most_tokens(GenerationSettings(**known), had)
         drawn = settings.samples and settings.seed is None
         return dataclasses.replace(settings, seed=made.turn.seed) if drawn else settings
 

@@ -39,7 +39,8 @@ class Asked:
     """What the journal says of a reply before it is made.
 
     `settings` are those in force, `seed` the one that is sampled with, `left_out` how many exchanges the prompt
-    lacks, `prompt_len` and `prompt` its length and the digest of its ids.
+    lacks, `prompt_len` and `prompt` its length and the digest of its ids. The reply begins with `begun` tokens,
+    which may be those of the reply `continues`.
     """
 
     settings: Mapping[str, Any]
@@ -48,6 +49,8 @@ class Asked:
     left_out: int = 0
     prompt_len: int = 0
     prompt: str = ""
+    begun: int = 0
+    continues: int | None = None
 
 
 class Session:
@@ -191,6 +194,8 @@ class Session:
             prompt_len=asked.prompt_len,
             prompt=asked.prompt,
             back=back,
+            begun=asked.begun,
+            continues=asked.continues,
         )
         self._turn_id = record.id
         self._begun = True

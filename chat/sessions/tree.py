@@ -141,10 +141,22 @@ class Tree:
         return [node for node in reversed(self.path()) if node.role == USER]
 
     def leaves(self) -> list[Node]:
-        """The nodes that nothing follows, oldest first: the ends of all branches in which something was said."""
+        """The nodes that nothing follows, oldest first: the ends of all branches in which something was said.
+
+        A reply that another one holds, which went on from it, is none.
+        """
         parents = {node.parent for node in self.nodes()}
+        parents |= {before.id for node in self.nodes() if (before := self._continued(node)) is not None}
         ends = (node for node in self.nodes() if node.id not in parents)
         return [node for node in ends if node.role != SYSTEM or (not node.kept and self._is_said(node))]
+
+    def _continued(self, node: Node) -> Node | None:
+        """The reply that `node` goes on from, if all of it is there."""
+        if node.made is None or node.made.turn.continues is None:
+            return None
+        before = self.node(node.made.turn.continues)
+        ids = before.made.token_ids if before.made is not None else ()
+        return before if before.parent == node.parent and node.made.token_ids[: len(ids)] == ids else None
 
     def _is_said(self, node: Node) -> bool:
         """Whether anything but system prompts was said up to this node."""
@@ -225,6 +237,8 @@ class Tree:
             and record.back != self.head
         ):
             raise ValueError(f"there is no node {record.back}")
+        if record.continues is not None:
+            self._check_there(record.continues)
         self.end_turn()
         if record.text is not None and record.parent is not None:
             self._add(Node(id=record.message, parent=record.parent, role=USER, text=record.text, time=record.time))

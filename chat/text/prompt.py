@@ -15,16 +15,20 @@ from chat.text.running_text import TORN
 from chat.text.tokenizer import ChatTokenizer
 from chat.text.transcript import ASSISTANT, Message, Transcript
 from dist.errors import PromptError
-from dist.settings import GenerationSettings
+from dist.settings import MAX_COUNT, GenerationSettings
 
 ROOM_FOR_REPLY = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FittedPrompt:
-    """A prompt that fits. `left_out` are the oldest exchanges, which it has no room for; `limit` is in tokens."""
+    """A prompt that fits. `left_out` are the oldest exchanges, which it has no room for; `limit` is in tokens.
+
+    `begun` are the tokens that the reply begins with.
+    """
 
     token_ids: tuple[int, ...]
+    begun: tuple[int, ...] = ()
     left_out: tuple[tuple[Message, ...], ...]
     limit: int
 
@@ -38,16 +42,19 @@ def fit(
     use_template: bool,
     refuse: bool = False,
     max_length_from: str = "",
+    goes_on: Sequence[int] | None = None,
 ) -> FittedPrompt:
     """The prompt of `transcript`, without its oldest exchanges where they don't fit.
 
     Prompt and min(max_new_tokens, 64) tokens of reply must fit into max_length and into `limit`, the positions
     that the model has (None: no such limit). Raises PromptError if even the system prompt and the last message
     don't fit, or with `refuse` if anything would have to be left out; `max_length_from` says where that comes from.
+    The reply begins with the tokens in `goes_on`, which need room for one more, by default with the prefill.
     """
     whole = transcript.for_model()
     top = settings.max_length if limit is None else min(settings.max_length, limit)
-    room = min(settings.max_new_tokens, ROOM_FOR_REPLY)
+    begun = tuple(goes_on) if goes_on is not None else prefill_ids(settings, tokenizer)
+    room = len(begun) + (min(settings.max_new_tokens - len(begun), ROOM_FOR_REPLY) if goes_on is None else 1)
     tried: dict[int, tuple[int, ...]] = {}
 
     def without(n: int) -> tuple[int, ...]:
@@ -65,7 +72,25 @@ def fit(
         raise PromptError(
             f"The model has no embedding for {token}.", "It does not stand for text.", "Leave it out."
         )
-    return FittedPrompt(token_ids=without(out), left_out=whole.exchanges[:out], limit=top)
+    return FittedPrompt(token_ids=without(out), begun=begun, left_out=whole.exchanges[:out], limit=top)
+
+
+def prefill_ids(settings: GenerationSettings, tokenizer: ChatTokenizer) -> tuple[int, ...]:
+    """What every reply begins with. Raises PromptError if it leaves no room for more."""
+    ids = tokenizer.encode(settings.prefill) if settings.prefill else ()
+    if len(ids) >= settings.max_new_tokens:
+        raise PromptError(
+            "The prefill leaves no room for a reply.",
+            f"It has {len(ids):,} tokens, and a reply may have {settings.max_new_tokens:,} (max_new_tokens).",
+            "Shorten it, or raise max_new_tokens.",
+        )
+    return ids
+
+
+def most_tokens(settings: GenerationSettings, before: int) -> GenerationSettings:
+    """The settings for a reply that goes on after `before` tokens: if max_new_tokens is used up, as many again."""
+    share = settings.max_new_tokens
+    return dataclasses.replace(settings, max_new_tokens=min(share * (before // share + 1), MAX_COUNT))
 
 
 def _fewest_left_out(

@@ -11,6 +11,8 @@ import pytest
 from program import Chat, replied
 from pty_screen import CTRL_C, CTRL_D
 
+from chat.sessions.journal import read_journal
+
 LONG = ("--max_new_tokens", "1800", "--add_eos_length", "3", "--refine_iter", "2", "--max_length", "2000")
 
 
@@ -101,19 +103,29 @@ def test_a_conversation_on_two_ranks(tmp_path, checkpoint):
 
 
 @pytest.mark.timeout(600)
-def test_input_history_and_sessions_outlive_the_program(tmp_path, checkpoint):
-    with Chat(tmp_path, "1", checkpoint, "--max_new_tokens", "8") as chat:
+def test_input_history_and_sessions_outlive_a_dead_rank_and_the_reply_goes_on(tmp_path, checkpoint):
+    options = ("--dtype", "float32", *LONG[2:], "--max_new_tokens", "400")
+    with Chat(tmp_path, "2", checkpoint, *options) as chat:
         chat.say("Remember me")
-        chat.wait_for(replied())
-        chat.say("/quit")
-        assert chat.wait_end() == 0
-    with Chat(tmp_path, "1", checkpoint, "--max_new_tokens", "8", "--resume") as chat:
-        chat.wait_for("1 exchange")
+        chat.wait_for(in_mid_reply)
+        chat.kill(1)
+        assert chat.wait_end(30.0) == 5
+    with Chat(tmp_path, "2", checkpoint, *options, "--resume") as chat:
+        chat.wait_for("/continue goes on with it")
         chat.send("\x1b[A\x1b[A")
         chat.wait_for("› Remember me")
         chat.send(CTRL_C)
+        chat.say("/continue")
+        chat.wait_for(replied(), 60.0)
+        chat.say("/retry")
+        chat.wait_for(replied(2), 60.0)
         chat.send(CTRL_D)
         assert chat.wait_end() == 0
+    (journal,) = chat.sessions()
+    cut, whole, again = [node.made for node in read_journal(journal.encode()).tree.nodes() if node.made]
+    assert 0 < len(cut.token_ids) < len(whole.token_ids)
+    assert whole.turn.begun == len(cut.token_ids)
+    assert whole.token_ids == again.token_ids
 
 
 @pytest.mark.timeout(600)

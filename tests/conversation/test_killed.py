@@ -18,6 +18,7 @@ from chat.sessions.session import Session
 
 OPTIONS = ("--max_new_tokens", "60", "--add_eos_length", "3", "--dtype", "float32")
 LINES = ("/retry", "/undo", "/redo", "/refine_iter 1", "/refine_iter auto", "/temperature 0.7", "/system Be kind.")
+LINES += ("/continue", "/prefill So", "/set stop w")
 
 
 @pytest.fixture

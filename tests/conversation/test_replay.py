@@ -55,10 +55,12 @@ def drawn_script(seed):
     settings += ("/add_eos_length 5", "/add_eos_length 0", "/top_k 5", "/seed 3", "/seed none")
     for number in range(6):
         script += dice.sample(settings, dice.randint(0, 2))
-        kind = dice.choice(("say", "say", "retry", "edit", "undo"))
+        script += dice.sample(('/set stop "(" "w"', "/set stop none", '/prefill "so "'), dice.randint(0, 1))
+        kind = dice.choice(("say", "say", "retry", "edit", "undo", "continue"))
         if kind == "undo":
             script += ["/undo", "/redo"][: dice.randint(1, 2)]
-        script.append("/retry" if kind == "retry" and number else f"Question {number}")
+        again = f"/{kind}" if kind in ("retry", "continue") and number else ""
+        script.append(again or f"Question {number}")
         if kind == "edit" and number:
             script[-1:] = ["/edit", Submitted(f"Edited {number}", edited=True)]
         at = 0
@@ -92,7 +94,7 @@ def test_a_reply_whose_record_was_cut_is_replayed_as_far_as_it_goes(talk, tmp_pa
     journal.write_bytes(b"".join(lines[: last - 1]) + lines[last][:20])
     _, console = talk("/resume whole", "/replay")
     assert "bytes that say nothing were dropped" in console.shown
-    assert "[cut] The program ended before this reply did. /retry answers the message again." in console.shown
+    assert "[cut] The program ended before this reply did. /continue goes on with it" in console.shown
     assert "1. Hello: same, 16 tokens\n" in console.shown
 
 
