@@ -59,7 +59,7 @@ def going_on(reply: Node, tokenizer: ChatTokenizer, settings: GenerationSettings
 
 
 def edited(reply: Node, text: str, tokenizer: ChatTokenizer, *, same_tokenizer: bool) -> Begun:
-    """The beginning of a reply that goes on from a text instead of that of `reply`, in its tokens where they fit."""
+    """The beginning of a reply that goes on from an edited text of `reply`, in its tokens where these fit."""
     made = reply.made
     assert made is not None
     ids = fitting_ids(Message(ASSISTANT, text, made.token_ids if same_tokenizer else ()), tokenizer)
