@@ -179,6 +179,10 @@ class Text:
         return ""
 
 
+# Kinds whose values do not travel with a verdict.
+OF_RANK_0 = (Text, Texts)
+
+
 def quoted(text: str) -> tuple[str, ...]:
     """The texts that stand in double quotes, as JSON writes them, one after the other. Raises ValueError."""
     found: list[str] = []

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from dist.errors import UsageError
 from dist.group.wire import Verdict, order_from_bytes, order_to_bytes
 from dist.protocol import Turn
-from dist.setting_kinds import OneOf, Real, Texts, Whole
+from dist.setting_kinds import OF_RANK_0, OneOf, Real, Text, Texts, Whole
 from dist.settings import (
     SETTINGS,
     GenerationSettings,
@@ -89,6 +89,8 @@ def values_of(row: Setting) -> st.SearchStrategy[object]:
         return st.sampled_from(kind.words)
     if isinstance(kind, Texts):
         return st.lists(st.text(min_size=1), unique=True)
+    if isinstance(kind, Text):
+        return st.text()
     assert isinstance(kind, (Whole, Real))
     numbers: st.SearchStrategy[object] = (
         st.integers(kind.low, kind.high)
@@ -108,7 +110,7 @@ def test_settings_survive_packing_and_the_wire(values):
     packed = pack_settings(settings)
     assert all(-(2**63) <= number < 2**63 for number in packed)
     # What only rank 0 obeys does not travel.
-    kept = {name: row.default for name, row in SETTINGS.items() if isinstance(row.kind, Texts)}
+    kept = {name: row.default for name, row in SETTINGS.items() if isinstance(row.kind, OF_RANK_0)}
     travelled = dataclasses.replace(settings, **kept)
     assert unpack_settings(packed) == travelled
     verdict = Verdict(token_ids=[3, 2**31], ends=[None, 1], settings=travelled, cancel=True)

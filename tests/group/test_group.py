@@ -14,7 +14,7 @@ from tiny_models import FAMILIES, tiny_model
 from dist.group.group import SoloGroup
 from dist.group.wire import order_from_bytes, order_to_bytes
 from dist.protocol import Load, Shutdown, Turn
-from dist.setting_kinds import Texts
+from dist.setting_kinds import OF_RANK_0
 from dist.settings import SETTINGS, GenerationSettings
 
 
@@ -39,7 +39,7 @@ def test_ranks_decode_as_one(size):
     assert got["after a refused turn"] == right
     for name, whole in (("blocks", got["greedy"]), ("window", got["auto"])):
         assert got[f"stopped, {name}"] == ["stop", whole[: whole.index(whole[-4]) + 1]]
-    assert set(CHANGES) == {name for name, row in SETTINGS.items() if not isinstance(row.kind, Texts)}
+    assert set(CHANGES) == {name for name, row in SETTINGS.items() if not isinstance(row.kind, OF_RANK_0)}
     assert got["heard"] == [CHANGES] * (size - 1)
 
 
