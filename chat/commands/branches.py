@@ -94,7 +94,7 @@ def prefill(repl: Repl, argument: str) -> None:
 
 
 def _edited(repl: Repl, word: str) -> Iterable[Value]:
-    return (("reply", "the last reply; the model goes on from your text"), *_questions(repl, word))
+    return (*_questions(repl, word), ("reply", "the last reply; the model goes on from your text"))
 
 
 @command(
