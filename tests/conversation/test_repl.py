@@ -736,7 +736,7 @@ def test_a_session_shows_its_end_as_it_was_and_brings_its_settings_along(talk, t
     talk("/refine_iter 3", "Hello", "Stopped", (5, Interrupt()), "/save first")
     repl, console = talk("/resume first", "/settings")
     assert "Session first, 2 exchanges.\n› Stopped\n" in console.shown.replace("\n\n", "\n")
-    assert "[stopped] /retry answers the message again." in console.shown
+    assert "[stopped] /continue goes on with it, /retry answers the message again." in console.shown
     assert "Hello" not in console.shown.partition("Session first")[2].partition("setting")[0]
     assert repl.talk.settings.refine_iter == 3
     assert re.search(r"^  refine_iter +3 +2 +- +the session$", console.shown, re.M)
