@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from dist.checkpoint.model_config import Described, cannot_build, config_errors, describe
 from dist.errors import UsageError
@@ -63,7 +64,7 @@ def build_described(described: Described, file: Path, dtype: torch.dtype, *, tru
     build_errors: tuple[type[Exception], ...] = (*config_errors(), RuntimeError)
 
     def build() -> Any:
-        with _parameters_on_meta():
+        with _parameters_on_meta(), _NoDraws():
             return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
 
     try:
@@ -105,6 +106,22 @@ def _parameters_on_meta() -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+class _NoDraws(TorchFunctionMode):
+    """While it lasts, no random numbers are drawn for what is on meta: torch would import its compiler for that."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        named = kwargs or {}
+        target = args[0] if args else named.get("tensor")
+        if isinstance(target, torch.Tensor) and target.is_meta and _draws(function):
+            return target
+        return function(*args, **named)
+
+
+def _draws(function: Any) -> bool:
+    known = getattr(function, "__name__", ""), getattr(function, "__module__", "")
+    return known[0] == "normal_" or known[1] == torch.nn.init.__name__
 
 
 def wanted_tensors(module: Any) -> dict[str, torch.Tensor]:

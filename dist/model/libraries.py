@@ -6,14 +6,20 @@ own, a start would take twice as long.
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from types import ModuleType
+from typing import Any
 
 # transformers imports these where it finds them, for what no text model needs; together they take seconds.
 UNUSED = ("sklearn", "scipy", "torchvision", "torchaudio", "pandas", "librosa")
+# torch's compiler, which is never used here and takes as long to import as half of transformers.
+COMPILER = "torch._dynamo"
+INDEXING = f"{COMPILER}._trace_wrapped_higher_order_op"
 
 
 def import_libraries(*, spare: bool = True) -> None:
@@ -22,7 +28,11 @@ def import_libraries(*, spare: bool = True) -> None:
 
     if torch.cuda.is_available():
         threading.Thread(target=_wake_gpu, name="wake-gpu", daemon=True).start()
-    with _absent(UNUSED if spare else ()):
+    with ExitStack() as less:
+        if spare:
+            less.enter_context(_absent(UNUSED))
+            less.enter_context(_compiler_put_off())
+            less.enter_context(_no_distributed())
         # What every causal model imports, and with it much of what is absent meanwhile.
         import transformers.generation.utils
         import transformers.modeling_utils
@@ -50,3 +60,77 @@ def _absent(names: tuple[str, ...]) -> Iterator[None]:
         for name in hidden:
             if sys.modules.get(name, ()) is None:
                 del sys.modules[name]
+
+
+class CompilerStandIn(ModuleType):
+    """In place of torch's compiler while other libraries only mark functions for it.
+
+    Whoever asks for more gets the compiler itself.
+    """
+
+    def allow_in_graph(self, function: Any) -> Any:
+        return function
+
+    assume_constant_result = allow_in_graph
+
+    def disable(self, function: Any = None, *args: Any, **named: Any) -> Any:
+        return (lambda marked: marked) if function is None else function
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(_compiler(), name)
+
+
+class TransformGetItemToIndex:
+    """The compiler's class of this name, which some masks are made with; imported where that happens."""
+
+    def __new__(cls) -> Any:
+        return importlib.import_module(INDEXING).TransformGetItemToIndex()
+
+
+@contextmanager
+def _compiler_put_off() -> Iterator[None]:
+    """While it lasts, importing torch's compiler is put off until something of it is used."""
+    if COMPILER in sys.modules:
+        yield
+        return
+    import torch
+
+    compiler = CompilerStandIn(COMPILER)
+    indexing = ModuleType(INDEXING)
+    indexing.TransformGetItemToIndex = TransformGetItemToIndex  # type: ignore[attr-defined]
+    sys.modules |= {COMPILER: compiler, INDEXING: indexing}
+    torch._dynamo = compiler
+    try:
+        yield
+    finally:
+        _stand_ins_away()
+
+
+def _stand_ins_away() -> None:
+    import torch
+
+    if isinstance(sys.modules.get(COMPILER), CompilerStandIn):
+        del sys.modules[COMPILER], sys.modules[INDEXING], torch._dynamo
+
+
+def _compiler() -> ModuleType:
+    """The compiler itself, in place of the stand-in."""
+    _stand_ins_away()
+    return importlib.import_module(COMPILER)
+
+
+@contextmanager
+def _no_distributed() -> Iterator[None]:
+    """While it lasts, torch says that it knows no other processes: transformers leaves out what it trains with."""
+    import torch.distributed as torch_dist
+
+    is_available = torch_dist.is_available
+    torch_dist.is_available = lambda: False
+    try:
+        yield
+    finally:
+        torch_dist.is_available = is_available
+        asked = sys.modules.get("transformers.utils.import_utils")
+        getattr(getattr(asked, "is_torch_distributed_available", None), "cache_clear", lambda: None)()

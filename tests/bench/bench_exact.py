@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ import torch
 
 NEW, SECOND, TOGETHER = 32, 16, 40
 BLOCKS = (7, 15, 31)
+COMPARED = ("again", *map(str, BLOCKS), "batches", "turns")
 
 
 def write(folder: Path) -> None:
@@ -73,8 +75,8 @@ class Bench:
         found = {one.row: one.token_ids for one in self.engine._run(turn, poll) if isinstance(one, Reply)}
         return [found[row] for row in range(len(prompts))]
 
-    def run(self, count: int, exact: bool) -> bool:
-        """Print a row for each comparison; whether all replies were the same."""
+    def run(self, count: int, exact: bool, only: Sequence[str]) -> bool:
+        """Print a row for each comparison that is asked for; whether all replies were the same."""
         draw = random.Random(0)
         prompts = [tuple(draw.randrange(3, 32000) for _ in range(draw.randrange(5, 400))) for _ in range(count)]
         way, fine = "--exact" if exact else "without", True
@@ -91,22 +93,25 @@ class Bench:
 
         began = time.monotonic()
         alone = [fresh(prompt, 0) for prompt in prompts]
-        tell("token by token, again", sum(fresh(p, 0) == r for p, r in zip(prompts, alone)), began)
-        for n in BLOCKS:
+        if "again" in only:
+            tell("token by token, again", sum(fresh(p, 0) == r for p, r in zip(prompts, alone)), began)
+        for n in (n for n in BLOCKS if str(n) in only):
             began = time.monotonic()
             tell(f"auto, N = {n}", sum(fresh(p, n) == r for p, r in zip(prompts, alone)), began)
-        began, same = time.monotonic(), 0
-        for first in range(0, count, TOGETHER):
-            some = prompts[first : first + TOGETHER]
-            same += sum(a == b for a, b in zip(self.replies(some, 7), alone[first:]))
-        tell(f"batches of {TOGETHER}, auto, N = 7", same, began)
-        began, same = time.monotonic(), 0
-        for prompt, reply in zip(prompts, alone):
-            fresh(prompt, 7)
-            second = (*prompt, *reply, *(draw.randrange(3, 32000) for _ in range(9)))
-            kept = self.replies([second], 7, SECOND)[0]
-            same += kept == fresh(second, 7, SECOND)
-        tell("second turn and from scratch", same, began)
+        if "batches" in only:
+            began, same = time.monotonic(), 0
+            for first in range(0, count, TOGETHER):
+                some = prompts[first : first + TOGETHER]
+                same += sum(a == b for a, b in zip(self.replies(some, 7), alone[first:]))
+            tell(f"batches of {TOGETHER}, auto, N = 7", same, began)
+        if "turns" in only:
+            began, same = time.monotonic(), 0
+            for prompt, reply in zip(prompts, alone):
+                fresh(prompt, 7)
+                second = (*prompt, *reply, *(draw.randrange(3, 32000) for _ in range(9)))
+                kept = self.replies([second], 7, SECOND)[0]
+                same += kept == fresh(second, 7, SECOND)
+            tell("second turn and from scratch", same, began)
         self.engine._sequence.close()
         return fine
 
@@ -117,6 +122,7 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--prompts", type=int, default=200)
     parser.add_argument("--without", type=int, default=40, help="prompts without --exact")
+    parser.add_argument("--only", nargs="*", default=COMPARED, help=f"of {' '.join(COMPARED)}")
     parser.add_argument("--rank", action="store_true", help="one rank's part")
     options = parser.parse_args()
     folder = Path(options.folder or tempfile.mkdtemp())
@@ -124,10 +130,10 @@ def main() -> None:
         from dist.group.group import open_group
 
         group = open_group()
-        fine = Bench(folder, group, True).run(options.prompts, True)
+        fine = Bench(folder, group, True).run(options.prompts, True, options.only)
         torch.cuda.empty_cache()
         if options.without:
-            Bench(folder, group, False).run(options.without, False)
+            Bench(folder, group, False).run(options.without, False, options.only)
         group.close()
         sys.stdout.flush()
         os._exit(not fine)
@@ -138,7 +144,7 @@ def main() -> None:
     print(
         f"{torch.cuda.get_device_name()}, {options.ranks} rank(s)\n| compared | | the same | s |\n|---|---|---|---|"
     )
-    numbers = ["--prompts", str(options.prompts), "--without", str(options.without)]
+    numbers = ["--prompts", str(options.prompts), "--without", str(options.without), "--only", *options.only]
     command = torchrun(options.ranks, __file__, str(folder), "--rank", *numbers)
     environment = {**os.environ, "OMP_NUM_THREADS": "4", "HF_HUB_OFFLINE": "1"}
     sys.exit(subprocess.run(command, env=environment).returncode)

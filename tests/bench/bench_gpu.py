@@ -50,6 +50,8 @@ SHAPE = {
 NEW_TOKENS, SLOW_TOKENS = 512, 64
 NEW_BATCHED, ONE_BY_ONE = 128, 4
 PROFILED = 5
+# Tokens that a pass reads, and of how many it keeps the logits.
+SIZES = (1, 1), (7, 7), (8, 8), (15, 8), (16, 16), (32, 32), (127, 127), (128, 128), (255, 128)
 PLACEHOLDER = 2
 COLUMNS = ("tok/s", "fwd/s", "% of the floor", "ratio", "peak GiB", "compile s")
 
@@ -121,7 +123,6 @@ class Bench:
 
     def __init__(self, folder: Path, options: argparse.Namespace) -> None:
         from dist.checkpoint.open import open_checkpoint
-        from dist.decode.engine import Engine
         from dist.group.group import open_group
         from dist.model.load import load_model
 
@@ -135,10 +136,22 @@ class Bench:
         self.loaded = load_model(self.checkpoint, self.group, parallel=options.parallel)
         self.load_s = time.perf_counter() - started
         self.raw_s = min(self.raw_s, raw_read_seconds(folder, self.group.size, self.group.rank))
-        self.engine = Engine(
-            self.loaded.module, self.group, max_positions=self.loaded.max_positions, head=self.loaded.head
-        )
+        self.engine = self.new_engine()
         self.rows: list[dict[str, Any]] = []
+
+    def new_engine(self) -> Any:
+        from dist.decode.engine import Engine
+
+        limit, head = self.loaded.max_positions, self.loaded.head
+        return Engine(self.loaded.module, self.group, max_positions=limit, head=head)
+
+    def start_kernels_late(self) -> None:
+        """From here on each kernel starts when the one before has ended."""
+        from dist.kernels import overlap
+
+        overlap._can_overlap = lambda device: False
+        self.engine._sequence.close()
+        self.engine = self.new_engine()
 
     def say(self, text: str) -> None:
         if self.group.rank == 0:
@@ -321,6 +334,22 @@ def fsdp_model(layers: int) -> Any:
     ).eval()
 
 
+def replays(bench: Bench, floor: float) -> None:
+    """A table of captured passes; with --profile also of the kernels of some."""
+    if bench.engine.slow_notice is not None:
+        return
+    bench.say("\n| rows | keys | ms a forward | forwards/s | share of the floor |\n|---|---|---|---|---|")
+    for context in (1024, 8192):
+        if context not in bench.options.contexts:
+            continue
+        bench.answer([bench.prompt(context)], 0, 1, 2)
+        for width, kept in SIZES:
+            seconds = bench.replay_seconds(width, kept, context - width)
+            bench.say(f"| {width} | {context} | {seconds * 1e3:.2f} | {1 / seconds:.0f} | {floor / seconds:.0%} |")
+    for rows in bench.options.profile:
+        bench.say(f"\n{rows} rows:\n{bench.kernel_table(rows, min(rows, 128), 1024 - rows)}")
+
+
 def measure(bench: Bench) -> None:
     """All arms of one rank; rank 0 prints."""
     options, group = bench.options, bench.group
@@ -342,20 +371,7 @@ def measure(bench: Bench) -> None:
     started = time.perf_counter()
     bench.answer([bench.prompt(1024)], 7, 2, 24)
     bench.say(f"first reply with captures: {time.perf_counter() - started:.1f} s; {bench.engine.slow_notice}")
-    if bench.engine.slow_notice is None:
-        bench.say("\n| rows | keys | ms a forward | forwards/s | share of the floor |\n|---|---|---|---|---|")
-        for context in (1024, 8192):
-            if context not in options.contexts:
-                continue
-            bench.answer([bench.prompt(context)], 0, 1, 2)
-            for width, kept in ((1, 1), (7, 7), (8, 8), (15, 8), (32, 32), (127, 127), (128, 128), (255, 128)):
-                seconds = bench.replay_seconds(width, kept, context - width)
-                bench.say(
-                    f"| {width} | {context} | {seconds * 1e3:.2f} | {1 / seconds:.0f} | {floor / seconds:.0%} |"
-                )
-        if options.profile:
-            table = bench.kernel_table(8, 8, 1016)
-            bench.say(f"\n{table}")
+    replays(bench, floor)
     arms: list[Any] = []
     plain = None
     if group.size > 1 and "A" in options.arms:
@@ -392,6 +408,13 @@ def measure(bench: Bench) -> None:
     for count, n in ((count, n) for count in options.batches for n in options.n):
         together, alone = bench.batch(options.contexts[0], count, n, 2)
         bench.say(f"| {count} | {n} | 2 | {together:.0f} | {alone:.0f} | {together / alone:.2f} |")
+    if options.late:
+        bench.start_kernels_late()
+        bench.say("\nkernels not started early:")
+        bench.answer([bench.prompt(1024)], 7, 2, 24)
+        replays(bench, floor)
+        for n in (0, *options.n):
+            tell([bench.arm_ours(options.contexts[0], n, 2 if n else 1)], options.contexts[0], n, 2 if n else 1)
     # Last: to compile takes minutes, and what is printed by then stays if time runs out.
     if "E" in options.arms and group.size == 1:
         context = options.contexts[0]
@@ -411,7 +434,10 @@ def main() -> None:
     parser.add_argument("--blocks", dest="n", type=int, nargs="*", default=[7, 31, 127])
     parser.add_argument("--rounds", dest="r", type=int, nargs="*", default=[1, 2, 4])
     parser.add_argument("--batches", type=int, nargs="*", default=[4, 16, 64], help="how many prompts together")
-    parser.add_argument("--profile", action="store_true", help="also the kernels of a pass of 8 rows")
+    parser.add_argument(
+        "--profile", type=int, nargs="*", default=[], help="also the kernels of passes of so many rows"
+    )
+    parser.add_argument("--late", action="store_true", help="also with kernels that are not started early")
     parser.add_argument("--json", default="")
     parser.add_argument("--write", action="store_true", help="one rank's part of writing the checkpoint")
     parser.add_argument("--rank", action="store_true", help="one rank's part of the measurement")

@@ -14,15 +14,19 @@ import os
 import subprocess
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import paths  # noqa: F401
 from checkpoints import save_as_verl_does, save_tokenizer
-from program import Chat, run_chat
+from program import FIGURES, Chat, in_mid_reply, listening, replied, run_chat
 from pty_screen import CTRL_C, CTRL_D
 from ranks import torchrun
 
 PROMPT = "Solve: 25 * 4 = ?"
+WRITTEN = ("fsdp1", "fsdp2")
 SHORT = ("--max_new_tokens", "96", "--add_eos_length", "7", "--refine_iter", "2")
 
 
@@ -73,56 +77,84 @@ def write(folder: Path) -> None:
     torch_dist.destroy_process_group()
 
 
+@dataclass(frozen=True)
+class Way:
+    """One way to answer the prompt: on how many ranks, spread how, by which decoder."""
+
+    ranks: int
+    parallel: str = "auto"
+    decoder: str = "cached"
+
+
 def same_tokens(home: Path, checkpoint: Path, ranks: int, dtype: str) -> None:
     """Print whether `ranks` ranks, one rank, and one that recomputes everything choose the same tokens."""
-    ways = {(ranks, "cached"), (1, "cached"), *([(1, "plain")] if dtype == "float32" else [])}
-    rows = []
-    for count, decoder in sorted(ways, reverse=True):
+    ways = [Way(ranks), Way(1)] if ranks > 1 else [Way(1)]
+    if dtype == "float32":
+        ways += [Way(1, decoder="plain"), *([Way(ranks, "fsdp")] if ranks > 1 else [])]
+
+    def answer(way: Way) -> tuple[dict[str, Any], float]:
         began = time.monotonic()
-        arguments = ("--dtype", dtype, "--decoder", decoder, "--json")
-        done = run_chat(home, str(count), str(checkpoint), PROMPT, *SHORT, *arguments, timeout=300)
+        arguments = ("--dtype", dtype, "--parallel", way.parallel, "--decoder", way.decoder, "--json")
+        done = run_chat(home, str(way.ranks), str(checkpoint), PROMPT, *SHORT, *arguments, timeout=300)
         assert done.returncode == 0, done.stdout + done.stderr
-        rows.append(json.loads(done.stdout.splitlines()[-1]))
-        same = sum(a == b for a, b in zip(rows[0]["token_ids"], rows[-1]["token_ids"]))
+        return json.loads(done.stdout.splitlines()[-1]), time.monotonic() - began
+
+    # Side by side, since most of it is starting.
+    with ThreadPoolExecutor(len(ways)) as pool:
+        found = list(pool.map(answer, ways))
+    first = found[0][0]["token_ids"]
+    for way, (reply, seconds) in zip(ways, found):
+        same = sum(a == b for a, b in zip(first, reply["token_ids"]))
         print(
-            f"{checkpoint.name} {dtype} on {count}, {decoder}: {len(rows[-1]['token_ids'])} tokens, "
-            f"{same} the same, {rows[-1]['stats']['tokens_per_s']} tok/s, {time.monotonic() - began:.1f} s in all",
+            f"{checkpoint.name} {dtype} on {way.ranks}, {way.parallel}, {way.decoder}: "
+            f"{len(reply['token_ids'])} tokens, {same} the same, {seconds:.1f} s in all",
             flush=True,
         )
-        assert dtype != "float32" or rows[-1]["token_ids"] == rows[0]["token_ids"]
+    assert dtype != "float32" or all(reply["token_ids"] == first for reply, _ in found)
 
 
 def same_in_batches(home: Path, checkpoint: Path, ranks: int) -> None:
-    """Print how long prompts take together and one by one; in float32 both must choose the same tokens."""
+    """Print how long prompts take by copies, by one model cut over all, and one by one: in float32 all the same."""
     prompts = home / "prompts.txt"
     prompts.write_text("".join(f"Solve: {number} * 4 = ?\n" for number in range(40)))
-    found = []
-    for more in ((), ("--batch_size", "1")):
-        results = home / f"results{len(found)}.jsonl"
+    ways: list[tuple[str, ...]] = [("--parallel", "auto"), ("--batch_size", "1")]
+    ways += [("--parallel", "tp")] if ranks > 1 else []
+
+    def answer(way: tuple[str, ...]) -> tuple[list[list[int]], float]:
+        results = home / f"results{way[0]}{way[1]}.jsonl"
         arguments = ("--prompts_file", str(prompts), "--output_file", str(results), "--dtype", "float32")
         began = time.monotonic()
-        done = run_chat(home, str(ranks), str(checkpoint), *SHORT, *arguments, *more, timeout=300)
+        done = run_chat(home, str(ranks), str(checkpoint), *SHORT, *arguments, *way, timeout=300)
         assert done.returncode == 0, done.stdout + done.stderr
-        found.append([json.loads(line)["token_ids"] for line in results.read_text().splitlines()])
+        tokens = [json.loads(line)["token_ids"] for line in results.read_text().splitlines()]
+        return tokens, time.monotonic() - began
+
+    with ThreadPoolExecutor(len(ways)) as pool:
+        found = list(pool.map(answer, ways))
+    for way, (tokens, seconds) in zip(ways, found):
+        same = sum(a == b for a, b in zip(found[0][0], tokens))
         print(
-            f"{checkpoint.name} on {ranks}, 40 prompts {' '.join(more)}: {sum(map(len, found[-1]))} tokens, "
-            f"{time.monotonic() - began:.1f} s in all",
+            f"{checkpoint.name} on {ranks}, 40 prompts {' '.join(way)}: {sum(map(len, tokens))} tokens, "
+            f"{same} replies the same, {seconds:.1f} s in all",
             flush=True,
         )
-    assert found[0] == found[1]
+    assert all(tokens == found[0][0] for tokens, _ in found)
 
 
 def converse(home: Path, checkpoint: Path, other: Path, ranks: int) -> None:
     """A few turns in a terminal with both checkpoints; prints the screen at its end."""
     began = time.monotonic()
-    with Chat(home, str(ranks), str(checkpoint), "--add_eos_length", "7", "--max_new_tokens", "64") as chat:
+    with Chat(home, str(ranks), str(checkpoint), *SHORT) as chat:
         print(f"{checkpoint.name} on {ranks}: ready in {time.monotonic() - began:.1f} s", flush=True)
+        listened = {rank: listening(process) for rank, process in chat.ranks().items()}
+        print(f"listening, by rank: {listened}", flush=True)
+        assert all(place.startswith("127.0.0.1:") for places in listened.values() for place in places)
         chat.say("Hello there")
-        chat.wait_for("tok/s")
+        chat.wait_for(replied())
         chat.say("/max_new_tokens 6000")
         chat.wait_for("max_new_tokens is 6000.")
         chat.say("A long one")
-        chat.wait_for("block ")
+        chat.wait_for(in_mid_reply)
         chat.say("/refine_iter 4")
         chat.wait_for("refine_iter is 4 from the next block on.")
         chat.send(CTRL_C)
@@ -135,7 +167,7 @@ def converse(home: Path, checkpoint: Path, other: Path, ranks: int) -> None:
         chat.say("And now?")
         chat.say("/model")
         chat.wait_for("memory per rank")
-        chat.wait_for(lambda screen: "tok/s" in screen.text.partition("And now?")[2])
+        chat.wait_for(lambda screen: FIGURES.search("\n".join(screen.scrollback).partition("And now?")[2]))
         screen = chat.text
         chat.send(CTRL_D)
         assert chat.wait_end() == 0, chat.text
@@ -147,19 +179,26 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", nargs="?", default=tempfile.mkdtemp())
     parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--only", nargs="*", default=["tokens", "batches", "talk"], help="what to try")
     parser.add_argument("--write", action="store_true", help="one rank's part of writing the checkpoints")
     options = parser.parse_args()
     folder = Path(options.folder)
     if options.write:
         write(folder)
         return
-    subprocess.run(torchrun(options.ranks, __file__, str(folder), "--write"), check=True)
+    if not (folder / "fsdp2").exists():
+        subprocess.run(torchrun(options.ranks, __file__, str(folder), "--write"), check=True)
     home = folder / "home"
-    for name in ("fsdp1", "fsdp2"):
-        for dtype in ("float32", "bfloat16") if options.ranks > 1 else ("float32",):
-            same_tokens(home, folder / name, options.ranks, dtype)
-    same_in_batches(home, folder / "fsdp2", options.ranks)
-    converse(home, folder / "fsdp2", folder / "fsdp1", options.ranks)
+    if "tokens" in options.only:
+        with ThreadPoolExecutor(2) as pool:
+            for dtype in ("float32", "bfloat16") if options.ranks > 1 else ("float32",):
+                list(
+                    pool.map(same_tokens, *zip(*((home, folder / name, options.ranks, dtype) for name in WRITTEN)))
+                )
+    if "batches" in options.only:
+        same_in_batches(home, folder / "fsdp2", options.ranks)
+    if "talk" in options.only:
+        converse(home, folder / "fsdp2", folder / "fsdp1", options.ranks)
     print("all fine")
 
 

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from program import Chat, replied
+from program import Chat, in_mid_reply, replied, tokens_made
 from pty_screen import CTRL_C, CTRL_D
 
 from chat.sessions.journal import read_journal
@@ -19,17 +19,6 @@ LONG = ("--max_new_tokens", "1800", "--add_eos_length", "3", "--refine_iter", "2
 @pytest.fixture
 def checkpoint(tiny_checkpoint):
     return str(tiny_checkpoint("fsdp2", 3))
-
-
-def tokens_made(screen) -> int:
-    """How many tokens of the reply in the making are finished, by the status line."""
-    found = re.search(r"pass [\d,]+ · ([\d,]+) tokens · ", screen.text)
-    return int(found[1].replace(",", "")) if found else 0
-
-
-def in_mid_reply(screen) -> bool:
-    """At least two blocks are finished, more are to come."""
-    return tokens_made(screen) >= 8
 
 
 def cpu_seconds(pid: int) -> float:

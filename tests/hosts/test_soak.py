@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 
 import pytest
-from program import Chat
+from program import Chat, listening
 from pty_screen import CTRL_C, CTRL_D, pasted
 
 # oneDNN keeps what it has made for each number of rows that a product has had, by default 1024 of them: about 1 MiB
@@ -127,27 +127,6 @@ def look(pid: int) -> dict[str, int]:
         "sockets": sum(target.startswith("socket:") for target in targets),
         "threads": int(re.search(r"Threads:\s+(\d+)", status)[1]),
     }
-
-
-def listening(pid: int) -> list[str]:
-    """The addresses that a process's TCP sockets listen on."""
-    own = set()
-    for entry in Path(f"/proc/{pid}/fd").iterdir():
-        try:
-            own.add(str(entry.readlink()))
-        except OSError:
-            continue
-    found = []
-    for name in ("tcp", "tcp6"):
-        for line in Path(f"/proc/{pid}/net/{name}").read_text().splitlines()[1:]:
-            words = line.split()
-            if words[3] == "0A" and f"socket:[{words[9]}]" in own:
-                address, _, port = words[1].partition(":")
-                shown = (
-                    ".".join(str(byte) for byte in reversed(bytes.fromhex(address))) if name == "tcp" else address
-                )
-                found.append(f"{shown}:{int(port, 16)}")
-    return found
 
 
 def soak(home: Path, checkpoint: str, turns: int, seed: int) -> list[dict[int, dict[str, int]]]:

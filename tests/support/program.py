@@ -23,6 +23,17 @@ def replied(count: int = 1) -> Callable[[PtyScreen], bool]:
     return lambda screen: len(FIGURES.findall("\n".join(screen.scrollback))) == count
 
 
+def tokens_made(screen: PtyScreen) -> int:
+    """How many tokens of the reply in the making are finished, by the status line."""
+    found = re.search(r"pass [\d,]+ · ([\d,]+) tokens · ", screen.text)
+    return int(found[1].replace(",", "")) if found else 0
+
+
+def in_mid_reply(screen: PtyScreen) -> bool:
+    """At least two blocks are finished, more are to come."""
+    return tokens_made(screen) >= 8
+
+
 def environment(home: Path, **more: str) -> dict[str, str]:
     """This Python first on the PATH, XDG folders below `home`, one thread a rank."""
     return {
@@ -69,6 +80,27 @@ def ranks_below(script: int) -> dict[int, int]:
         if f"DLLM_LAUNCHER_PID={script}".encode() in words and b"chat" in command:
             rank = next((int(word[5:]) for word in words if word.startswith(b"RANK=")), 0)
             found[rank] = int(path.name)
+    return found
+
+
+def listening(pid: int) -> list[str]:
+    """The addresses that a process's TCP sockets listen on."""
+    own = set()
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            own.add(str(entry.readlink()))
+        except OSError:
+            continue
+    found = []
+    for name in ("tcp", "tcp6"):
+        for line in Path(f"/proc/{pid}/net/{name}").read_text().splitlines()[1:]:
+            words = line.split()
+            if words[3] == "0A" and f"socket:[{words[9]}]" in own:
+                address, _, port = words[1].partition(":")
+                shown = (
+                    ".".join(str(byte) for byte in reversed(bytes.fromhex(address))) if name == "tcp" else address
+                )
+                found.append(f"{shown}:{int(port, 16)}")
     return found
 
 
