@@ -6,7 +6,7 @@ import dataclasses
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from chat.console.plain import PlainLines
     from chat.conversation.repl import Repl
     from chat.conversation.state import Talk
+    from chat.loading.step_list import AskedStep
     from chat.sessions.session import Session
     from chat.sessions.tree import Tree
     from chat.text.tokenizer import ChatTokenizer
@@ -61,8 +62,9 @@ def default_system(options: LaunchOptions) -> str:
     return DEFAULT_SYSTEM if options.checkpoint_dir is None else ""
 
 
-def answer_prompts(ready: Ready, prompts: Prompts, copies: Copies | None) -> int:
-    """One prompt or many, without a conversation; returns the exit code."""
+def answer_prompts(ready: Ready, prompts: Prompts, copies: Copies | None, steps: Sequence[AskedStep] = ()) -> int:
+    """One prompt or many, without a conversation, by each of the steps if there are any; returns the exit code."""
+    from chat.batch.in_turn import InTurn
     from chat.batch.interruption import Interruption
     from chat.batch.measured import measured
     from chat.batch.run import run_batch
@@ -84,6 +86,14 @@ def answer_prompts(ready: Ready, prompts: Prompts, copies: Copies | None) -> int
             stop=interruption.asked,
         )
         Status(ready.streams).say(why)
+    in_turn = InTurn(
+        steps,
+        ready.checkpoints,
+        copies,
+        loaded=ready.facts.model.path,
+        tokenizer=ready.tokenizer,
+        use_template=ready.use_template,
+    )
     return run_batch(
         ready.engine,
         ready.tokenizer,
@@ -91,9 +101,10 @@ def answer_prompts(ready: Ready, prompts: Prompts, copies: Copies | None) -> int
         settings,
         prompts,
         ready.streams,
-        ready.facts.conditions,
+        {"dtype": ready.facts.model.dtype} if steps else ready.facts.conditions,
         interrupted=interruption.asked,
         workers=copies,
+        steps=in_turn if steps else None,
     )
 
 

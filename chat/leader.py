@@ -32,12 +32,14 @@ from chat.loading.opening import (
     intent,
     load,
     open_asked,
+    open_steps,
     open_tokenizer,
     refuse_early,
     start_notices,
     warm_up,
 )
 from chat.loading.progress import Status
+from chat.loading.step_list import AskedStep, first_there
 from chat.start.config_file import ConfigFile
 from chat.start.options import LaunchOptions, load_config, resolve_settings, with_config
 from chat.terminal.lifeline import Lifeline
@@ -67,6 +69,7 @@ class Asked:
 
     session  the session to continue, or a new one, and what there is to say of its file; None: no conversation
     replay   the session whose replies are to be decoded again, if any
+    steps    the checkpoints that are to answer prompts in turn, of which `checkpoint` is the first that is there
     whole    the digest of every byte of the checkpoint if --verify asks for it, else ""
     """
 
@@ -74,6 +77,7 @@ class Asked:
     session: tuple[Session, tuple[str, ...]] | None
     replay: Tree | None
     checkpoint: Checkpoint
+    steps: tuple[AskedStep, ...]
     whole: str
     settings: GenerationSettings
     origins: dict[str, str]
@@ -151,7 +155,8 @@ def ask(options: LaunchOptions, config: ConfigFile, status: Status) -> Asked:
     prompts = asked_prompts(options, status)
     session = None if options.has_prompts or options.replay is not None else open_session(options)
     replay = None if options.replay is None else session_to_replay(options)
-    checkpoint = open_asked(options)
+    steps = tuple(open_steps(options)) if options.steps else ()
+    checkpoint = first_there(steps) if steps else open_asked(options)
     settings, origins = resolve_settings(options, config, checkpoint.generation_config, checkpoint.defaults)
     if not options.verify:
         prefetch(checkpoint.files)
@@ -162,6 +167,7 @@ def ask(options: LaunchOptions, config: ConfigFile, status: Status) -> Asked:
         session=session,
         replay=replay,
         checkpoint=checkpoint,
+        steps=steps,
         whole=whole,
         settings=settings,
         origins=origins,
@@ -182,15 +188,20 @@ def meet(options: LaunchOptions, asked: Asked, lifeline: Lifeline) -> Ranks | No
 
 def refuse_other_output(options: LaunchOptions, asked: Asked, use_template: bool, digest: str) -> None:
     """Raise UsageError for an output file of another run, as far as that can be seen without the model."""
+    from chat.batch.in_turn import makers_of
     from chat.batch.run import check_output
     from dist.decode.trial import undecided
 
-    known = {
-        "checkpoint": str(asked.checkpoint.path),
-        "digest": digest,
-        **({} if options.dtype == "auto" else {"dtype": options.dtype}),
-    }
-    check_output(options, asked.settings, use_template, asked.prompts, known, undecided(asked.origins))
+    known = {} if options.dtype == "auto" else {"dtype": options.dtype}
+    names = undecided(asked.origins)
+    if not asked.steps:
+        known |= {"checkpoint": str(asked.checkpoint.path), "digest": digest}
+        check_output(options, asked.settings, use_template, asked.prompts, known, names)
+        return
+    done = check_output(options, asked.settings, use_template, asked.prompts, known, names, makers_of(asked.steps))
+    for number, step in enumerate(asked.steps):
+        if step.problem is not None and number not in done:
+            raise step.problem
 
 
 def open_copies(engine: Engine, ranks: Ranks | None, division: Division) -> Copies | None:
@@ -207,7 +218,7 @@ def use(ready: Ready, asked: Asked, copies: Copies | None) -> int:
     if asked.replay is not None:
         return replay_session(ready, asked.replay)
     if asked.session is None:
-        return answer_prompts(ready, asked.prompts, copies)
+        return answer_prompts(ready, asked.prompts, copies, asked.steps)
     return hold_conversation(ready, *asked.session)
 
 

@@ -15,7 +15,7 @@ from chat.batch.turns import Batch, Outcome, Poll, TurnAnswerer
 from dist.errors import ChatError, CheckpointError, PromptError, RankError, UsageError
 from dist.group.copies import Box, Flag, Store
 from dist.group.wire import event_from_fields, event_to_fields, order_from_bytes, order_to_bytes
-from dist.protocol import BlockUpdate, Control, Reply, Shutdown, Turn
+from dist.protocol import BlockUpdate, Control, Load, Order, Reply, Shutdown, Turn
 
 # How often rank 0 looks for messages, and the others for the word that the run is to end.
 LOOK_S = 0.005
@@ -28,6 +28,8 @@ STOP = "stop"
 
 class LedEngine(TurnAnswerer, Protocol):
     """An engine whose followers, if it has any, wait for orders."""
+
+    def take_over(self, order: Load) -> None: ...
 
     def shutdown(self) -> None: ...
 
@@ -59,6 +61,15 @@ class Copies:
                 time.sleep(LOOK_S)
             else:
                 return
+
+    def load(self, order: Load) -> None:
+        """Have the others take over other weights, when all batches are answered; they get no work before.
+
+        What one cannot is raised by the next `work`.
+        """
+        self._at.clear()
+        for box in self._work.values():
+            box.put(_order(order))
 
     def let_go(self) -> None:
         """Nothing more is to come."""
@@ -123,10 +134,14 @@ def serve(engine: LedEngine, store: Store, copy: int) -> None:
     made.put({"free": True})
     while True:
         order = order_from_bytes(work.wait()["order"].encode())
-        if not isinstance(order, Turn):
+        if isinstance(order, Shutdown):
             engine.shutdown()
             return
         try:
+            if isinstance(order, Load):
+                engine.take_over(order)
+                made.put({"free": True})
+                continue
             for event in engine.answer(order, partial(_control, order, stop)):
                 if isinstance(event, Reply) or (isinstance(event, BlockUpdate) and order.trace):
                     made.put(event_to_fields(event))
@@ -165,5 +180,5 @@ class _Stop:
         return self._up
 
 
-def _order(order: Turn | Shutdown) -> dict[str, Any]:
+def _order(order: Order) -> dict[str, Any]:
     return {"order": order_to_bytes(order).decode()}

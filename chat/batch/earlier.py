@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from chat.batch.jobs import Job, Jobs
+from chat.batch.jobs import Job, Jobs, Maker
 from chat.batch.records import CANCELLED, ERROR, Record
 from dist.errors import UsageError
 from dist.settings import GenerationSettings
@@ -43,15 +43,16 @@ def examine(
     later: Iterable[bytes],
     jobs: Jobs,
     conditions: Mapping[str, Any],
+    makers: Sequence[Maker],
     *,
     named_only: bool,
 ) -> Earlier:
     """The results in `lines`, in the order of the jobs, and those in `later`, which name their places.
 
-    Raises UsageError where one is not this run's; conditions that are not named here are compared unless
-    `named_only`.
+    To the `conditions` come each maker's own. Raises UsageError where a result is not this run's; conditions that
+    are not named here are compared unless `named_only`, or the maker is gone.
     """
-    same = _Conditions(conditions, path, named_only)
+    same = [_Conditions(conditions, one, path, named_only) for one in makers]
     beside = dict(_placed(line, path) for line in later)
     found = Earlier()
     gap = False
@@ -62,7 +63,7 @@ def examine(
         number = place + 1
         record = None if line is None else _record(line, path)
         for one in filter(None, (record, beside.get(place))):
-            same.check(one["settings"])
+            same[-1 if job is None else job.step].check(one["settings"])
             _check_prompt(one, job, len(jobs), place, path)
         if place == 0 and record is not None:
             found.seed = record["settings"].get("seed")
@@ -166,12 +167,13 @@ DEFAULTS = json.loads(json.dumps(GenerationSettings().as_dict()))
 
 
 class _Conditions:
-    """What decides the replies now, to be compared with what did."""
+    """What decides a maker's replies now, to be compared with what did."""
 
-    def __init__(self, conditions: Mapping[str, Any], path: Path, named_only: bool) -> None:
-        self._now = as_json(dict(conditions))
+    def __init__(self, conditions: Mapping[str, Any], maker: Maker, path: Path, named_only: bool) -> None:
+        self._now = as_json({**conditions, **maker.conditions})
+        self._whose = "" if maker.name is None else f", of step {maker.name},"
         self._path = path
-        self._named_only = named_only
+        self._named_only = named_only or maker.gone
 
     def check(self, recorded: Any) -> None:
         """Raises UsageError, which names the differences."""
@@ -188,7 +190,7 @@ class _Conditions:
             if now.get(name) != recorded.get(name)
         ]
         if differences:
-            raise other_run(self._path, f"In it {'; '.join(differences)}.")
+            raise other_run(self._path, f"In it{self._whose} {'; '.join(differences)}.")
 
 
 def as_json(value: Any) -> Any:

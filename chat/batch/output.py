@@ -14,7 +14,7 @@ from chat.text.trace import Trace
 
 
 class Output:
-    """Takes results as they come and passes them on in order.
+    """Takes results as they come and passes them on in order, to `passed_on` too.
 
     written    how many of the jobs, from the first on, are passed on (those of an earlier run count)
     kept       how many results of an earlier run there are
@@ -29,6 +29,7 @@ class Output:
         file: ResultsFile | None,
         printer: ReplyPrinter | None,
         progress: Progress,
+        passed_on: Callable[[Record], None] = lambda record: None,
     ) -> None:
         self.written = file.finished if file is not None else 0
         self.failed = file.failed if file is not None else 0
@@ -40,16 +41,23 @@ class Output:
         self._file = file
         self._printer = printer
         self._progress = progress
+        self._passed_on = passed_on
 
     @property
     def complete(self) -> bool:
         """Whether every job has its result."""
         return self.written == len(self._jobs) and not self.cancelled
 
-    def missing(self) -> Iterator[Job]:
-        """The jobs that have no result yet; to be called once, before the first is put."""
+    def missing(self, step: int) -> tuple[Iterator[Job], int]:
+        """The jobs of a checkpoint that have no result yet, and how many they are.
+
+        To be called before the first result of one of them is put.
+        """
         first, there = self.written, frozenset(self._waiting)
-        return (job for job in self._jobs if job.place >= first and job.place not in there)
+        start, end = step * self._jobs.each, (step + 1) * self._jobs.each
+        count = end - max(start, min(end, first)) - sum(start <= place < end for place in there)
+        jobs = self._jobs.of_step(step)
+        return (job for job in jobs if job.place >= first and job.place not in there), count
 
     @property
     def nobody_reads(self) -> bool:
@@ -127,6 +135,7 @@ class Output:
                 self._file.add(record)
             if self._printer is not None:
                 self._printer.reply(record)
+            self._passed_on(record)
             self.written += 1
         if self._file is not None and had - len(self._waiting):
             self._file.caught_up(self._waiting)

@@ -36,7 +36,7 @@ def answered(
         "token_ids": list(reply.token_ids),
         "finish_reason": reply.finish,
         **_ended_by(reply, tokenizer),
-        **_sampling(job, seed, shared),
+        **_of_the_run(job, seed, shared),
         "settings": dict(shared.settings),
         "stats": reply.stats.as_dict(),
     }
@@ -61,11 +61,13 @@ def failed(job: Job, error: PromptError, seed: int | None, shared: Circumstances
         "token_ids": [],
         "finish_reason": ERROR,
         "error": str(error),
-        **_sampling(job, seed, shared),
+        **_of_the_run(job, seed, shared),
         "settings": dict(shared.settings),
         "stats": None,
     }
 
 
-def _sampling(job: Job, seed: int | None, shared: Circumstances) -> Record:
-    return {"sample": job.sample, "seed": seed} if shared.numbered else {}
+def _of_the_run(job: Job, seed: int | None, shared: Circumstances) -> Record:
+    """What tells it from the run's other replies to the prompt, where there are any."""
+    step = {} if shared.step is None else {"step": shared.step}
+    return {**step, "sample": job.sample, "seed": seed} if shared.numbered else step

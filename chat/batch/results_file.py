@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
 
 from chat.batch.earlier import Earlier, examine, lines_of_array, whole_lines
-from chat.batch.jobs import Jobs
+from chat.batch.jobs import Jobs, Maker
 from chat.batch.records import Record
 from chat.files import Locked, append_line, open_locked, write_whole
 from dist.errors import ChatError, UsageError
@@ -33,12 +34,15 @@ class ResultsFile:
     seed      the seed that they were sampled with, or None
     """
 
-    def __init__(self, path: Path, jobs: Jobs, conditions: Mapping[str, Any]) -> None:
+    def __init__(
+        self, path: Path, jobs: Jobs, conditions: Mapping[str, Any], makers: Sequence[Maker] = (Maker(),)
+    ) -> None:
         """Open `path`, go on where an interrupted run stopped, or begin.
 
         `conditions` are the settings and whatever else decides a reply; what is there must have been made under
-        the same, but a seed of None takes over the one that is there. Raises UsageError for a file that is no
-        results file, holds other prompts or was made under other conditions, ChatError if the disk refuses.
+        the same and its maker's own, but a seed of None takes over the one that is there. Raises UsageError for a
+        file that is no results file, holds other prompts or was made under other conditions, ChatError if the disk
+        refuses.
         """
         self._final = path
         self._growing = _growing(path)
@@ -51,7 +55,7 @@ class ResultsFile:
             self._file = _locked(self._growing, path)
             try:
                 # Read under the lock: until now another run may have been writing.
-                earlier = _examine(path, jobs, conditions)
+                earlier = _examine(path, jobs, conditions, makers)
                 # A finished .json is opened again: there is nothing to put in place unless jobs were added.
                 reopened = not self._in_place and not os.fstat(self._file).st_size and path.exists()
                 self._keep(earlier)
@@ -65,6 +69,12 @@ class ResultsFile:
         self.finished, self.later, self.failed = earlier.finished, earlier.later, earlier.failed
         self.seed: int | None = earlier.seed
         self._complete = reopened and self.finished == len(jobs)
+
+    def records(self) -> Iterator[Record]:
+        """The results that an earlier run finished, in order."""
+        with self._growing.open("rb") as lines:
+            for line in islice(lines, self.finished):
+                yield json.loads(line)
 
     def add(self, record: Record) -> None:
         """Write the next result. Raises ChatError."""
@@ -141,22 +151,26 @@ class ResultsFile:
         raise _refused(path, error) from error
 
 
-def check_results(path: Path, jobs: Jobs, conditions: Mapping[str, Any]) -> None:
-    """Look whether a run with these jobs may go on with what is at `path`, and change nothing.
+def check_results(
+    path: Path, jobs: Jobs, conditions: Mapping[str, Any], makers: Sequence[Maker] = (Maker(),)
+) -> Earlier:
+    """What of a run with these jobs is at `path`, which may go on with it; changes nothing.
 
     Conditions that are not named here are not compared. Raises UsageError, or ChatError if the disk refuses.
     """
     try:
-        _examine(path, jobs, conditions, named_only=True)
+        return _examine(path, jobs, conditions, makers, named_only=True)
     except OSError as error:
         raise _refused(path, error) from error
 
 
-def _examine(path: Path, jobs: Jobs, conditions: Mapping[str, Any], *, named_only: bool = False) -> Earlier:
+def _examine(
+    path: Path, jobs: Jobs, conditions: Mapping[str, Any], makers: Sequence[Maker], *, named_only: bool = False
+) -> Earlier:
     """What there is of an earlier run. Raises UsageError if this run cannot go on with it, and OSError."""
     beside = _beside(_growing(path))
     later = whole_lines(beside) if beside.exists() else ()
-    return examine(path, _what_is_there(path), later, jobs, conditions, named_only=named_only)
+    return examine(path, _what_is_there(path), later, jobs, conditions, makers, named_only=named_only)
 
 
 def _growing(path: Path) -> Path:

@@ -5,15 +5,16 @@ Order is kept, a prompt that fails becomes a result, and what is done is on disk
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Protocol
 
-from chat.batch.jobs import Circumstances, Jobs, conditions_of, with_seed
+from chat.batch.jobs import Circumstances, Jobs, Maker, conditions_of, with_seed
 from chat.batch.output import Output
 from chat.batch.printer import ReplyPrinter, ReplyStreams
 from chat.batch.progress import Progress
 from chat.batch.prompts import Prompts
 from chat.batch.results_file import ResultsFile, check_results
+from chat.batch.summary import Summary
 from chat.batch.turns import Answerer, OneWorker, Task, TurnAnswerer, Workers
 from chat.files import expand
 from chat.start.options import LaunchOptions
@@ -23,6 +24,29 @@ from dist.settings import GenerationSettings
 ALL_FINE, SOME_FAILED, INTERRUPTED = 0, 4, 130
 
 
+class Steps(Protocol):
+    """The checkpoints that answer in turn, on all ranks and in all copies."""
+
+    @property
+    def makers(self) -> Sequence[Maker]: ...
+
+    def turn_to(self, step: int, say: Callable[[str], None]) -> ChatTokenizer:
+        """Have that one answer, by its tokenizer. Raises ChatError if it cannot, or is not what it was."""
+        ...
+
+
+class OneStep:
+    """The checkpoint that is loaded, and no other."""
+
+    makers = (Maker(),)
+
+    def __init__(self, tokenizer: ChatTokenizer) -> None:
+        self._tokenizer = tokenizer
+
+    def turn_to(self, step: int, say: Callable[[str], None]) -> ChatTokenizer:
+        return self._tokenizer
+
+
 def check_output(
     options: LaunchOptions,
     settings: GenerationSettings,
@@ -30,15 +54,26 @@ def check_output(
     prompts: Prompts,
     facts: Mapping[str, Any],
     undecided: Collection[str] = (),
-) -> None:
+    makers: Sequence[Maker] = OneStep.makers,
+) -> Collection[int]:
     """Refuse an output file that this run cannot go on with, as far as `facts` are known by now.
 
-    `undecided` settings are measured later. Changes nothing. Raises UsageError.
+    `undecided` settings are measured later. Changes nothing; gives which of the `makers` have nothing left to do.
+    Raises UsageError.
     """
-    if options.output_file is not None:
-        conditions = conditions_of(options, settings, use_template, facts)
-        known = {name: value for name, value in conditions.items() if name not in undecided}
-        check_results(expand(options.output_file), Jobs(prompts, options.n), known)
+    if options.output_file is None:
+        return ()
+    conditions = conditions_of(options, settings, use_template, facts)
+    known = {name: value for name, value in conditions.items() if name not in undecided}
+    jobs = Jobs(prompts, options.n, len(makers))
+    there = check_results(expand(options.output_file), jobs, known, makers)
+    later = [place // jobs.each for place in there.later]
+    done = there.finished
+    return [
+        step
+        for step in range(jobs.steps)
+        if max(0, min(jobs.each, done - step * jobs.each)) + later.count(step) == jobs.each
+    ]
 
 
 def run_batch(
@@ -52,48 +87,67 @@ def run_batch(
     *,
     interrupted: Callable[[], bool],
     workers: Workers | None = None,
+    steps: Steps | None = None,
 ) -> int:
     """Answer all prompts; gives the exit code: 0, 4 if some failed, 130 if interrupted.
 
-    `workers` are by default `engine` alone; else it is one of them, and the others are its equals.
+    `workers` are by default `engine` alone; else it is one of them, and the others are its equals. With `steps`
+    each of these answers all prompts in turn, and a table of what they made stands at the end.
     Of `facts` the checkpoint and the dtype are recorded with each result. `interrupted` is asked once per pass
     whether the run is to end; what is finished by then is kept. Raises UsageError for an output
     file that cannot be gone on with; errors of the engine other than PromptError pass through.
     """
-    jobs = Jobs(prompts, options.n)
+    turns = steps or OneStep(tokenizer)
+    jobs = Jobs(prompts, options.n, len(turns.makers))
     use_template = tokenizer.wants_template(options.use_chat_template)
+    conditions = conditions_of(options, settings, use_template, facts)
     file = None
     if options.output_file is not None:
-        conditions = conditions_of(options, settings, use_template, facts)
-        file = ResultsFile(expand(options.output_file), jobs, conditions)
+        file = ResultsFile(expand(options.output_file), jobs, conditions, turns.makers)
     settings = with_seed(settings, file.seed if file is not None else None)
-    with _output(options, streams, jobs, file) as output:
-        task = Task(
-            tokenizer=tokenizer,
-            settings=settings,
-            use_template=use_template,
-            system=options.system,
-            trace=options.verbose_trace,
-            batch_size=options.batch_size,
-            shared=Circumstances(
-                settings=conditions_of(options, settings, use_template, facts),
-                numbered=settings.samples or options.n > 1,
-            ),
-        )
-        answerer = Answerer(
-            engine, workers or OneWorker(engine), task, output, lambda: interrupted() or output.nobody_reads
-        )
+    conditions = conditions_of(options, settings, use_template, facts)
+    summary = None if steps is None else Summary([maker.name or 0 for maker in steps.makers], jobs.each)
+    if summary is not None and file is not None:
+        for record in file.records():
+            summary.add(record)
+    with _output(options, streams, jobs, file, summary) as output:
         if options.n > 1 and not settings.samples:
             output.say("temperature is 0, so all samples of a prompt are the same.")
-        answerer.answer_all(output.missing(), len(jobs) - output.kept)
+        for number, maker in enumerate(turns.makers):
+            missing, count = output.missing(number)
+            if not count:
+                continue
+            task = Task(
+                tokenizer=turns.turn_to(number, output.say),
+                settings=settings,
+                use_template=use_template,
+                system=options.system,
+                trace=options.verbose_trace,
+                batch_size=options.batch_size,
+                shared=Circumstances(
+                    settings={**conditions, **maker.conditions},
+                    numbered=settings.samples or options.n > 1,
+                    step=maker.name,
+                ),
+            )
+            answerer = Answerer(
+                engine, workers or OneWorker(engine), task, output, lambda: interrupted() or output.nobody_reads
+            )
+            answerer.answer_all(missing, count)
+            if output.cancelled or interrupted() or output.nobody_reads:
+                break
         if output.complete:
+            if summary is not None:
+                output.say(summary.table())
             return SOME_FAILED if output.failed else ALL_FINE
         if not output.nobody_reads:
             output.tell_interrupted()
         return INTERRUPTED
 
 
-def _output(options: LaunchOptions, streams: ReplyStreams, jobs: Jobs, file: ResultsFile | None) -> Output:
+def _output(
+    options: LaunchOptions, streams: ReplyStreams, jobs: Jobs, file: ResultsFile | None, summary: Summary | None
+) -> Output:
     """Where results go: to the file if there is one, else to stdout; with `--json` to stdout in any case."""
     printer = None
     if file is None or options.json:
@@ -103,4 +157,5 @@ def _output(options: LaunchOptions, streams: ReplyStreams, jobs: Jobs, file: Res
     done = file.finished if file is not None else 0
     crowded = printer is not None and streams.replies.isatty()
     progress = Progress(streams.notices, 0 if crowded else len(jobs), done, shows=streams.progress)
-    return Output(jobs, file=file, printer=printer, progress=progress)
+    taken = {} if summary is None else {"passed_on": summary.add}
+    return Output(jobs, file=file, printer=printer, progress=progress, **taken)

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 from chat.commands.row import Value, ago, command, first_word
 from chat.conversation.resuming import resume as resume_session
 from chat.files import expand, read_text
-from chat.loading.checkpoints import BASE_WORD, LATEST_WORD, Steps
+from chat.loading.checkpoints import Steps
 from chat.loading.facts import facts_table
+from chat.loading.named import BASE_WORD, LATEST_WORD
 from chat.sessions.export import FORMATS
 from dist.checkpoint.folder import Step
 from dist.errors import UsageError

@@ -17,7 +17,7 @@ from chat.conversation.page import Page
 from chat.conversation.state import Talk
 from chat.conversation.visiting import Guest, Visit
 from chat.conversation.work import Work
-from chat.loading.checkpoints import BASE_WORD
+from chat.loading.named import BASE_WORD
 from chat.sessions.records import CheckpointRecord
 from chat.text.agreement import GREEDY
 from chat.text.prompt import FittedPrompt, fit, prefill_ids

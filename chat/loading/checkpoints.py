@@ -5,33 +5,28 @@ Only rank 0 has one. What is on disk is looked up at every call: a run that trai
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from chat.files import expand
 from chat.loading.facts import CheckpointFacts, checkpoint_facts
+from chat.loading.named import Surroundings
 from chat.loading.opening import open_tokenizer, start_notices, warm_up
 from chat.loading.progress import OnBytes
 from chat.start.config_file import ConfigFile
 from chat.start.options import LaunchOptions, resolve_settings
 from dist.checkpoint.digest import digests
-from dist.checkpoint.folder import Step, find_weights, latest_step, newest_complete, run_steps
+from dist.checkpoint.folder import Step, find_weights, latest_step
 from dist.checkpoint.verify import verify
-from dist.errors import CheckpointError, UsageError
+from dist.errors import CheckpointError
 from dist.settings import GenerationSettings
 
 if TYPE_CHECKING:
     from chat.text.tokenizer import ChatTokenizer
     from dist.decode.engine import Engine
     from dist.model.reload import Reloader
-
-LATEST_WORD, BASE_WORD = "latest", "base"
-STEP_WORD = re.compile(r"(?:global_step_)?(\d+)")
-NAMED_STEPS = 6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,20 +83,15 @@ class Checkpoints:
 
     def steps(self) -> Steps:
         """The steps beside the loaded one. Raises UsageError if it does not belong to a run."""
-        if self._run is None:
-            raise UsageError(
-                "The checkpoint has no steps beside it.",
-                f"{self._reloader.loaded.facts.path} does not lie in a global_step_* folder.",
-                "/load FOLDER switches to any other folder.",
-            )
-        steps = run_steps(self._run) if self._run.is_dir() else ()
+        steps = self._surroundings.steps()
+        assert self._run is not None
         loaded = self._reloader.loaded.facts.step
         here = any(step.number == loaded for step in steps)
         return Steps(steps=steps, loaded=loaded if here else None, latest=latest_step(self._run))
 
     def weights_folder(self, argument: str) -> Path:
         """The folder of the weights that a step, a word or a path stands for now. Raises ChatError."""
-        return find_weights(self._folder(argument)).folder.absolute()
+        return find_weights(self._surroundings.folder(argument)).folder.absolute()
 
     def check(self, folder: Path) -> str:
         """Whether these weights could be taken over now; gives their digest. Raises CheckpointError."""
@@ -115,7 +105,7 @@ class Checkpoints:
         Raises ChatError with the old weights in place, or WeightsLost.
         """
         started = time.monotonic()
-        ready = self._reloader.check(str(self._folder(argument)))
+        ready = self._reloader.check(str(self._surroundings.folder(argument)))
         checkpoint = ready.checkpoint
         tokenizer = open_tokenizer(self._options, checkpoint)
         self._check_vocabulary(tokenizer, checkpoint.tokenizer_dir)
@@ -141,50 +131,11 @@ class Checkpoints:
             slow_notice=warm_up(self._engine, settings, origins),
         )
 
-    def _folder(self, argument: str) -> Path:
-        """The folder that a person named: a step's number, `latest`, `base`, or a path."""
-        if argument == BASE_WORD:
-            return self._base()
-        word = STEP_WORD.fullmatch(argument)
-        if word is None and argument != LATEST_WORD:
-            return expand(argument).absolute()
-        found = self.steps()
-        if not found.steps:
-            raise CheckpointError(
-                f"{self._run} no longer has any steps.", hint="/load FOLDER switches to another run."
-            )
-        newest = found.steps[-1].number if found.latest is None else found.latest
-        wanted = int(word[1]) if word else newest
-        for step in found.steps:
-            if step.number == wanted:
-                return step.path
-        numbers = [str(step.number) for step in found.steps[-NAMED_STEPS:]]
-        of = "The latest of its steps are" if len(found.steps) > NAMED_STEPS else "Its steps are"
-        raise CheckpointError(
-            f"There is no step {wanted} in {self._run}.",
-            f"{of} {', '.join(numbers)}.",
-            "" if word else f"latest_checkpointed_iteration.txt names it; {self._instead(found.steps)}",
-        )
-
-    def _base(self) -> Path:
-        """The model that training began with, as far as an option or the config tells where it is."""
-        recorded = getattr(self._reloader.loaded.module.config, "_name_or_path", "")
-        named = self._options.base_model or recorded
-        if named and expand(named).is_dir():
-            return expand(named).absolute()
-        raise CheckpointError(
-            "Where the base model lies is not known.",
-            f"The checkpoint names {named}, which is no folder here." if named else "The checkpoint names none.",
-            "Name its folder in the place of base, or start with --base_model FOLDER.",
-        )
-
-    @staticmethod
-    def _instead(steps: tuple[Step, ...]) -> str:
-        """What to load in the place of a step that is gone."""
-        complete = newest_complete(steps)
-        if complete is None:
-            return "/load NUMBER takes another."
-        return f"the newest complete step is {complete.number}: /load {complete.number}"
+    @property
+    def _surroundings(self) -> Surroundings:
+        loaded = self._reloader.loaded
+        base = self._options.base_model or str(getattr(loaded.module.config, "_name_or_path", ""))
+        return Surroundings(opened=loaded.facts.path, run=self._run, base=base)
 
     def _check_vocabulary(self, tokenizer: ChatTokenizer, folder: Path) -> None:
         new, old = tokenizer.backend.get_vocab(), self._vocabulary

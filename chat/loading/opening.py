@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
 from chat.demo import demo_folder, is_ready
+from chat.loading.step_list import AskedStep, asked_steps, first_there
 from chat.start.options import LaunchOptions, version_text
 from dist.checkpoint.digest import digests
 from dist.checkpoint.open import Checkpoint, open_checkpoint
@@ -116,8 +117,15 @@ def reads_for_host() -> bool:
 
 
 def open_asked(options: LaunchOptions) -> Checkpoint:
-    """The checkpoint that the options name, opened but not read. Raises CheckpointError."""
+    """The checkpoint that the options name first, opened but not read. Raises CheckpointError."""
+    if options.steps:
+        return first_there(open_steps(options))
     return open_folder(options, checkpoint_folder(options))
+
+
+def open_steps(options: LaunchOptions) -> Iterator[AskedStep]:
+    """The checkpoints that are to answer in turn. Raises CheckpointError and UsageError."""
+    return asked_steps(options.steps, checkpoint_folder(options), options.base_model, partial(open_folder, options))
 
 
 def open_folder(options: LaunchOptions, folder: str) -> Checkpoint:

@@ -91,6 +91,13 @@ def _count(value: object) -> int:
     return number
 
 
+def _steps(value: object) -> tuple[str, ...]:
+    words = tuple(word.strip() for word in str(value).split(","))
+    if not all(words):
+        raise ValueError("It takes steps with commas between them, such as 100,200,latest.")
+    return words
+
+
 def _above_zero(value: object) -> float:
     try:
         number = float(str(value))
@@ -192,6 +199,14 @@ OPTIONS: dict[str, Option] = {
             metavar="FILE",
             read=_path,
             help="write the results to a .json or .jsonl file; run again to continue after an interruption",
+        ),
+        Option(
+            name="steps",
+            group=PROMPTS,
+            metavar="A,B,...",
+            read=_steps,
+            help="answer every prompt by each of these steps of the run in turn, under the same settings: numbers, "
+            "latest, base, or folders; a table of what changed stands at the end",
         ),
         Option(
             name="use_chat_template",

@@ -36,6 +36,7 @@ class LaunchOptions:
 
     settings           generation settings that the command line names
     use_chat_template  None: on where the tokenizer has a template
+    steps              checkpoints that answer the prompts in turn, as the user named them; (): the one checkpoint
     chat_template      name or file of another template than the checkpoint's default one
     batch_size         None: chosen by the program
     replay             the session, or its file, whose replies are decoded again
@@ -55,6 +56,7 @@ class LaunchOptions:
     prompt: str | None = None
     prompts_file: str | None = None
     output_file: str | None = None
+    steps: tuple[str, ...] = ()
     use_chat_template: bool | None = None
     chat_template: str | None = None
     system: str | None = None
@@ -218,7 +220,12 @@ def _check_together(options: LaunchOptions) -> None:
             f"--parallel {options.parallel} is for prompts given at the start, and there are none.",
             hint="A conversation is held by one model: leave it out, or choose another way.",
         )
-    for name in ("output_file", "json", "verbose_trace", "n", "batch_size"):
+    if options.steps and options.parallel == "verl":
+        raise UsageError(
+            "--steps and --parallel verl cannot be given together.",
+            "verl's loader leaves the weights in a form that others cannot be read into.",
+        )
+    for name in ("output_file", "json", "verbose_trace", "n", "batch_size", "steps"):
         if name in options.given and not options.has_prompts:
             raise UsageError(
                 f"--{name} is for prompts given at the start, and there are none.",

@@ -29,7 +29,7 @@ def main(arguments: list[str]) -> int:
         else:  # a host of followers: prompts, results and keyboard are at rank 0's
             options = asked_options(arguments, sys.stdout)
         # Every host has to open the same folder, and only one has a user.
-        if hosts.nodes == 1 and os.isatty(0) and os.isatty(2):
+        if hosts.nodes == 1 and os.isatty(0) and os.isatty(2) and not options.steps:
             complete = complete_step(options)
     except ChatError as error:
         print(error, file=sys.stderr)

@@ -187,6 +187,11 @@ class Engine:
         self._group.publish(order)
         self._swap(order, ready, progress)
 
+    def take_over(self, order: Load) -> None:
+        """The first rank of another copy: what rank 0 has loaded, on all of its ranks. Raises as `load` does."""
+        assert self._reloader is not None
+        self.load(replace(self._reloader.check_same(order), whole=order.whole))
+
     def _swap(self, order: Load, ready: Ready | None = None, progress: OnProgress | None = None) -> None:
         assert self._reloader is not None
         if self._packed:

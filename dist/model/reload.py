@@ -113,7 +113,8 @@ class Reloader:
             ),
         )
 
-    def _check_same(self, order: Load) -> Ready:
+    def check_same(self, order: Load) -> Ready:
+        """As `check`, and that the folder holds what rank 0 has found there."""
         ready = self.check(order.path)
         whole = verify(ready.checkpoint).digest if order.whole and self._verifies else ""
         for mine, there in ((ready.digest, order.digest), (whole, order.whole)):
@@ -134,7 +135,7 @@ class Reloader:
         WeightsLost if they could not be read again.
         """
         started = time.monotonic()
-        agreed: Ready = together(self._group, lambda: ready or self._check_same(order))
+        agreed: Ready = together(self._group, lambda: ready or self.check_same(order))
         try:
             read = self._fill(agreed, progress)
         except CheckpointError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from steps import add_step
 
 ROOT = Path(__file__).parents[2]
 # What a clock said, and how much of a prompt was read with another one's.
@@ -29,7 +31,15 @@ class Launched:
     """`python -m chat` over some ranks, writing results to a file."""
 
     def __init__(
-        self, checkpoint: Path, prompts: Path, output: Path, run_dir: Path, size: int, parallel: str
+        self,
+        checkpoint: Path,
+        prompts: Path,
+        output: Path,
+        run_dir: Path,
+        size: int,
+        parallel: str,
+        more: tuple[str, ...] = (),
+        stops: tuple[str, ...] = STOPS,
     ) -> None:
         self.growing = output if output.suffix == ".jsonl" else output.with_name(output.name + ".partial")
         self.run_dir = run_dir
@@ -38,7 +48,8 @@ class Launched:
             *("-m", "chat", "--parallel", parallel),
             *("--checkpoint_dir", str(checkpoint), "--prompts_file", str(prompts), "--output_file", str(output)),
             *("--add_eos_length", "3", "--refine_iter", "2", "--max_new_tokens", "24", "--dtype", "float32"),
-            *("--temperature", "0.8", "--seed", "5", "--batch_size", "8", *STOPS),
+            *("--temperature", "0.8", "--seed", "5", "--batch_size", "8", *stops),
+            *more,
         ]
         environment = {**os.environ, "DLLM_RUN_DIR": str(run_dir), "OMP_NUM_THREADS": "1"}
         self.launcher = subprocess.Popen(
@@ -69,15 +80,17 @@ Launch = Callable[..., Launched]
 
 @pytest.fixture
 def launch(tiny_checkpoint: Callable[[str, int], Path], tmp_path: Path) -> Launch:
-    checkpoint = tiny_checkpoint("fsdp1", 2)
+    checkpoint = tmp_path / "run"
+    shutil.copytree(tiny_checkpoint("fsdp1", 2), checkpoint)
+    add_step(checkpoint, 3, 7)
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("".join(f"Question {number}: what is {number} * 4?\n" for number in range(200)))
     count = iter(range(9))
 
-    def launch(output: Path, size: int = 2, parallel: str = "auto") -> Launched:
+    def launch(output: Path, size: int = 2, parallel: str = "auto", more: tuple[str, ...] = ()) -> Launched:
         run_dir = tmp_path / f"run{next(count)}"
         run_dir.mkdir()
-        return Launched(checkpoint, prompts, output, run_dir, size, parallel)
+        return Launched(checkpoint, prompts, output, run_dir, size, parallel, more)
 
     return launch
 
@@ -92,27 +105,32 @@ def results(path: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.drawn
+@pytest.mark.parametrize("steps", [(), (3, 7)])
 @pytest.mark.parametrize(("size", "parallel"), LAYOUTS)
 def test_after_the_death_of_a_follower_a_rerun_on_one_rank_completes_the_file(
-    launch: Launch, tmp_path: Path, size: int, parallel: str
+    launch: Launch, tmp_path: Path, size: int, parallel: str, steps: tuple[int, ...]
 ) -> None:
     output = tmp_path / "r.jsonl"
-    killed = launch(output, size, parallel)
+    more = ("--steps", ",".join(map(str, steps))) if steps else ()
+    killed = launch(output, size, parallel, more)
     killed.wait_for_results(24)
     os.kill(killed.process(size - 1), signal.SIGKILL)
     code, out, err = killed.end()
     assert (code, out) == (5, "")
     assert f"Rank {size - 1} was killed" in err
     kept = results(output)
-    assert 24 <= len(kept) < 200
+    assert 24 <= len(kept) < 200 * max(1, len(steps))
     # In another layout, which makes the same.
-    assert launch(output, 1).end()[0] == 0
+    assert launch(output, 1, more=more).end()[0] == 0
     made = results(output)
     assert made[: len(kept)] == kept
     stopped = [one for one in made if one.get("stop_reason") == "t"]
     assert len(stopped) > 20
     assert not any("t" in one["response"] for one in made)
-    assert [one["prompt"] for one in made] == [f"Question {number}: what is {number} * 4?" for number in range(200)]
+    assert [(one.get("step"), one["prompt"]) for one in made] == [
+        (step, f"Question {number}: what is {number} * 4?") for step in steps or (None,) for number in range(200)
+    ]
+    assert not steps or [one["token_ids"] for one in made[:200]] != [one["token_ids"] for one in made[200:]]
 
 
 @pytest.mark.long
