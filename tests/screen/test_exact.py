@@ -12,11 +12,14 @@ from pathlib import Path
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from pygments.lexer import ExtendedRegexLexer, LexerContext
+from pygments.lexers import get_lexer_by_name
 from test_screen import COLOR, MONO, PLAIN, a_block, a_reply, decode, stripped
 
 from chat.screen.draw import ReplyView, render_markdown
 from chat.screen.markdown.code import CodeColors
 from chat.screen.markdown.inline import inline_runs
+from chat.screen.markdown.lexing import LineLexer
 from chat.screen.palette import Palette
 from chat.text.cells import cells, source_spans
 
@@ -178,8 +181,14 @@ def test_the_view_can_be_changed_in_mid_reply_and_back() -> None:
     ]
 
 
-def test_colouring_a_thousand_lines_of_code_takes_under_half_a_second() -> None:
+DENSE = "    x[%d]=(a+b*%d)//(c-d%%e)^f|g&h;y,z={'k':[1,2.5e3,0xff]},lambda q:q**2 if q!=3 else ~q#z"
+
+
+@pytest.mark.parametrize(("dense", "limit_s"), [(False, 0.5), (True, 1.0)])  # 0.3 s on a machine at rest
+def test_colouring_a_thousand_lines_of_code_takes_under_half_a_second(dense: bool, limit_s: float) -> None:
     lines = Path(argparse.__file__).read_text().split("\n")[:1000]
+    if dense:
+        lines = [DENSE % (at, at) for at in range(1000)]
     text = "\n".join(["```python", *lines, "```", ""])
     render_markdown("```python\nx\n```", 80, COLOR)  # what is loaded once
     took = []
@@ -189,7 +198,7 @@ def test_colouring_a_thousand_lines_of_code_takes_under_half_a_second() -> None:
         for one in lines:
             colors.line(one)
         took.append(time.process_time() - began)
-    assert min(took) < 0.5
+    assert min(took) < limit_s
     assert len(render_markdown(text, 200, COLOR).splitlines()) == len(lines) + 1
 
 
@@ -203,3 +212,27 @@ def test_what_a_line_of_code_leaves_open_is_coloured_on_the_next() -> None:
     for language in ("c", "js", "css", "go", "java"):
         assert styles(language, "/* a", "b", "c */") == [comment] * 3
     assert styles("c", 'f("/* no");', "a")[1] == set()
+
+
+@pytest.mark.parametrize("language", ["python", "c", "csharp", "bash", "rust", "html", "perl", "sql"])
+def test_code_is_lexed_as_the_toolkit_does_it(language: str) -> None:
+    """Also with rules that refer to their own groups (bash, perl) or belong to one lexer alone (csharp)."""
+    lexer = get_lexer_by_name(language, stripnl=False, ensurenl=True)
+    lines = LineLexer(lexer)
+    stack = ["root"]
+    for line in [
+        *Path(__file__).read_text().split("\n"),
+        "/* a",
+        "b */ x",
+        "cat <<EOF",
+        "$x",
+        "EOF",
+        "<b a='x'>",
+        "#",
+    ]:
+        context = LexerContext(f"{line}\n", 0, list(stack))
+        theirs = [
+            (kind, text) for _, kind, text in ExtendedRegexLexer.get_tokens_unprocessed(lexer, context=context)
+        ]
+        stack = context.stack
+        assert list(lines.line(f"{line}\n")) == theirs

@@ -9,11 +9,13 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from itertools import groupby
 
-from pygments.lexer import ExtendedRegexLexer, Lexer, LexerContext, RegexLexer
+from pygments.lexer import ExtendedRegexLexer, Lexer, RegexLexer
 from pygments.lexers import get_lexer_by_name
 from pygments.token import Comment, Keyword, Name, Number, String, _TokenType
 from pygments.util import ClassNotFound
-from rich.text import Text
+from rich.text import Span, Text
+
+from chat.screen.markdown.lexing import LineLexer
 
 # Colours that can be read on a dark ground and on a light one.
 STYLES: dict[_TokenType, str] = {
@@ -38,18 +40,25 @@ class CodeColors:
     def __init__(self, language: str, *, comments: bool = True) -> None:
         self._language = language if comments else ""
         self._lexer = _lexer(language)
-        self._keeps_state = isinstance(self._lexer, RegexLexer) and not isinstance(self._lexer, ExtendedRegexLexer)
-        self._stack = ["root"]
+        self._lines = None
+        if isinstance(self._lexer, RegexLexer) and not isinstance(self._lexer, ExtendedRegexLexer):
+            self._lines = LineLexer(self._lexer)
         self._commented = False  # within /* ... */ of a language whose lexer wants such a comment whole
 
     def line(self, line: str) -> Text:
         """The next line, without its line end."""
         if self._lexer is None or len(line) > LONGEST_LINE:
             return Text(line)
-        styled = Text()
-        for style, pieces in groupby(self._pieces(self._lexer, line), lambda piece: _style(piece[0])):
-            styled.append("".join(piece for _, piece in pieces), style)
-        return styled if styled.plain == line else Text(line)
+        pieces = list(self._pieces(self._lexer, line))
+        if "".join(piece for _, piece in pieces) != line:
+            return Text(line)
+        spans: list[Span] = []
+        at = 0
+        for style, same in groupby(pieces, lambda piece: _style(piece[0])):
+            begin, at = at, at + sum(len(piece) for _, piece in same)
+            if style is not None:
+                spans.append(Span(begin, at, style))
+        return Text(line, spans=spans)
 
     def _pieces(self, lexer: Lexer, line: str) -> Iterator[Piece]:
         if self._commented:
@@ -73,16 +82,11 @@ class CodeColors:
         yield Comment, line[opened:]
 
     def _lexed(self, lexer: Lexer, line: str) -> Iterable[Piece]:
-        if self._keeps_state:
-            context = LexerContext(line + "\n", 0, list(self._stack))
+        if self._lines is not None:
             try:
-                # What an ExtendedRegexLexer does is right for most lexers made of rules, and its state can be kept.
-                found = ExtendedRegexLexer.get_tokens_unprocessed(lexer, context=context)  # type: ignore[arg-type]
-                pieces = [(kind, piece) for _, kind, piece in found]
-                self._stack = context.stack
-                return _without_line_end(pieces)
+                return _without_line_end(list(self._lines.line(line + "\n")))
             except (TypeError, AttributeError, KeyError):  # its rules want a context of their own
-                self._keeps_state = False
+                self._lines = None
         return _without_line_end(lexer.get_tokens(line))
 
 
