@@ -230,13 +230,15 @@ def hold_conversation(ready: Ready, session: Session, said: tuple[str, ...]) -> 
 
 def open_console(ready: Ready, mode: BaseMode, repl: Callable[[], Repl]) -> Console | PlainLines:
     """What reads the keyboard and writes to the terminal, as far as that can do it."""
+    from chat.sessions.folder import history_path
+
     if ready.streams.plain:
         from chat.console.plain import PlainLines
 
-        return PlainLines(ready.streams, mode=mode, on_abort=ready.lifeline.ask_abort)
+        drafts = history_path().parent / "drafts"
+        return PlainLines(ready.streams, mode=mode, on_abort=ready.lifeline.ask_abort, drafts=drafts)
     from chat.commands.table import COMMANDS, complete
     from chat.console.app import Console
-    from chat.sessions.folder import history_path
 
     return Console(
         ready.streams,

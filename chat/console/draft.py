@@ -15,22 +15,26 @@ class Draft:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._own = folder / str(os.getpid())
+        self.path = folder / str(os.getpid())
         self._saved = ""
 
-    def save(self, text: str) -> None:
-        """Keep `text` if it has changed; the empty text leaves nothing behind."""
+    def save(self, text: str) -> bool:
+        """Keep `text` if it has changed; the empty text leaves nothing behind. Whether the disk took it."""
         if text == self._saved:
-            return
-        with suppress(OSError):
+            return True
+        try:
             if text:
                 self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-                descriptor = os.open(self._own, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+                descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
                 with os.fdopen(descriptor, "w", encoding="utf-8", errors="replace") as file:
                     file.write(text)
             else:
-                self._own.unlink(missing_ok=True)
-        self._saved = text
+                self.path.unlink(missing_ok=True)
+        except OSError:
+            return False
+        finally:
+            self._saved = text
+        return True
 
     def take_over(self) -> str:
         """The newest draft that a process left behind, "" if there is none; it is this process's from now on."""
@@ -42,7 +46,7 @@ class Draft:
                 found = found or path.read_text(encoding="utf-8", errors="replace")
             self.save(found)
             for path in left:
-                if path != self._own:
+                if path != self.path:
                     path.unlink(missing_ok=True)
         return found
 

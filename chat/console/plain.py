@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import os
 import queue
+import shlex
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TextIO
 
+from chat.console.draft import Draft
 from chat.console.events import ConsoleEvent, Failed, Line, command_word
 from chat.console.state import NOTHING_CHANGED, LineState
 from chat.terminal.mode import BaseMode
@@ -18,6 +22,9 @@ from chat.terminal.streams import Streams, columns_of
 from chat.text.cells import visible
 
 WAITS = "Not sent: send it again when this is done (Ctrl-C stops a reply)."
+# How long nothing is printed before a line says what is being done: at first, and then again and again.
+SIGN_SECONDS, SIGNS_SECONDS = 3.0, 15.0
+SHOWN_CHARACTERS = 2000  # of a message that is to be changed
 END_SECONDS = 0.1  # between two looks whether more comes after an end of input
 INTERRUPT, SUSPEND = b"\x03", b"\x1a"
 
@@ -27,7 +34,7 @@ class PlainLines:
 
     The owner calls `set_busy(False)` whenever it is ready for the next line. In the line mode of
     `terminal.BaseMode` Ctrl-C is an event as in the console. A last line without a newline counts; the end of
-    input is `Leave`.
+    input is `Leave`. What takes long says so in a line now and then; in `drafts` a refused message is kept.
     """
 
     def __init__(
@@ -36,6 +43,7 @@ class PlainLines:
         *,
         mode: BaseMode | None = None,
         on_abort: Callable[[], None] | None = None,
+        drafts: Path | None = None,
         prompt: str = "> ",
     ) -> None:
         self.events: queue.Queue[ConsoleEvent] = queue.Queue()
@@ -45,8 +53,14 @@ class PlainLines:
         self._prompt = prompt
         self._state = LineState(self.events, waits=WAITS, on_abort=on_abort)
         self._state.set_busy(True)  # until the owner is ready for the first line
+        self._draft = Draft(drafts) if drafts is not None else None
         self._inserted = ""
+        self._status = ""
+        self._spoke = time.monotonic()
+        self._patience = SIGN_SECONDS
+        self._closed = threading.Event()
         self._thread = threading.Thread(target=self._read, name="lines", daemon=True)
+        self._signs = threading.Thread(target=self._give_signs, name="signs", daemon=True)
 
     @property
     def width(self) -> int:
@@ -54,16 +68,22 @@ class PlainLines:
         return columns_of(self._streams.replies)
 
     def start(self) -> None:
+        if self._draft is not None and self._draft.take_over():
+            self.note(f"A message was not sent last time. {self._where(self._draft)}")
         self._thread.start()
+        self._signs.start()
 
     def close(self) -> None:
+        self._closed.set()
+        if self._signs.is_alive():
+            self._signs.join(1)
         self.flush()
 
     def commit(self, text: str) -> None:
-        _print(self._streams.replies, text)
+        self._print(self._streams.replies, text)
 
     def note(self, text: str) -> None:
-        _print(self._streams.notices, text)
+        self._print(self._streams.notices, text)
 
     def echo(self, text: str) -> None:
         """What was typed needs no repetition here."""
@@ -75,14 +95,16 @@ class PlainLines:
         """Nothing is redrawn here."""
 
     def set_status(self, text: str) -> None:
-        """Nothing is redrawn here."""
+        """Said when nothing else has been for a while."""
+        self._status = text
 
     def set_toolbar(self, text: str) -> None:
         """Nothing is redrawn here."""
 
     def edit(self, text: str) -> None:
         """Show `text`; the next line takes its place and is marked as edited, unless Ctrl-C comes first."""
-        self.note(visible(text))
+        more = "" if len(text) <= SHOWN_CHARACTERS else f" ... ({len(text):,} characters)"
+        self.note(visible(text[:SHOWN_CHARACTERS]) + more)
         self._state.editing = True
 
     def set_stoppable(self, stoppable: bool) -> None:
@@ -96,7 +118,9 @@ class PlainLines:
         self._inserted += f"{text}\n"
 
     def put_back(self, text: str) -> None:
-        """No line can be prepared here."""
+        """Keep a line that could not be used in a file: it cannot be put into the line here."""
+        if self._draft is not None and self._draft.save(text):
+            self.note(f"The message is not lost. {self._where(self._draft)}")
 
     def send(self, code: str) -> bool:
         """No codes are sent here."""
@@ -152,8 +176,27 @@ class PlainLines:
             # A line that begins with a slash would be a command.
             lead = "\n" if self._inserted.startswith("/") else ""
             text, self._inserted = lead + self._inserted + text, ""
+            if self._draft is not None:
+                self._draft.save("")
+        if not self._state.busy:
+            self._patience, self._spoke = SIGN_SECONDS, time.monotonic()
         if waits := self._state.submit(text):
             self.note(waits)
+
+    def _give_signs(self) -> None:
+        while not self._closed.wait(SIGN_SECONDS / 10):
+            doing = self._status or self._state.doing
+            if self._state.busy and doing and time.monotonic() - self._spoke > self._patience:
+                self.note(f"({doing})")
+
+    @staticmethod
+    def _where(draft: Draft) -> str:
+        return f"It is kept in a file: change it there, then\n  /read {shlex.quote(str(draft.path))}"
+
+    def _print(self, stream: TextIO, text: str) -> None:
+        if text:
+            print(text, end="" if text.endswith("\n") else "\n", file=stream, flush=True)
+            self._patience, self._spoke = SIGNS_SECONDS, time.monotonic()
 
     def _interrupt(self) -> None:
         inserted, self._inserted = self._inserted, self._inserted if self._state.busy else ""
@@ -176,8 +219,3 @@ def split_lines(fd: int) -> Iterator[bytes]:
         held = held[start:]
     if held:
         yield held
-
-
-def _print(stream: object, text: str) -> None:
-    if text:
-        print(text, end="" if text.endswith("\n") else "\n", file=stream, flush=True)  # type: ignore[call-overload]
