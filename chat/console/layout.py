@@ -42,6 +42,7 @@ from chat.console.state import LineState
 
 VI_MODES = {InputMode.NAVIGATION: "NORMAL", InputMode.REPLACE: "REPLACE", InputMode.REPLACE_SINGLE: "REPLACE"}
 PATIENCE_S = 0.2
+HINT_S = 4.0
 MENU_ROWS = 10
 INPUT_ROWS = 10
 
@@ -87,6 +88,7 @@ class View:
     live: tuple[Line, ...] = ()
     status: str = ""
     hint: str = ""
+    hint_since: float = 0.0
     toolbar: str = ""
     ascii: bool = False
     idle_hints: tuple[str, ...] = field(default=("/help", "Alt-Enter new line", "Ctrl-D leaves"))
@@ -99,6 +101,22 @@ class View:
     @property
     def editing(self) -> bool:
         return self.state.editing
+
+    def say(self, hint: str) -> None:
+        """Show a hint: at rest until the next key, at work until it has been read."""
+        self.hint, self.hint_since = hint, time.monotonic()
+
+    @property
+    def hinted(self) -> str:
+        """The hint, as long as nothing is more worth the room."""
+        read = self.busy and (self.status or self.waiting) and time.monotonic() - self.hint_since > HINT_S
+        return "" if read else self.hint
+
+    @property
+    def doing(self) -> str:
+        """What goes on, and whether the program ends after it."""
+        doing = self.status or self.waiting
+        return f"{doing}, then leaves" if doing and self.state.leaving else doing
 
     @property
     def waiting(self) -> str:
@@ -213,8 +231,9 @@ def _menu(buffer: Buffer, view: View) -> StyleAndTextTuples:
 
 def _bottom(view: View, width: int) -> StyleAndTextTuples:
     """One line: what goes on or how to go on, and at the right what is set."""
-    left = view.hint or view.status or view.waiting
-    style = "class:hint" if view.hint else "class:toolbar"
+    hint = view.hinted
+    left = hint or view.doing
+    style = "class:hint" if hint else "class:toolbar"
     if not left:
         left = ("  " if view.ascii else " · ").join(view.edit_hints if view.editing else view.idle_hints)
     left = view.cut(f"  {_vi_mode()}{left}", width)

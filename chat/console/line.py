@@ -68,11 +68,11 @@ class InputLine:
 
     def set_busy(self, busy: bool) -> None:
         if busy != self._state.busy:
-            self._view.hint = ""
+            self._view.say("")
         self._state.set_busy(busy)
 
     def hint(self, text: str) -> None:
-        self._view.hint = text
+        self._view.say(text)
 
     # What the keys ask for.
 

@@ -156,7 +156,7 @@ class Answering:
     def _reply(self, answer: Answer, fitted: FittedPrompt, seed: int, earlier: Made | None, *, again: bool) -> None:
         """Make the reply that the journal has begun."""
         talk, begun = self._talk, answer.start
-        compared = earlier if again and earlier is not None and talk.other_weights(earlier) else None
+        compared = earlier if again and earlier is not None and talk.loaded_since(earlier) else None
         # Rounding can decide in 16 bits.
         margins = Margins() if compared is not None and talk.rounds else None
         turn = Turn(

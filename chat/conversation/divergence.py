@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from chat.conversation.provenance import is_other
 from chat.sessions.nodes import Made
 from chat.text.cells import visible
 from chat.text.running_text import Decode
 from dist.protocol import BlockUpdate
 from dist.settings import SAMPLING
 
+BLOCKS = ("refine_iter", "add_eos_length")
 WORDS = 4  # tokens shown of each reply where they diverge
 
 
@@ -32,7 +34,10 @@ class Margins:
 
 
 def not_comparable(before: Made, now: Made) -> str | None:
-    """Why these two replies can't be compared, or None: only exact replies to one prompt can."""
+    """Why these two replies can't be compared, or None.
+
+    Only exact replies to one prompt can; if the same weights made both, any two that were made the same way.
+    """
     if before.turn.prompt != now.turn.prompt:
         return "their prompts differ"
     for name in SAMPLING:
@@ -41,7 +46,11 @@ def not_comparable(before: Made, now: Made) -> str | None:
     if now.settings.get("temperature") and before.turn.seed != now.turn.seed:
         return f"the seed was {before.turn.seed} and is {now.turn.seed} (/seed {before.turn.seed} uses it again)"
     if any(made.turn.settings.get("refine_iter") != "auto" for made in (before, now)):
-        return "both must be made at refine_iter auto"
+        if not _same_weights(before, now):
+            return "both must be made at refine_iter auto"
+        for name in BLOCKS:
+            if before.settings.get(name) != now.settings.get(name):
+                return f"{name} was {before.settings.get(name)} and is {now.settings.get(name)}"
     if any(made.turn.settings.get("accept") is not None for made in (before, now)):
         return "with accept replies are not exact"
     if any(_changed(made) for made in (before, now)):
@@ -68,6 +77,11 @@ def divergence(before: Made, now: Made, decode: Decode, margin: Margins | None =
         f"The same as the reply of {who} for {place:,} token{'s' * (place != 1)}, "
         f"then {_words(ours, place, decode)} in the place of {_words(theirs, place, decode)}.{doubt}"
     )
+
+
+def _same_weights(before: Made, now: Made) -> bool:
+    was, present = before.checkpoint, now.checkpoint
+    return was is not None and present is not None and not is_other(was, present)
 
 
 def _changed(made: Made) -> bool:

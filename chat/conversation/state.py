@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 
 from chat.conversation.kept import Kept
 from chat.conversation.page import Page
-from chat.conversation.provenance import checkpoint_record, is_other
+from chat.conversation.provenance import checkpoint_record
 from chat.loading.checkpoints import Adopted, Steps
 from chat.loading.facts import CheckpointFacts
 from chat.loading.progress import OnBytes, paced
@@ -188,9 +188,9 @@ class Talk(Kept):
         """Whether an earlier reply's token ids mean what they mean now."""
         return made.checkpoint is not None and made.checkpoint.tokenizer == self.tree.checkpoints[-1].tokenizer
 
-    def other_weights(self, made: Made) -> bool:
-        """Whether a reply was made by another checkpoint than the present one."""
-        return made.checkpoint is not None and is_other(made.checkpoint, self.tree.checkpoints[-1])
+    def loaded_since(self, made: Made) -> bool:
+        """Whether a checkpoint was loaded after a reply was made, be it the same one."""
+        return made.checkpoint is not None and made.checkpoint != self.tree.checkpoints[-1]
 
     @property
     def rounds(self) -> bool:

@@ -83,3 +83,12 @@ def test_a_seed_counts_where_there_is_sampling():
     assert "the seed was 7 and is 8 (/seed 7 uses it again)" in divergence(before, now, decode)
     again = dataclasses.replace(now, turn=dataclasses.replace(now.turn, seed=7))
     assert divergence(before, again, decode).startswith("The same")
+
+
+def test_the_same_weights_are_compared_at_any_refinement_that_is_the_same():
+    fixed = {"refine_iter": 2, "add_eos_length": 7}
+    assert divergence(made([1, 2], **fixed), made([1, 2], **fixed), decode) == (
+        "The same as the reply of step 100, in all 2 tokens."
+    )
+    said = divergence(made([1, 2], **fixed), made([1, 2], refine_iter=3, add_eos_length=7), decode)
+    assert said == "Not comparable with the reply of step 100: refine_iter was 2 and is 3."
