@@ -347,6 +347,7 @@ def test_ctrl_r_searches_and_a_suggestion_is_taken_with_the_right_arrow(start: S
     talk.send(ENTER)
     talk.wait_for("› /echo some old words")
     talk.send(CTRL_C)
+    talk.wait_for(lambda screen: PROMPT in screen.lines)
     talk.type("/echo so")
     talk.wait_for("› /echo some old words")
     talk.send("\x1b[C" + ENTER)

@@ -13,7 +13,7 @@ from pathlib import Path
 from pty_screen import PtyScreen
 
 # The figures after a reply, in full or where there is little room; what is shown while it is made has none of it.
-FIGURES = re.compile(r"(?:context|ctx) [\d,]+(?:/| of )[\d,]+")
+FIGURES = re.compile(r"tok/s(?: ·|,)?\s+first ")
 ROOT = Path(__file__).resolve().parents[2]
 READY_S = 120.0
 
