@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import traceback
+from dataclasses import replace
 from functools import cache, partial
 from typing import TYPE_CHECKING, NoReturn
 
@@ -178,7 +179,8 @@ def serve(options: LaunchOptions, ranks: Ranks, checkpoint: Checkpoint) -> None:
     group = open_copy(ranks, division)
     leads = copy > 0 and group.rank == 0
     try:
-        ends = stop_finder(cache(lambda: open_tokenizer(options, checkpoint))) if leads else None
+        plain = replace(options, use_chat_template=False)
+        ends = stop_finder(cache(lambda: open_tokenizer(plain, checkpoint))) if leads else None
         engine = load(options, group, checkpoint, division.mode, None, ends)[0]
     except ChatError as error:
         if leads:

@@ -96,7 +96,7 @@ def run(options: LaunchOptions, streams: Streams, lifeline: Lifeline) -> int:
     ranks = meet(options, asked, lifeline)
     refuse_early(options, checkpoint)
     import_libraries(options)
-    tokenizer = open_tokenizer(options, checkpoint)
+    tokenizer = open_tokenizer(options, checkpoint, asked.settings.template_arguments)
     use_template = tokenizer.wants_template(options.use_chat_template)
     digest = replace(digests(checkpoint), whole=asked.whole)
     if options.has_prompts:

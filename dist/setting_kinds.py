@@ -14,7 +14,7 @@ from typing import Any, Protocol
 MAX_WORD = 2**63 - 1
 # Stands for a kind's word (auto, none): no count, and as the bits of a float not a number.
 WORD_BITS = -1
-NONE = "none"
+NONE, EMPTY_OBJECT = "none", "{}"
 
 
 class Kind(Protocol):
@@ -179,8 +179,29 @@ class Text:
         return ""
 
 
+@dataclass(frozen=True, slots=True)
+class JsonObject:
+    """Names with values, none by default, kept as JSON text in one spelling. They do not travel."""
+
+    allowed = 'a JSON object, {"name": value}'
+
+    def parse(self, value: object) -> str:
+        if value in (None, "", NONE):
+            value = {}
+        values = json.loads(value) if isinstance(value, str) else value
+        if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
+            raise TypeError(value)
+        return json.dumps(values, ensure_ascii=False, sort_keys=True)
+
+    def pack(self, value: Any) -> int:
+        return 0
+
+    def unpack(self, packed: int) -> str:
+        return EMPTY_OBJECT
+
+
 # Kinds whose values do not travel with a verdict.
-OF_RANK_0 = (Text, Texts)
+OF_RANK_0 = (Text, Texts, JsonObject)
 
 
 def quoted(text: str) -> tuple[str, ...]:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
 from dist.errors import UsageError
-from dist.setting_kinds import MAX_WORD, Kind, OneOf, Real, Text, Texts, Whole, Word
+from dist.setting_kinds import EMPTY_OBJECT, MAX_WORD, JsonObject, Kind, OneOf, Real, Text, Texts, Whole, Word
 
 Auto = Literal["auto"]
 SettingValue = int | float | str | tuple[str, ...] | None
@@ -149,6 +149,14 @@ SETTINGS: dict[str, Setting] = {
             examples=("Sure:",),
             shorthand=False,
         ),
+        Setting(
+            name="template_args",
+            default=EMPTY_OBJECT,
+            kind=JsonObject(),
+            help="arguments of the chat template; /set template.NAME VALUE sets one of them",
+            examples=('{"enable_thinking": false}', "none"),
+            shorthand=False,
+        ),
     )
 }
 
@@ -177,7 +185,7 @@ def setting_text(value: SettingValue) -> str:
     """A value as it is shown and could be given."""
     if isinstance(value, tuple):
         return " ".join(json.dumps(one, ensure_ascii=False) for one in value) or "none"
-    return "none" if value is None or value == "" else str(value)
+    return "none" if value in (None, "", EMPTY_OBJECT) else str(value)
 
 
 _DEFAULTS: dict[str, Any] = {name: row.default for name, row in SETTINGS.items()}
@@ -204,6 +212,7 @@ class GenerationSettings:
     accept: float | None = _DEFAULTS["accept"]
     stop: tuple[str, ...] = _DEFAULTS["stop"]
     prefill: str = _DEFAULTS["prefill"]
+    template_args: str = _DEFAULTS["template_args"]
 
     def __post_init__(self) -> None:
         for name in SETTINGS:
@@ -220,10 +229,14 @@ class GenerationSettings:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values by name, as JSON would give them back."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in self._values()}
+        values = dataclasses.asdict(self) | {"template_args": self.template_arguments}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
-    def _values(self) -> Iterator[tuple[str, SettingValue]]:
-        return ((name, getattr(self, name)) for name in SETTINGS)
+    @property
+    def template_arguments(self) -> dict[str, Any]:
+        """What the chat template is given besides the messages."""
+        arguments: dict[str, Any] = json.loads(self.template_args)
+        return arguments
 
 
 @lru_cache(maxsize=16)

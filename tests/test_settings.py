@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from dist.errors import UsageError
 from dist.group.wire import Verdict, order_from_bytes, order_to_bytes
 from dist.protocol import Turn
-from dist.setting_kinds import OF_RANK_0, OneOf, Real, Text, Texts, Whole
+from dist.setting_kinds import OF_RANK_0, JsonObject, OneOf, Real, Text, Texts, Whole
 from dist.settings import (
     SETTINGS,
     GenerationSettings,
@@ -91,6 +91,8 @@ def values_of(row: Setting) -> st.SearchStrategy[object]:
         return st.lists(st.text(min_size=1), unique=True)
     if isinstance(kind, Text):
         return st.text()
+    if isinstance(kind, JsonObject):
+        return st.dictionaries(st.text(), st.booleans() | st.text())
     assert isinstance(kind, (Whole, Real))
     numbers: st.SearchStrategy[object] = (
         st.integers(kind.low, kind.high)

@@ -8,6 +8,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from chat.commands.row import Value, ago, command, first_word
+from chat.commands.settings import argument_rows
 from chat.conversation.resuming import resume as resume_session
 from chat.files import expand, read_text
 from chat.loading.checkpoints import Steps
@@ -27,7 +28,7 @@ SHOWN_FOUND = 20
 
 @command("model", "/model", "what is known of the checkpoint", live=True)
 def model(repl: Repl, argument: str) -> None:
-    repl.page.table(list(facts_table(repl.talk.facts)))
+    repl.page.table([*facts_table(repl.talk.facts), *argument_rows(repl)])
 
 
 @command("steps", "/steps", "the steps of this run, with dates", live=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 
 DEFAULT = "default"
+# In front of the name of an argument of the chat template.
+TEMPLATE = "template."
 DEFAULT_VALUE = (DEFAULT, "back to the program's own value")
 
 
@@ -43,6 +46,9 @@ def _present_values(repl: Repl, name: str) -> Iterable[Value]:
     """What a setting can be set to, by completion."""
     if name in CHOICES:
         return _marked(CHOICES[name].values.items(), CHOICES[name].present(repl))
+    if name.startswith(TEMPLATE):
+        values = (*(("true", ""), ("false", "")), (DEFAULT, "not given, as the template has it"))
+        return _marked(values, dict(argument_rows(repl)).get(name, "not given"))
     if name not in SETTINGS:
         return ()
     return (*_marked(setting_values(name), setting_text(getattr(repl.talk.settings, name))), DEFAULT_VALUE)
@@ -52,7 +58,8 @@ def _values_of_set(repl: Repl, words: tuple[str, ...], word: str) -> Iterable[Va
     if words:
         return _present_values(repl, words[0]) if len(words) == 1 else ()
     choices = ((row.name, row.help) for row in CHOICES.values())
-    return ((f"{name} ", about) for name, about in (*setting_names(), *choices))
+    arguments = ((name, f"an argument of the chat template, {now}") for name, now in argument_rows(repl))
+    return ((f"{name} ", about) for name, about in (*setting_names(), *choices, *arguments))
 
 
 def known_setting(name: str, more: Sequence[str] = ()) -> str:
@@ -79,10 +86,36 @@ def set_(repl: Repl, argument: str) -> None:
     name, _, value = argument.partition(" ")
     if name in CHOICES:
         _choose(repl, CHOICES[name], value.strip())
+    elif name.startswith(TEMPLATE):
+        _set_argument(repl, name.removeprefix(TEMPLATE), value.strip())
     elif name:
         _change(repl, _known(name), value.strip())
     else:
         settings.run(repl, "")
+
+
+def _set_argument(repl: Repl, name: str, value: str) -> None:
+    """One of the chat template's arguments; a value that is no JSON is a text."""
+    arguments = repl.talk.settings.template_arguments
+    if value:
+        try:
+            read = json.loads(value)
+        except ValueError:
+            read = value
+        arguments.pop(name, None)
+        given = arguments if value == DEFAULT else {**arguments, name: read}
+        repl.talk.change_setting("template_args", json.dumps(given))
+    arguments = repl.talk.settings.template_arguments
+    now = json.dumps(arguments[name], ensure_ascii=False) if name in arguments else "not given"
+    repl.note(f"{TEMPLATE}{name} is {now}{' from the next reply on' if value else ''}.")
+
+
+def argument_rows(repl: Repl) -> Iterable[Value]:
+    """What the chat template reads, with what it is given."""
+    given = repl.talk.settings.template_arguments
+    names = repl.talk.template.arguments if repl.talk.template is not None else ()
+    for name in names:
+        yield f"{TEMPLATE}{name}", json.dumps(given[name], ensure_ascii=False) if name in given else "not given"
 
 
 def _known(name: str) -> str:
@@ -275,6 +308,7 @@ def settings(repl: Repl, argument: str) -> None:
         last = setting_text(getattr(used, name)) if used is not None else "-"
         value = setting_text(getattr(talk.settings, name))
         rows.append((name, value, setting_text(row.default), last, talk.origins.get(name, "default")))
+    rows += [(name, now, "not given", "-", talk.origins["template_args"]) for name, now in argument_rows(repl)]
     for choice in CHOICES.values():
         value = choice.present(repl)
         rows.append((choice.name, value, choice.default, "-", "default" if value == choice.default else BY_HAND))

@@ -23,10 +23,11 @@ from chat.sessions.session import Asked, Session
 from chat.text.context import Context, context
 from chat.text.prompt import ROOM_FOR_REPLY, FittedPrompt, fit, prompt_digest
 from chat.text.stops import reply_text
+from chat.text.template import ChatTemplate
 from chat.text.tokenizer import ChatTokenizer
 from chat.text.transcript import SYSTEM, Transcript
 from dist.decode.trial import Trial, undecided
-from dist.errors import PromptError, WeightsLost
+from dist.errors import PromptError, UsageError, WeightsLost
 from dist.protocol import Reply
 from dist.settings import DEFAULT, SETTINGS, GenerationSettings
 
@@ -137,7 +138,7 @@ class Talk(Kept):
     @property
     def system_fate(self) -> str | None:
         """Why a system prompt does not reach the model, and what to do; None if it does."""
-        template = self.tokenizer.template if self.use_template else None
+        template = self.template
         if template is None or template.behaviour.system == "used":
             return None
         does = "ignores it" if template.behaviour.system == "ignored" else "refuses it, and so every message"
@@ -201,9 +202,7 @@ class Talk(Kept):
 
     def change_setting(self, name: str, value: str) -> None:
         """Read and adopt a setting; raises UsageError."""
-        self.settings = self.settings.with_value(name, value)
-        self.origins[name] = BY_HAND
-        self.show_toolbar()
+        self._set(name, value, BY_HAND)
 
     def adopt_settings(self, values: Mapping[str, Any], origin: str) -> None:
         """Go on with these settings, which have been checked."""
@@ -212,10 +211,27 @@ class Talk(Kept):
         self.show_toolbar()
 
     def reset_setting(self, name: str) -> None:
-        """Give a setting the program's own value again."""
-        self.settings = self.settings.with_value(name, SETTINGS[name].default)
-        self.origins[name] = DEFAULT
+        """Give a setting the program's own value again; raises UsageError."""
+        self._set(name, SETTINGS[name].default, DEFAULT)
+
+    def _set(self, name: str, value: object, origin: str) -> None:
+        settings = self.settings.with_value(name, value)
+        if settings.template_args != self.settings.template_args:
+            self._check_template_args(settings.template_arguments)
+        self.settings = settings
+        self.origins[name] = origin
         self.show_toolbar()
+
+    @property
+    def template(self) -> ChatTemplate | None:
+        """What messages are put through, if they are."""
+        return self.tokenizer.template if self.use_template else None
+
+    def _check_template_args(self, given: Mapping[str, Any]) -> None:
+        if self.template is not None:
+            self.template.check(given)
+        elif given:
+            raise UsageError("There is no chat template to give arguments to.", "Prompts are sent as they are.")
 
     def show_toolbar(self) -> None:
         s = self.settings

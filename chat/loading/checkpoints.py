@@ -107,12 +107,12 @@ class Checkpoints:
         started = time.monotonic()
         ready = self._reloader.check(str(self._surroundings.folder(argument)))
         checkpoint = ready.checkpoint
-        tokenizer = open_tokenizer(self._options, checkpoint)
-        self._check_vocabulary(tokenizer, checkpoint.tokenizer_dir)
-        use_template = tokenizer.wants_template(self._options.use_chat_template)
         settings, origins = resolve_settings(
             self._options, self._config, checkpoint.generation_config, checkpoint.defaults
         )
+        tokenizer = open_tokenizer(self._options, checkpoint, settings.template_arguments)
+        self._check_vocabulary(tokenizer, checkpoint.tokenizer_dir)
+        use_template = tokenizer.wants_template(self._options.use_chat_template)
         if self._options.verify:
             ready = replace(ready, whole=verify(checkpoint, verifying).digest)
         # Before anything is overwritten: what cannot be read must not seem to answer afterwards.

@@ -6,7 +6,7 @@ import gc
 import os
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from chat.demo import demo_folder, is_ready
 from chat.loading.step_list import AskedStep, asked_steps, first_there
@@ -146,7 +146,9 @@ def refuse_early(options: LaunchOptions, checkpoint: Checkpoint) -> None:
     describe(checkpoint.config_dir, checkpoint.config, trust_remote_code=options.trust_remote_code)
 
 
-def open_tokenizer(options: LaunchOptions, checkpoint: Checkpoint) -> ChatTokenizer:
+def open_tokenizer(
+    options: LaunchOptions, checkpoint: Checkpoint, template_args: Mapping[str, Any] | None = None
+) -> ChatTokenizer:
     """The checkpoint's tokenizer with its chat template, checked against its config. Raises CheckpointError.
 
     What the config describes is refused first: transformers reads it for tokenizers too, and would blame those.
@@ -164,6 +166,7 @@ def open_tokenizer(options: LaunchOptions, checkpoint: Checkpoint) -> ChatTokeni
         placeholder=checkpoint.placeholder_id,
         use_template=options.use_chat_template,
         template=options.chat_template,
+        template_args=template_args or {},
         trust_remote_code=options.trust_remote_code,
     )
     return load_tokenizer(checkpoint.tokenizer_dir, checkpoint.generation_config, asked)

@@ -181,7 +181,7 @@ def provenance(made: Made) -> Mapping[str, Any]:
         "settings": dict(made.turn.settings),
         "changes": [{"at": change.at, "name": change.name, "value": change.value} for change in made.changes],
         "seed": made.turn.seed if samples(made) else None,
-        "template_args": dict(made.turn.template_args),
+        "template_args": dict(made.turn.settings.get("template_args", {})),
         "left_out": made.turn.left_out,
         "stats": dict(made.stats),
         "ended": made.time,

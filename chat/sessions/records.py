@@ -95,7 +95,6 @@ class TurnRecord(Record):
     parent: int | None = None
     text: str | None = None
     seed: int | None = None
-    template_args: Plain = field(default_factory=dict)
     left_out: int = 0
     prompt_len: int = 0
     prompt: str = ""

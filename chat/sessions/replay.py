@@ -105,10 +105,10 @@ def _asked(case: Case, tree: Tree, node: Node, model: Model) -> Case:
         return dataclasses.replace(case, problem="its settings are not known.")
     transcript = tree.transcript(node.parent).for_model().without_oldest(record.left_out)
     try:
-        ids = prompt_ids(transcript, tokenizer, model.use_template)
         before = tree.node(record.continues).made if record.continues is not None else None
         had = record.begun if before is None else len(before.token_ids)
         settings, changes = _settings(case.made, had)
+        ids = prompt_ids(transcript, tokenizer, model.use_template, settings.template_arguments)
     except ChatError as error:
         return dataclasses.replace(case, problem=str(error))
     turn = Turn(

@@ -45,7 +45,6 @@ class Asked:
 
     settings: Mapping[str, Any]
     seed: int | None = None
-    template_args: Mapping[str, Any] | None = None
     left_out: int = 0
     prompt_len: int = 0
     prompt: str = ""
@@ -189,7 +188,6 @@ class Session:
             parent=parent,
             text=text,
             seed=asked.seed,
-            template_args=dict(asked.template_args or {}),
             left_out=asked.left_out,
             prompt_len=asked.prompt_len,
             prompt=asked.prompt,

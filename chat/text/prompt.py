@@ -8,8 +8,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from chat.text.running_text import TORN
 from chat.text.tokenizer import ChatTokenizer
@@ -59,7 +60,9 @@ def fit(
 
     def without(n: int) -> tuple[int, ...]:
         if n not in tried:
-            tried[n] = prompt_ids(whole.without_oldest(n) if n else whole, tokenizer, use_template)
+            tried[n] = prompt_ids(
+                whole.without_oldest(n) if n else whole, tokenizer, use_template, settings.template_arguments
+            )
         return tried[n]
 
     most = 0 if refuse else max(0, len(whole.exchanges) - 1)
@@ -151,7 +154,12 @@ def _does_not_fit(length: int, room: int, top: int, settings: GenerationSettings
     )
 
 
-def prompt_ids(transcript: Transcript, tokenizer: ChatTokenizer, use_template: bool) -> tuple[int, ...]:
+def prompt_ids(
+    transcript: Transcript,
+    tokenizer: ChatTokenizer,
+    use_template: bool,
+    template_args: Mapping[str, Any] | None = None,
+) -> tuple[int, ...]:
     """The ids that ask for a reply to `transcript`.
 
     Replies keep the ids they were decoded as where that gives the same text, so that the cache of the turn
@@ -161,12 +169,16 @@ def prompt_ids(transcript: Transcript, tokenizer: ChatTokenizer, use_template: b
     messages = transcript.for_model().messages
     if not messages or not messages[-1].content.strip():
         raise PromptError("The prompt is empty.")
-    rendered = _render(messages, tokenizer, use_template)
+
+    def render(some: Sequence[Message]) -> str:
+        return _render(some, tokenizer, use_template, template_args or {})
+
+    rendered = render(messages)
     if not rendered.strip():
         raise PromptError("The prompt is empty after the chat template.")
     spliced, text = None, None
     for ids_of in (_ids, fitting_ids):
-        spliced = _splice(messages, rendered, tokenizer, use_template, ids_of)
+        spliced = _splice(messages, rendered, render, tokenizer, use_template, ids_of)
         text = None if spliced is None else tokenizer.decode(spliced, False)
         if spliced is None or text == rendered:
             break
@@ -179,11 +191,15 @@ def prompt_ids(transcript: Transcript, tokenizer: ChatTokenizer, use_template: b
     return spliced if spliced is not None and text == tokenizer.decode(whole, False) else whole
 
 
-def _render(messages: Iterable[Message], tokenizer: ChatTokenizer, use_template: bool) -> str:
+def _render(
+    messages: Iterable[Message], tokenizer: ChatTokenizer, use_template: bool, template_args: Mapping[str, Any]
+) -> str:
     if not use_template:
         return "\n".join(message.content for message in messages)
     assert tokenizer.template is not None, "prompts go through a template only where there is one"
-    return tokenizer.template.render([(message.role, message.content) for message in messages])
+    return tokenizer.template.render(
+        [(message.role, message.content) for message in messages], arguments=template_args
+    )
 
 
 def _ids(message: Message, tokenizer: ChatTokenizer) -> tuple[int, ...]:
@@ -207,6 +223,7 @@ def fitting_ids(message: Message, tokenizer: ChatTokenizer) -> tuple[int, ...]:
 def _splice(
     messages: Sequence[Message],
     rendered: str,
+    render: Callable[[Sequence[Message]], str],
     tokenizer: ChatTokenizer,
     use_template: bool,
     ids_of: Callable[[Message, ChatTokenizer], tuple[int, ...]],
@@ -229,7 +246,7 @@ def _splice(
         dataclasses.replace(message, content=marks.get(at, message.content)) for at, message in enumerate(messages)
     ]
     try:
-        rest = _render(marked, tokenizer, use_template)
+        rest = render(marked)
     except PromptError:
         return None
     texts: list[str] = []

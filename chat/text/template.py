@@ -5,8 +5,11 @@ What a template does with system prompts, with contents and at the end of a turn
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from dist.checkpoint.ledger import TEMPLATES, Entry
@@ -20,7 +23,7 @@ from dist.checkpoint.templates import (
     observe,
     plain_render,
 )
-from dist.errors import CheckpointError, PromptError
+from dist.errors import CheckpointError, PromptError, UsageError
 
 WAYS_OUT = "--no-use_chat_template sends prompts as they are; --chat_template FILE takes another template."
 # What transformers gives every template.
@@ -42,14 +45,40 @@ class ChatTemplate:
     template: Template
     behaviour: Behaviour
 
-    def render(self, messages: Sequence[tuple[str, str]], *, begin_reply: bool = True) -> str:
+    @property
+    def arguments(self) -> Sequence[str]:
+        """What it reads besides messages and special tokens."""
+        return arguments(self.template)
+
+    def check(self, given: Mapping[str, Any]) -> None:
+        """Raise UsageError for arguments that it does not read, or with which it makes no prompt of a message."""
+        known = self.arguments
+        for name in given:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                reads = f"It reads {', '.join(known)}." if known else "It reads none."
+                raise UsageError(
+                    f"The chat template does not read {name}.", f"Did you mean {near[0]}?" if near else reads
+                )
+        try:
+            self.render([("user", "?")], arguments=given)
+        except PromptError as error:
+            raise UsageError("The chat template cannot work with that.", error.why) from error
+
+    def render(
+        self,
+        messages: Sequence[tuple[str, str]],
+        *,
+        begin_reply: bool = True,
+        arguments: Mapping[str, Any] | None = None,
+    ) -> str:
         """The text of (role, content) messages and the beginning of a reply.
 
         Raises PromptError with the template's words if it refuses them, or if it leaves out what the user said.
         """
         plain = [message(role, text, self.behaviour.parts) for role, text in messages]
         try:
-            text = _render(self.backend, self.template, plain, begin_reply)
+            text = _render(self.backend, self.template, plain, begin_reply, arguments or {})
         except refusals() as error:
             has_system = any(role == "system" for role, _ in messages)
             hint = "/system - removes the system prompt." if has_system and self.behaviour.system != "used" else ""
@@ -69,12 +98,10 @@ class ChatTemplate:
         """Where it comes from and what is worth knowing about it."""
         return "; ".join((self.template.words, *self.notices))
 
-    @property
-    def entries(self) -> tuple[Entry, ...]:
+    def entries(self, given: Mapping[str, Any]) -> tuple[Entry, ...]:
         """The arguments that it reads and that are not given, for the ledger."""
-        return tuple(
-            Entry(TEMPLATES, name, False, "an argument that is not given") for name in arguments(self.template)
-        )
+        left = (name for name in self.arguments if name not in given)
+        return tuple(Entry(TEMPLATES, name, False, "an argument that is not given") for name in left)
 
 
 def refusals() -> tuple[type[Exception], ...]:
@@ -84,22 +111,26 @@ def refusals() -> tuple[type[Exception], ...]:
     return (TemplateError, ValueError, TypeError, KeyError, AttributeError, IndexError, ImportError)
 
 
-def take_template(backend: Any, template: Template) -> ChatTemplate:
-    """`template`, tried out. Raises CheckpointError if it cannot be parsed or makes no prompt of a message."""
+def take_template(backend: Any, template: Template, given: Mapping[str, Any] | None = None) -> ChatTemplate:
+    """`template`, tried out with the arguments in `given`.
+
+    Raises CheckpointError if it cannot be parsed or makes no prompt of a message.
+    """
     check_syntax(template)
 
     def render(messages: Messages, begin_reply: bool) -> str:
-        return _render(backend, template, messages, begin_reply)
+        return _render(backend, template, messages, begin_reply, given or {})
 
     try:
         behaviour = observe(render, refusals())
     except refusals() as error:
-        missing = arguments(template)
+        missing = [name for name in arguments(template) if name not in (given or {})]
         named = f" It reads {', '.join(missing)}, which is not given." if missing else ""
+        example = json.dumps(dict.fromkeys(missing, "..."))
         raise CheckpointError(
             f"The chat template in {template.source} makes no prompt of a message.",
             f"It says: {error}.{named}",
-            WAYS_OUT,
+            f"--template_args '{example}' gives it. {WAYS_OUT}" if missing else WAYS_OUT,
         ) from error
     return ChatTemplate(backend=backend, template=template, behaviour=behaviour)
 
@@ -118,7 +149,8 @@ def check_syntax(template: Template) -> None:
         ) from error
 
 
-def arguments(template: Template) -> list[str]:
+@lru_cache(maxsize=64)
+def arguments(template: Template) -> tuple[str, ...]:
     """The variables that a template reads besides those that transformers gives it."""
     from jinja2 import TemplateError, meta
     from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -127,12 +159,16 @@ def arguments(template: Template) -> list[str]:
     try:
         parsed = environment.parse(GENERATION_TAG.sub("", template.text))
     except TemplateError:
-        return []
-    return sorted(meta.find_undeclared_variables(parsed) - GIVEN)
+        return ()
+    return tuple(sorted(meta.find_undeclared_variables(parsed) - GIVEN))
 
 
-def _render(backend: Any, template: Template, messages: Messages, begin_reply: bool) -> str:
+def _render(
+    backend: Any, template: Template, messages: Messages, begin_reply: bool, given: Mapping[str, Any]
+) -> str:
+    # What the template does not read may be an argument of another kind: it stays here.
+    read = {name: value for name, value in given.items() if name in arguments(template)} if given else {}
     text: str = backend.apply_chat_template(
-        list(messages), tokenize=False, add_generation_prompt=begin_reply, chat_template=template.text
+        list(messages), tokenize=False, add_generation_prompt=begin_reply, chat_template=template.text, **read
     )
     return text

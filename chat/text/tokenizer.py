@@ -116,6 +116,7 @@ class TokenizerOptions:
     placeholder   fills fresh blocks instead of EOS
     use_template  None: where there is one
     template      a name or a file to take the chat template from
+    template_args what it is given besides messages
     """
 
     config: Any = None
@@ -124,6 +125,7 @@ class TokenizerOptions:
     placeholder: int | None = None
     use_template: bool | None = None
     template: str | None = None
+    template_args: Mapping[str, Any] = field(default_factory=dict)
     trust_remote_code: bool = False
 
 
@@ -147,11 +149,14 @@ def load_tokenizer(
     if chosen is not None and not chosen.text.strip():
         notices.append(f"The chat template in {chosen.source} is empty: prompts are sent as they are.")
     elif chosen is not None:
-        template = take_template(backend, chosen)
+        template = take_template(backend, chosen, options.template_args)
         if not template.behaviour.history:
             notices.append(
                 f"The chat template in {chosen.source} leaves out what was said before the last message."
             )
+    unread = [name for name in options.template_args if template is None or name not in template.arguments]
+    if unread:
+        notices.append(f"template_args gives {', '.join(unread)}, which no chat template reads here.")
     ends = _ends(backend, generation_config or {}, options, template)
     late = [token for token, why in ends.items() if why == TURN_END]
     notices += [f"Replies also end at {backend.convert_ids_to_tokens(one)} ({one}): {TURN_END}." for one in late]
@@ -170,7 +175,7 @@ def load_tokenizer(
             *entries,
             *unchosen,
             *_model_eos(generation_config or {}, options),
-            *(() if template is None else template.entries),
+            *(() if template is None else template.entries(options.template_args)),
         ),
         notices=tuple(notices),
         rows=options.rows,
