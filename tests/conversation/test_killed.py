@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import re
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -12,18 +13,25 @@ from pathlib import Path
 import pytest
 from program import Chat, replied, run_chat
 from pty_screen import CTRL_C
+from steps import add_step, right_sums
 
 from chat.sessions.journal import read_journal
 from chat.sessions.session import Session
 
 OPTIONS = ("--max_new_tokens", "60", "--add_eos_length", "3", "--dtype", "float32")
-LINES = ("/retry", "/undo", "/redo", "/refine_iter 1", "/refine_iter auto", "/temperature 0.7", "/system Be kind.")
+SETTINGS = ("/refine_iter 1", "/refine_iter auto", "/temperature 0.7", "/seed 4")
+LINES = ("/retry", "/undo", "/redo", "/edit", "/load 7", "/load 3", "/system Be kind.", *SETTINGS)
 LINES += ("/continue", "/prefill So", "/set stop w")
+AT_REST = "Alt-Enter new line"
 
 
 @pytest.fixture
-def checkpoint(tiny_checkpoint):
-    return str(tiny_checkpoint("fsdp2", 3))
+def run(tiny_checkpoint, tmp_path):
+    """A run with the steps 3 and 7."""
+    folder = tmp_path / "run"
+    shutil.copytree(tiny_checkpoint("fsdp2", 3), folder)
+    right_sums(add_step(folder, 3, 7))
+    return folder
 
 
 def gone(pids: list[int], seconds: float) -> bool:
@@ -33,27 +41,41 @@ def gone(pids: list[int], seconds: float) -> bool:
     return not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
 
 
+def talk_until_killed(chat, dice, victim):
+    """A conversation with retries, edits, loads, stopped replies, changed settings; in its midst one is killed."""
+    chat.say("First question")
+    chat.wait_for(replied(), 60.0)
+    for number in range(dice.randint(0, 5)):
+        line = dice.choice((*LINES, f"Question {number}"))
+        chat.say(line)
+        if line == "/edit":
+            chat.wait_for("Ctrl-C cancels")
+            chat.say(" changed")
+        if dice.random() < 0.5 and not line.startswith("/load"):
+            time.sleep(dice.uniform(0.0, 0.4))
+            chat.say(dice.choice(SETTINGS))  # in mid-reply, mostly
+        time.sleep(dice.uniform(0.0, 0.6))
+        if dice.random() < 0.3:
+            chat.send(CTRL_C)
+        if dice.random() < 0.8:
+            chat.wait_for(AT_REST, 60.0)
+    chat.say(dice.choice(("Last question", "/retry", "/load 7")))
+    time.sleep(dice.uniform(0.0, 1.0))
+    ranks = chat.ranks()
+    parent = int(Path(f"/proc/{ranks[0]}/stat").read_text().rpartition(")")[2].split()[1])
+    target = {"rank 0": ranks[0], "rank 1": ranks[1], "launcher": parent, "script": chat.process.pid}[victim]
+    os.kill(target, signal.SIGKILL)
+    assert gone(list(ranks.values()), 20.0)
+
+
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("seed", [pytest.param(seed, marks=pytest.mark.drawn) for seed in range(30)])
-def test_killed_at_a_drawn_moment_nothing_that_was_shown_is_lost(tmp_path, checkpoint, seed):
+def test_killed_at_a_drawn_moment_nothing_that_was_shown_is_lost(tmp_path, run, seed):
     dice = random.Random(seed)
     victim = dice.choice(("rank 0", "rank 1", "launcher", "script"))
     print("seed", seed, "kills", victim)
-    with Chat(tmp_path, "2", checkpoint, *OPTIONS) as chat:
-        chat.say("First question")
-        chat.wait_for(replied(), 60.0)
-        for number in range(dice.randint(0, 4)):
-            chat.say(dice.choice((*LINES, f"Question {number}")))
-            time.sleep(dice.uniform(0.0, 0.6))
-            if dice.random() < 0.3:
-                chat.send(CTRL_C)
-        chat.say("Last question")
-        time.sleep(dice.uniform(0.0, 1.0))
-        ranks = chat.ranks()
-        parent = int(Path(f"/proc/{ranks[0]}/stat").read_text().rpartition(")")[2].split()[1])
-        target = {"rank 0": ranks[0], "rank 1": ranks[1], "launcher": parent, "script": chat.process.pid}[victim]
-        os.kill(target, signal.SIGKILL)
-        assert gone(list(ranks.values()), 20.0)
+    with Chat(tmp_path, "2", str(run / "global_step_3"), *OPTIONS) as chat:
+        talk_until_killed(chat, dice, victim)
         if victim.startswith("rank"):
             assert chat.wait_end(20.0) == 5
             assert "Continue: bash run_chat.sh 2" in " ".join(" ".join(chat.scrollback).split())
@@ -63,13 +85,28 @@ def test_killed_at_a_drawn_moment_nothing_that_was_shown_is_lost(tmp_path, check
     assert next(reading.tree.nodes()).text == "First question"
     made = [node for node in reading.tree.nodes() if node.made]
     assert made
+    print(len(made), "replies by steps", [node.made.checkpoint.step for node in made])
 
-    done = run_chat(tmp_path, "2", checkpoint, "--dtype", "float32", "--replay", journal.stem)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search(rf"^{len(made)} (reply|replies) replayed: {len(made)} the same, 0 not\.$", done.stdout, re.M)
-    session, _ = Session.resume(journal.parent)
-    session.close()
-    assert session.tree.transcript() == reading.tree.transcript()
+    same = rf"^ *{len(made)} (reply|replies) replayed: {len(made)} the same, 0 not\.$"
+    if seed % 2:
+        done = run_chat(tmp_path, "2", "--dtype", "float32", "--replay", journal.stem)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert re.search(same, done.stdout, re.M)
+        session, _ = Session.resume(journal.parent)
+        session.close()
+        assert session.tree.transcript() == reading.tree.transcript()
+        return
+    with Chat(tmp_path, "2", str(run / "global_step_3"), *OPTIONS, "--resume", journal.stem) as chat:
+        chat.say("/replay")
+        chat.wait_for("replayed: ", 120.0)
+        assert re.search(same, "\n".join(chat.scrollback), re.M), "\n".join(chat.scrollback)
+        chat.say("And on")
+        chat.wait_for(replied(), 60.0)
+        chat.say("/quit")
+        assert chat.wait_end() == 0
+    tree = read_journal(journal.read_bytes()).tree
+    assert tree.records[: len(reading.tree.records)] == reading.tree.records
+    assert tree.questions()[0].text == "And on"
 
 
 @pytest.mark.timeout(600)

@@ -868,7 +868,8 @@ def test_an_export_suggests_its_name_and_is_resumed_from(talk, tmp_path):
     assert len(again.talk.tree.leaves()) == 2
 
 
-def test_tokens_are_in_the_journal_before_they_are_shown(talk, tmp_path, monkeypatch):
+@pytest.mark.parametrize("rounds", ["2", "auto"])
+def test_tokens_are_in_the_journal_before_they_are_shown(talk, tmp_path, monkeypatch, rounds):
     """A reader of the journal sees no less than the screen, after every pass."""
     shown = []
     draw = ReplyView.update
@@ -879,8 +880,10 @@ def test_tokens_are_in_the_journal_before_they_are_shown(talk, tmp_path, monkeyp
             (journal,) = (tmp_path / "sessions").iterdir()
             node = read_journal(journal.read_bytes()).tree.path()[-1]
             assert node.made.token_ids == tuple(shown)
+        # What stands as final in the live zone has joined the reply, but for a block that still goes on.
+        assert update.exact == update.settled or update.index is not None
         return draw(view, update)
 
     monkeypatch.setattr(ReplyView, "update", update)
-    repl, _ = talk("Hello")
+    repl, _ = talk(f"/refine_iter {rounds}", "Hello")
     assert len(shown) == len(repl.talk.last_reply.token_ids) == 24
