@@ -216,6 +216,7 @@ def hold_conversation(ready: Ready, session: Session, said: tuple[str, ...]) -> 
         ready.lifeline.on_silence = repl.show_silence
         ready.lifeline.on_tick = repl.watch_quiet
         console.start()
+        threading.Thread(target=talk.sessions.warm_up, daemon=True).start()
         repl.note(welcome(ready.facts))
         if ready.options.resume is not None:
             take_up(talk, page, said)

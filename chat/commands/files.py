@@ -14,7 +14,7 @@ from chat.files import expand, read_text
 from chat.loading.checkpoints import Steps
 from chat.loading.facts import facts_table
 from chat.loading.named import BASE_WORD, LATEST_WORD
-from chat.sessions.export import FORMATS
+from chat.sessions.formats import FORMATS
 from dist.checkpoint.folder import Step
 from dist.errors import UsageError
 

@@ -1,40 +1,18 @@
-"""A conversation as a file, in the formats that people work with. Knows no model and asks nothing.
-
-One table, `FORMATS`, holds a function for each suffix; to add a format, add a row. `formats` and `html_page` hold
-the functions.
-"""
+"""A conversation written to a file, in a format that its extension names. Knows no model and asks nothing."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 from chat.files import expand, write_whole
-from chat.sessions.formats import (
-    Conversation,
-    as_json,
-    as_jsonl,
-    as_markdown,
-    as_parquet,
-    as_sharegpt,
-    as_text,
-)
-from chat.sessions.html_page import as_html
+from chat.sessions.exported import Conversation
+from chat.sessions.formats import FORMATS
 from chat.sessions.nodes import Node
 from chat.sessions.tree import Tree
 from chat.text.transcript import SYSTEM, USER
 from dist.errors import ChatError, UsageError
 
-FORMATS: dict[str, tuple[Callable[[Conversation], bytes], str]] = {
-    ".md": (as_markdown, "to read"),
-    ".txt": (as_text, "to read"),
-    ".html": (as_html, "one page, rendered"),
-    ".sharegpt.json": (as_sharegpt, "ShareGPT conversations"),
-    ".json": (as_json, "everything, to be resumed from"),
-    ".jsonl": (as_jsonl, "OpenAI messages"),
-    ".parquet": (as_parquet, "verl's multi-turn data"),
-}
 ARGUMENT = re.compile(r"(?P<name>.*?)(?:(?:^|\s+)(?P<first>\d+)-(?P<last>\d*))?", re.DOTALL)
 
 

@@ -26,9 +26,9 @@ NAME = re.compile(r"[A-Za-z0-9][\w.+-]{0,99}")
 LINE_BYTES = 64 << 10
 HEAD_LINES = 12
 OPENING = 80
-# How many sessions are offered at a key, and how long the list of their names may be kept.
+# How many sessions are offered at a key, and how long the order of their names may be kept.
 OFFERED = 50
-LISTED_S = 3.0
+LISTED_S = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +113,7 @@ class Sessions:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._known: dict[str, SessionInfo] = {}
-        self._listed: tuple[float, list[tuple[float, str]]] | None = None
+        self._listed: tuple[tuple[float, float], list[tuple[float, str]]] | None = None
 
     def latest(self, *, word: str = "", limit: int | None = None) -> Iterator[SessionInfo]:
         """Sessions, the one changed last first: those with `word` in their name or first words, at most `limit`."""
@@ -122,14 +122,19 @@ class Sessions:
         return islice(found, limit)
 
     def offered(self, beginning: str) -> Iterator[SessionInfo]:
-        """The latest sessions whose name begins so, to complete it at a key: what changed in the last seconds may
-        be missing, and no more than a few files are opened.
+        """The latest sessions whose name begins so, to complete it at a key: their order may be some time old, and
+        no more than a few files are opened.
         """
-        now = time.monotonic()
-        if self._listed is None or now - self._listed[0] > LISTED_S:
-            self._listed = now, journals(self.folder)
+        now, changed = time.monotonic(), _changed(self.folder)
+        if self._listed is None or self._listed[0][1] != changed or now - self._listed[0][0] > LISTED_S:
+            self._listed = (now, changed), journals(self.folder)
         start = os.path.join(self.folder, beginning)  # noqa: PTH118  (2,000 Paths take longer than all else here)
         return islice(self._described(one for one in self._listed[1] if one[1].startswith(start)), OFFERED)
+
+    def warm_up(self) -> None:
+        """Read what the first key is to find at hand. May run on a thread of its own."""
+        for _ in self.offered(""):
+            pass
 
     def _described(self, dated: Iterable[tuple[float, str]]) -> Iterator[SessionInfo]:
         for changed, path in dated:
@@ -162,6 +167,14 @@ class Sessions:
                         role=node.role,
                         around=" ".join(node.text[max(0, at - 30) : at + len(words) + 50].split()),
                     )
+
+
+def _changed(folder: Path) -> float:
+    """When a file was last added to `folder`, renamed or removed."""
+    try:
+        return folder.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def describe(path: Path, changed: float) -> SessionInfo:

@@ -1,6 +1,7 @@
-"""A conversation in the formats of readers and of training. Pure: a conversation in, bytes out.
+"""A conversation in the formats of readers and of training: a function each, and `FORMATS`, the table of them.
 
-Texts to read say with each reply what made it. Training data holds the messages alone, and none without a reply.
+To add one, add a function from Conversation to bytes and its row. Pure: they write no file. Texts to read say with
+each reply what made it. Training data holds the messages alone, and none without a reply.
 """
 
 from __future__ import annotations
@@ -8,91 +9,18 @@ from __future__ import annotations
 import io
 import json
 import re
-import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from chat.sessions.nodes import CUT, Made, Node
+from chat.sessions.exported import HEADINGS, Conversation, facts_of, samples, with_states
+from chat.sessions.html_page import as_html
+from chat.sessions.nodes import Made, Node
 from chat.sessions.records import VERSION, to_plain
-from chat.sessions.tree import Tree
 from chat.text.transcript import ASSISTANT, SYSTEM, USER
 from dist.errors import ChatError
-from dist.settings import SETTINGS, parse_setting, setting_text
 
-HEADINGS = {SYSTEM: "System", USER: "You", ASSISTANT: "Model"}
 SHAREGPT = {SYSTEM: "system", USER: "human", ASSISTANT: "gpt"}
 FORMAT = "dllm-chat session"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Conversation:
-    """What is exported: the messages of one branch, or some exchanges of it, under a system prompt ("": none).
-
-    `tree` is the whole session, where all of the branch is exported.
-    """
-
-    name: str
-    title: str
-    system: str
-    nodes: tuple[Node, ...]
-    tree: Tree | None = None
-
-
-def state_of(node: Node, following: Node | None) -> str:
-    """What is to be known of a message besides its text: stopped, cut, unanswered, made without others."""
-    if node.made is None:
-        answered = following is not None and following.role == ASSISTANT
-        return "" if answered or node.role != USER else "unanswered"
-    n = node.made.turn.left_out
-    left_out = f"made without the {n} oldest exchange{'s' if n > 1 else ''}" if n else ""
-    ended = {"cancelled": "stopped", "error": "cut", CUT: "cut"}.get(node.made.finish, "")
-    return ", ".join(filter(None, (ended, left_out)))
-
-
-def with_states(conversation: Conversation) -> Iterator[tuple[Node, str]]:
-    """Every message, and what is to be known of it."""
-    for node, following in zip(conversation.nodes, (*conversation.nodes[1:], None), strict=True):
-        yield node, state_of(node, following)
-
-
-def facts_of(made: Made) -> str:
-    """How a reply was made, on one line."""
-    settings, stats = made.turn.settings, made.stats
-    parts = []
-    if made.checkpoint is not None:
-        one = made.checkpoint
-        step = "" if one.step is None else f"step {one.step}, "
-        digest = f" ({one.digest})" if one.digest else ""
-        parts.append(f"{step}{one.path}{digest}")
-        parts += filter(None, (one.dtype,))
-    values = {name: parse_setting(name, settings[name]) for name in SETTINGS if name in settings}
-    parts += [
-        f"{name} {setting_text(value)}"
-        for name, value in values.items()
-        if value != SETTINGS[name].default or name in ("add_eos_length", "refine_iter")
-    ]
-    parts += [f"{one.name} {one.value} from token {one.at} on" for one in made.changes]
-    if samples(made) and settings.get("seed") is None:
-        parts.append(f"seed {made.turn.seed}")
-    parts.append(f"{len(made.token_ids)} tokens")
-    if "tokens_per_s" in stats:
-        parts.append(f"{stats['tokens_per_s']} tok/s")
-    if "forwards" in stats:
-        parts.append(f"{stats['forwards']} forward passes")
-    parts.append(made.finish)
-    if made.time is not None:
-        parts.append(time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(made.time)))
-    return " · ".join(parts)
-
-
-def samples(made: Made) -> bool:
-    """Whether any of a reply was drawn at random, so that its seed counts."""
-    temperatures = [
-        made.turn.settings.get("temperature"),
-        *(o.value for o in made.changes if o.name == "temperature"),
-    ]
-    return any(isinstance(one, (int, float)) and one > 0 for one in temperatures)
 
 
 # To read.
@@ -231,3 +159,15 @@ def as_parquet(conversation: Conversation) -> bytes:
 def _encoded(text: str) -> bytes:
     # Names of folders that are no UTF-8 come with halves of characters.
     return text.encode(errors="replace")
+
+
+# The extension of each, what writes it, and a few words. The first that a name ends with counts.
+FORMATS: dict[str, tuple[Callable[[Conversation], bytes], str]] = {
+    ".md": (as_markdown, "to read"),
+    ".txt": (as_text, "to read"),
+    ".html": (as_html, "one page, rendered"),
+    ".sharegpt.json": (as_sharegpt, "ShareGPT conversations"),
+    ".json": (as_json, "everything, to be resumed from"),
+    ".jsonl": (as_jsonl, "OpenAI messages"),
+    ".parquet": (as_parquet, "verl's multi-turn data"),
+}

@@ -6,7 +6,7 @@ import html
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from chat.sessions.formats import HEADINGS, Conversation, facts_of, with_states
+from chat.sessions.exported import HEADINGS, Conversation, facts_of, with_states
 from chat.text.transcript import SYSTEM
 
 STYLE = """

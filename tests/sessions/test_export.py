@@ -14,8 +14,9 @@ from checkpoints import save_tokenizer
 from markdown_it import MarkdownIt
 
 import chat.sessions
-from chat.sessions.export import FORMATS, Target, conversation_of, export
+from chat.sessions.export import Target, conversation_of, export
 from chat.sessions.folder import find_session
+from chat.sessions.formats import FORMATS
 from chat.sessions.journal import read_journal
 from chat.sessions.records import CheckpointRecord
 from chat.sessions.reimport import import_session, is_file_to_import

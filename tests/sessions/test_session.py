@@ -264,10 +264,13 @@ def test_2000_sessions_are_offered_in_20_ms_and_listed_in_a_second(tmp_path: Pat
     data = session.path.read_bytes()
     for number in range(2000):
         (tmp_path / f"s{number:04}.jsonl").write_bytes(data)
-    sessions = Sessions(tmp_path)
-    list(sessions.offered("s"))
-    best = {"offered": 9.0, "listed": 9.0}
+    best = {"first": 9.0, "offered": 9.0, "listed": 9.0}
     for number in range(5):
+        sessions = Sessions(tmp_path)
+        sessions.warm_up()  # as the program does while its user reads the first lines
+        began = time.perf_counter()
+        assert len(list(sessions.offered("s"))) == 50
+        best["first"] = min(best["first"], time.perf_counter() - began)
         began = time.perf_counter()
         assert len(list(sessions.offered(f"s{number}"))) in (50, 0)
         offered = time.perf_counter()
@@ -275,6 +278,7 @@ def test_2000_sessions_are_offered_in_20_ms_and_listed_in_a_second(tmp_path: Pat
         best["offered"] = min(best["offered"], offered - began)
         best["listed"] = min(best["listed"], time.perf_counter() - offered)
     print(best)
+    assert best["first"] < 0.020
     assert best["offered"] < 0.020
     assert best["listed"] < 1.0
 
