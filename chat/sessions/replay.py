@@ -19,7 +19,7 @@ from chat.text.prompt import most_tokens, prompt_digest, prompt_ids
 from chat.text.tokenizer import ChatTokenizer
 from dist.errors import ChatError, PromptError, UsageError
 from dist.protocol import Reply, Turn
-from dist.settings import SETTINGS, GenerationSettings
+from dist.settings import SETTINGS, GenerationSettings, parse_setting
 
 # Tokens of both sides that are shown where they part.
 SHOWN_TOKENS = 8
@@ -129,7 +129,7 @@ def _settings(made: Made, had: int) -> tuple[GenerationSettings, tuple[tuple[int
     most = {"max_new_tokens": len(made.token_ids)} if made.stopped else {}
 
     def at(values: dict[str, Any]) -> GenerationSettings:
-        known = {name: value for name, value in {**values, **most}.items() if name in SETTINGS}
+        known = {name: parse_setting(name, value) for name, value in {**values, **most}.items() if name in SETTINGS}
         settings = GenerationSettings(**known) if most else most_tokens(GenerationSettings(**known), had)
         drawn = settings.samples and settings.seed is None
         return dataclasses.replace(settings, seed=made.turn.seed) if drawn else settings

@@ -53,6 +53,7 @@ def drawn_script(seed):
     script = []
     settings = ("/refine_iter 1", "/refine_iter auto", "/refine_iter 3", "/temperature 0.8", "/temperature 0")
     settings += ("/add_eos_length 5", "/add_eos_length 0", "/top_k 5", "/seed 3", "/seed none")
+    settings += ('/set stop "a"', "/set stop none")
     for number in range(6):
         script += dice.sample(settings, dice.randint(0, 2))
         script += dice.sample(('/set stop "(" "w"', "/set stop none", '/prefill "so "'), dice.randint(0, 1))
