@@ -46,6 +46,20 @@ class CapturedForward(VarlenForward):
             passed.close()
         self._widths.clear()
 
+    def _most_unread(self, step: Pass) -> int:
+        """What the widest of the captured passes takes; a window's takes no more than its places."""
+        return max(width for width, _ in pass_sizes(step.settings))
+
+    def _feed(self, pieces: Sequence[Piece]) -> torch.Tensor:
+        """A few tokens, as a short message has before its first pass, by a width that is captured already."""
+        longest, room = max(len(one.token_ids) for one in pieces), self.capacity - max(one.start for one in pieces)
+        fits = [size for size in self._widths if size[0] == len(pieces) and longest <= size[1] <= room]
+        if not fits or any(one.kept > 1 for one in pieces):
+            return super()._feed(pieces)
+        passed, places = self._run(*min(fits), pieces)
+        self._note(pieces)
+        return torch.cat([passed.logits[place] for place in places])
+
     def _choices(self, pieces: Sequence[Piece], steps: Sequence[Pass], trace: bool) -> list[Choices]:
         count = min(1 << (len(pieces) - 1).bit_length(), self.rows)
         size = self._size(pieces, steps)

@@ -54,7 +54,7 @@ class VarlenForward:
             ahead = []
             for row, rest in self._turn_of(waiting).items():
                 step = waiting.pop(row)
-                if len(rest) > 2 * step.wanted - 1:
+                if len(rest) > self._most_unread(step):
                     ahead.append((row, len(step.token_ids) - len(rest), rest[: -step.wanted]))
             for pieces in _forwards(ahead, chunk):
                 self._feed(pieces)
@@ -89,6 +89,10 @@ class VarlenForward:
 
     def _probe(self, pieces: Sequence[Piece]) -> torch.Tensor:
         return self._feed(pieces)
+
+    def _most_unread(self, step: Pass) -> int:
+        """How much of the text is left to the pass itself, its draft included: no more than two blocks."""
+        return 2 * step.wanted - 1
 
     def _piece(self, row: int, step: Pass) -> Piece:
         """What a pass still has to read."""

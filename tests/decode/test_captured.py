@@ -16,6 +16,7 @@ from dist.decode.cuda_graphs import CapturedForward, capture_problem
 from dist.decode.engine import Engine
 from dist.decode.forward import CachedForward
 from dist.decode.planner import SequenceForward
+from dist.decode.varlen import VarlenForward
 from dist.errors import PromptError
 from dist.group.group import SoloGroup
 from dist.kernels.attention import Pieces, reference_attention
@@ -103,6 +104,21 @@ def test_a_block_size_changed_in_mid_reply_is_served():
 
     plain = Engine(tiny_model(), SoloGroup(torch.device("cpu")), max_positions=LIMIT)
     assert run(engine_of()) == run(plain)
+
+
+@pytest.mark.parametrize("more", [1, 2, 8, 9])
+def test_what_a_window_finds_unread_goes_through_its_width(more, monkeypatch):
+    """More than its places is read in two passes of that width, not in one of another."""
+    engine, wish = engine_of(), GenerationSettings(add_eos_length=7, refine_iter="auto", max_new_tokens=20)
+    prompt = tuple(range(3, 40))
+    first = reply(engine, prompt, wish, ())
+    other = []
+    monkeypatch.setattr(VarlenForward, "_feed", lambda self, pieces: other.append(pieces))
+    longer = (*prompt, *first.token_ids[:-1], *range(3, 3 + more))
+    second = reply(engine, longer, wish, ())
+    assert second.token_ids == plain_rule(tiny_model(), longer, wish, PLACEHOLDER, (), LIMIT)
+    assert set(engine._sequence._alone._widths) == {(1, 8, 8)} and not other
+    assert second.stats.prefill_forwards == (more > 1)
 
 
 def test_at_the_end_of_the_storage_nothing_is_written_past_it():
