@@ -1,16 +1,62 @@
-"""How many prompts to decode together: by what a pass gains from more of them, and by memory. Knows no prompts.
+"""How much storage turns need, and how many prompts to decode together: by memory, and by what a pass gains.
 
-The memory of a batch is mostly keys and values, rows x tokens x layers x heads, and the logits of a pass.
+The memory of a batch is mostly keys and values, rows x tokens x layers x heads, and the logits of a pass. Nothing
+here asks what is free, or takes any of it.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import Any
+
+from dist.protocol import Turn
+from dist.settings import GenerationSettings
 
 # Where more no longer pays, and where a pass, which Ctrl-C waits for, gets long.
 MOST_ROWS_CPU, PASS_TOKENS_CPU = 16, 256
 MOST_ROWS_GPU, PASS_TOKENS_GPU = 64, 2048
 FEWEST_SLOTS = 256
+ROUND_TOKENS = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Storage:
+    """Fixed storage for `rows` sequences of at most `capacity` tokens; one takes `row_bytes` on this rank."""
+
+    rows: int
+    capacity: int
+    row_bytes: int
+
+    def holds(self, other: Storage) -> bool:
+        return self.rows >= other.rows and self.capacity >= other.capacity
+
+    def within(self, free: int) -> Storage:
+        """As many rows of it, maybe none, as so many bytes hold."""
+        return replace(self, rows=min(self.rows, free // self.row_bytes))
+
+
+def conversation_storage(module: Any, turn: Turn, positions: int | None) -> Storage:
+    """With room for all that a conversation may grow to, one prompt at a time. `positions`: the model's limit."""
+    asked = [turn.settings_of(row) for row in range(len(turn.prompts))]
+    capacity = max(_limit(settings, positions) + 2 * settings.add_eos_length + 2 for settings in asked)
+    capacity = -(-capacity // ROUND_TOKENS) * ROUND_TOKENS
+    return Storage(rows=1, capacity=capacity, row_bytes=storage_bytes(module, capacity))
+
+
+def batch_storage(module: Any, turn: Turn, positions: int | None) -> Storage:
+    """With room for a turn's prompts and their replies, as many at once as it asks for."""
+    rows, capacity, row_need = min(len(turn.prompts), turn.together or len(turn.prompts)), 0, 0
+    for row, prompt in enumerate(turn.prompts):
+        settings = turn.settings_of(row)
+        longest = min(len(prompt) + settings.max_new_tokens, _limit(settings, positions))
+        block = settings.add_eos_length + 1
+        capacity = max(capacity, row_slots(longest, block))
+        row_need = max(row_need, row_bytes(module, longest, block))
+    return Storage(rows=rows, capacity=capacity, row_bytes=row_need)
+
+
+def _limit(settings: GenerationSettings, positions: int | None) -> int:
+    return min(settings.max_length, positions or settings.max_length)
 
 
 def rows_together(module: Any, tokens: int, block: int, free: int, *, gpu: bool) -> int:

@@ -1,6 +1,7 @@
 """How sequences are decoded with kept keys and values: by captured CUDA graphs, or as it comes.
 
-All ranks make and drop the storage at the same points. Knows no text.
+What a turn needs (dist/decode/batch_size.py), then what memory grants of it, then what is built. All ranks make and
+drop the storage at the same points. Knows no text.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from typing import Any
 
 import torch
 
-from dist.decode.batch_size import row_bytes, row_slots, storage_bytes
+from dist.decode.batch_size import Storage, batch_storage, conversation_storage, storage_bytes
 from dist.decode.cuda_graphs import CapturedForward, capture_problem
 from dist.decode.forward import FORWARD_ERRORS, CachedForward, Forward
 from dist.decode.varlen import VarlenForward, other_attention
@@ -18,11 +19,9 @@ from dist.model.fused_modules import is_exact
 from dist.model.head import Head
 from dist.model.memory import free_bytes, gib, report_oom
 from dist.protocol import Group, Turn
-from dist.settings import GenerationSettings
 
 # For a pass's own tensors, beside the storage.
 HEADROOM_BYTES = 512 << 20
-ROUND_TOKENS = 256
 NOT_CAPTURED = "Passes are not captured as CUDA graphs, which costs time"
 LOWER = "Lower max_length or --batch_size, or use more GPUs."
 ONE_BY_ONE = "Several prompts are answered one by one, which costs time: this model cannot read them together."
@@ -47,10 +46,9 @@ class SequenceForward:
         self._alone: CachedForward | CapturedForward = CachedForward(module, head)
         self._batch: VarlenForward | None = None
         self._batches_work = True
-        # How many rows were asked of it, of which it may hold fewer.
-        self._asked = 0
-        # A conversation's capacity for which there was no room.
-        self._too_much: int | None = None
+        # What was needed of batches, of which memory may have granted fewer rows; what there was no room for.
+        self._asked: Storage | None = None
+        self._refused: Storage | None = None
 
     @property
     def token_ids(self) -> list[int]:
@@ -91,23 +89,20 @@ class SequenceForward:
 
     def _for_one(self, turn: Turn) -> CachedForward | CapturedForward:
         """With room for all that a conversation may grow to."""
-        asked = [turn.settings_of(row) for row in range(len(turn.prompts))]
-        capacity = max(self._limit(settings) + 2 * settings.add_eos_length + 2 for settings in asked)
-        capacity = -(-capacity // ROUND_TOKENS) * ROUND_TOKENS
-        kept = isinstance(self._alone, CapturedForward) and self._alone.capacity >= capacity
-        if self.captures and not kept and (self._too_much is None or capacity < self._too_much):
+        need = conversation_storage(self._module, turn, self._max_positions)
+        kept = isinstance(self._alone, CapturedForward) and self._alone.capacity >= need.capacity
+        if self.captures and not kept and not (self._refused and need.holds(self._refused)):
             # The old storage goes before there is new; so does that of batches, if it takes the room.
             self._alone = CachedForward(self._module, self._head)
-            need = storage_bytes(self._module, capacity)
-            if self._free() < need:
+            if not need.within(self._free()).rows:
                 self._batch = None
             free = self._free()
-            if need <= free:
-                self._alone = self._captured(1, capacity) or self._alone
+            if need.within(free).rows:
+                self._alone = self._captured(1, need.capacity) or self._alone
             else:
-                self._too_much = capacity
+                self._refused = need
                 self.notice = (
-                    f"{NOT_CAPTURED}: keys and values of {capacity} tokens take {gib(need)}, "
+                    f"{NOT_CAPTURED}: keys and values of {need.capacity} tokens take {gib(need.row_bytes)}, "
                     f"and {gib(free)} are free for them. A lower max_length needs less."
                 )
         if is_exact(self._module) and not isinstance(self._alone, CapturedForward):
@@ -116,24 +111,15 @@ class SequenceForward:
 
     def _for_batch(self, turn: Turn) -> VarlenForward | None:
         """With room for these prompts and their replies, or for as many of them at once as memory holds."""
-        rows, capacity, row_need = min(len(turn.prompts), turn.together or len(turn.prompts)), 0, 0
-        for row, prompt in enumerate(turn.prompts):
-            settings = turn.settings_of(row)
-            longest = min(len(prompt) + settings.max_new_tokens, self._limit(settings))
-            block = settings.add_eos_length + 1
-            capacity = max(capacity, row_slots(longest, block))
-            row_need = max(row_need, row_bytes(self._module, longest, block))
-        if self._batch is None or self._asked < rows or self._batch.capacity < capacity:
-            self._batch, self._asked = None, rows
-            rows = min(rows, self._free() // row_need)
-            if self.captures and rows > 1:
-                self._batch = self._captured(rows, capacity)
-            if not self.captures and rows > 1 and self._batches_work:
-                self._batch = self._uncaptured(rows, capacity)
+        need = batch_storage(self._module, turn, self._max_positions)
+        if self._batch is None or not (self._asked and self._asked.holds(need)):
+            self._batch, self._asked = None, need
+            granted = need.within(self._free())
+            if self.captures and granted.rows > 1:
+                self._batch = self._captured(granted.rows, granted.capacity)
+            if not self.captures and granted.rows > 1 and self._batches_work:
+                self._batch = self._uncaptured(granted.rows, granted.capacity)
         return self._batch
-
-    def _limit(self, settings: GenerationSettings) -> int:
-        return min(settings.max_length, self._max_positions or settings.max_length)
 
     def _free(self) -> int:
         """Bytes for keys and values, on each rank."""
@@ -147,7 +133,7 @@ class SequenceForward:
             self.captures = False
             self.notice = f"{NOT_CAPTURED}: {problems[min(problems)]}."
             return None
-        self.notice, self._too_much = None, None
+        self.notice, self._refused = None, None
         return forward
 
     def _uncaptured(self, rows: int, capacity: int) -> VarlenForward | None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from plain_rule import plain_rule
 from tiny_models import COMMON, FAMILIES, VOCABULARY, tiny_model
 
-from dist.decode.batch_size import row_bytes
+from dist.decode.batch_size import Storage, row_bytes
 from dist.decode.cuda_graphs import capture_problem
 from dist.decode.engine import Engine
 from dist.decode.planner import HEADROOM_BYTES, SequenceForward
@@ -129,7 +129,7 @@ def test_rows_share_forwards_and_end_each_in_its_own_time(engines):
     wish = GenerationSettings(add_eos_length=3, refine_iter=2, max_new_tokens=40)
     prompts = [(5 + i, 9, 11, 13 + 2 * i, 30 - i) for i in range(6)]
     engine._sequence._batch = VarlenForward(engine._module, WholeHead(), 6, 256)
-    engine._sequence._asked = 6
+    engine._sequence._asked = Storage(rows=6, capacity=256, row_bytes=1)
     with watched(engine) as passes:
         events, replies = answers(engine, prompts, wish, (2, 5, 11, 17, 23))
     lengths = {len(reply.token_ids) for reply in replies}

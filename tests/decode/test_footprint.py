@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -12,6 +13,9 @@ from dist.decode.batch_size import (
     MOST_ROWS_CPU,
     MOST_ROWS_GPU,
     PASS_TOKENS_CPU,
+    Storage,
+    batch_storage,
+    conversation_storage,
     row_bytes,
     rows_together,
     storage_bytes,
@@ -38,6 +42,30 @@ def test_a_row_takes_no_more_than_it_is_said_to(family):
     assert kept == 4 * 2 * len(layers) * 2 * 8 * 512 * 4
     # Keys and values are most of it.
     assert kept / 4 < row_bytes(tiny_model(family), 340, 8) < 2 * kept / 4
+
+
+def test_what_a_turn_needs_is_known_before_any_memory_is_asked_for():
+    model = tiny_model()
+    wish = GenerationSettings(add_eos_length=7, refine_iter=2, max_new_tokens=40, max_length=600)
+    longer = GenerationSettings(add_eos_length=15, refine_iter="auto", max_new_tokens=300, max_length=600)
+    turn = Turn(
+        prompts=((5,) * 300, (6,) * 200, (7,)),
+        settings=wish,
+        placeholder=2,
+        stop_ids=(),
+        row_settings=(wish, longer, wish),
+        together=2,
+    )
+    # 500 tokens and two blocks of 16, in a power of two; the end of a conversation, and two blocks of 16.
+    batch = batch_storage(model, turn, None)
+    assert batch == Storage(rows=2, capacity=1024, row_bytes=row_bytes(model, 500, 16))
+    alone = conversation_storage(model, turn, None)
+    assert alone == Storage(rows=1, capacity=768, row_bytes=storage_bytes(model, 768))
+    assert conversation_storage(model, turn, 400).capacity == 512
+    assert batch.within(2 * batch.row_bytes - 1) == dataclasses.replace(batch, rows=1)
+    assert batch.within(0).rows == 0 and batch.within(1 << 40) == batch
+    assert batch.holds(alone) and batch.holds(batch) and not alone.holds(batch)
+    assert not dataclasses.replace(batch, rows=3, capacity=512).holds(batch)
 
 
 def test_memory_decides_where_it_is_short():
