@@ -79,6 +79,29 @@ def load(repl: Repl, argument: str) -> None:
     repl.talk.load(argument)
 
 
+@command(
+    "watch",
+    "/watch [off|load]",
+    "say in the toolbar when a newer step is complete; load: go on with it, and answer the last message again",
+    live=True,
+    values=first_word(lambda repl, word: [("load", "go on with the newer step"), ("off", "watch no more")]),
+    example="/watch load",
+)
+def watch(repl: Repl, argument: str) -> None:
+    if argument not in ("", "off", "load"):
+        raise UsageError(f"/watch cannot take {argument!r}.", "It takes nothing, or off, or load.")
+    if argument == "off":
+        repl.watching.off()
+        repl.note("The run is no longer watched.")
+    elif not argument:
+        repl.watching.on()
+    elif repl.answering.busy:
+        repl.later("/watch load")
+        repl.note("The newer step is loaded when this is done.")
+    else:
+        repl.watching.load()
+
+
 def paths(word: str, suffixes: Collection[str] | None = ()) -> Iterator[Value]:
     """Folders, and files with one of the suffixes, which could be replaced; None: all files, to be read."""
     typed = expand(word or "./")

@@ -118,6 +118,7 @@ GROUPS: dict[str, tuple[Command, ...]] = {
         files.model,
         files.steps,
         files.load,
+        files.watch,
     ),
     "Sessions and files": (
         files.save,

@@ -32,6 +32,10 @@ class Inbox:
         except queue.Empty:
             return None
 
+    def later(self, line: str) -> None:
+        """The line is sent after the present work."""
+        self._waiting.append(Submitted(line))
+
     def look(self) -> None:
         """Act on all that came since the last look; called once per pass while the model works."""
         while True:

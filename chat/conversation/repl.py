@@ -15,6 +15,7 @@ from chat.conversation.page import Page
 from chat.conversation.replaying import Replaying
 from chat.conversation.resuming import show_end
 from chat.conversation.state import Talk
+from chat.conversation.watching import Watching
 from chat.conversation.work import Work
 from chat.sessions.nodes import Node
 from chat.sessions.session import Session
@@ -45,6 +46,7 @@ class Repl:
         self._work = work = Work(engine, self._inbox, self.page)
         self.answering = Answering(self.talk, work, self.page)
         self.comparing = Comparing(self.talk, work, self.page)
+        self.watching = Watching(self.talk, self.answering, self.page)
         self.replaying = Replaying(self.talk, work, self.page)
         self._edited: Node | None = None  # the message, or reply, that the next line takes the place of
         self._asked_to_leave = False
@@ -67,6 +69,7 @@ class Repl:
                 if not isinstance(event.error, EOFError):
                     raise event.error
                 self.leave()
+        self.watching.off()
         self.talk.close()
 
     def _take(self, event: Submitted) -> None:
@@ -131,6 +134,10 @@ class Repl:
     def cached_tokens(self) -> int:
         """Tokens that the next prompt need not read again, if it begins with them."""
         return self._engine.cached_tokens
+
+    def later(self, line: str) -> None:
+        """Run a line when the present reply is done."""
+        self._inbox.later(line)
 
     def leave(self) -> None:
         """End the conversation after the present command."""

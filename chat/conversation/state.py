@@ -6,6 +6,7 @@ What cannot be raises and changes nothing; what has changed is journaled.
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -16,6 +17,7 @@ from chat.conversation.provenance import checkpoint_record
 from chat.loading.checkpoints import Adopted, Steps
 from chat.loading.facts import CheckpointFacts
 from chat.loading.progress import OnBytes, paced
+from chat.loading.watching import RunWatch
 from chat.sessions.folder import Sessions
 from chat.sessions.nodes import Made, Node
 from chat.sessions.records import CheckpointRecord
@@ -46,6 +48,7 @@ class Checkpoints(Protocol):
     def steps(self) -> Steps: ...
     def weights_folder(self, argument: str) -> Path: ...
     def check(self, folder: Path) -> str: ...
+    def watch(self, loaded: Callable[[], int | None], tell: Callable[[int | None], None]) -> RunWatch: ...
     def load(self, argument: str, progress: OnBytes | None = None, verifying: OnBytes | None = None) -> Adopted: ...
 
 
@@ -84,6 +87,8 @@ class Talk(Kept):
         self.use_template = use_template
         self.checkpoints = checkpoints
         self.positions = positions
+        self._newer: int | None = None
+        self._showing = threading.Lock()
         self._used: tuple[int, int] | None = None
         self._used_at = -1  # where in the tree that was so
         if not session.tree.checkpoints:
@@ -233,10 +238,22 @@ class Talk(Kept):
         elif given:
             raise UsageError("There is no chat template to give arguments to.", "Prompts are sent as they are.")
 
+    def show_newer(self, step: int | None) -> None:
+        """The toolbar names a newer step of the run, or none. May be called from any thread."""
+        self._newer = step
+        self.show_toolbar()
+
     def show_toolbar(self) -> None:
+        """May be called from any thread; the last call shows what holds then."""
+        with self._showing:
+            self._show_toolbar()
+
+    def _show_toolbar(self) -> None:
         s = self.settings
         sampling = f"temperature {s.temperature:g}" if s.samples else "greedy"
         step = "" if self.facts.step is None else f"  step {self.facts.step}"
+        if self._newer is not None and self._newer > (self.facts.step or -1):
+            step += f", new: {self._newer} (/watch load)"
         saved = "not saved  " if self.session.fault else ""
         used = f"{self._used[0]:,} of {self._used[1]:,} tokens  " if self._used else ""
         settings = f"N {s.add_eos_length}  R {s.refine_iter}  {sampling}{step}"

@@ -6,15 +6,17 @@ Only rank 0 has one. What is on disk is looked up at every call: a run that trai
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chat.loading.facts import CheckpointFacts, checkpoint_facts
 from chat.loading.named import Surroundings
-from chat.loading.opening import open_tokenizer, start_notices, warm_up
+from chat.loading.opening import open_folder, open_tokenizer, start_notices, warm_up
 from chat.loading.progress import OnBytes
+from chat.loading.watching import RunWatch
 from chat.start.config_file import ConfigFile
 from chat.start.options import LaunchOptions, resolve_settings
 from dist.checkpoint.digest import digests
@@ -96,6 +98,12 @@ class Checkpoints:
     def check(self, folder: Path) -> str:
         """Whether these weights could be taken over now; gives their digest. Raises CheckpointError."""
         return self._reloader.check(str(folder)).digest
+
+    def watch(self, loaded: Callable[[], int | None], tell: Callable[[int | None], None]) -> RunWatch:
+        """What watches the run, not yet begun. Raises UsageError if the checkpoint does not belong to one."""
+        self._surroundings.steps()
+        assert self._run is not None
+        return RunWatch(self._run, loaded=loaded, opens=partial(open_folder, self._options), tell=tell)
 
     def load(self, argument: str, progress: OnBytes | None = None, verifying: OnBytes | None = None) -> Adopted:
         """All ranks take over the weights of a step or folder.
