@@ -133,7 +133,7 @@ class Bench:
         self.raw_s = raw_read_seconds(folder, self.group.size, self.group.rank)
         self.checkpoint = open_checkpoint(folder)
         started = time.perf_counter()
-        self.loaded = load_model(self.checkpoint, self.group, parallel=options.parallel)
+        self.loaded = load_model(self.checkpoint, self.group, parallel=options.parallel, exact=options.exact)
         self.load_s = time.perf_counter() - started
         self.raw_s = min(self.raw_s, raw_read_seconds(folder, self.group.size, self.group.rank))
         self.engine = self.new_engine()
@@ -177,6 +177,17 @@ class Bench:
             return None
         events = list(self.engine._run(turn, lambda: Control(settings=settings)))
         return [event for event in events if isinstance(event, Reply)][-1]
+
+    def prefill_seconds(self, tokens: int) -> float:
+        """From nothing to the first block of a prompt of so many tokens."""
+        spans = []
+        for seed in range(3):
+            self.engine._sequence.forget()
+            torch.cuda.synchronize()
+            started = time.perf_counter()
+            self.answer([self.prompt(tokens + NEW_TOKENS, seed)], 7, 1, 8)
+            spans.append(time.perf_counter() - started)
+        return min(spans)
 
     def replay_seconds(self, width: int, kept: int, start: int) -> float:
         """One captured pass of so many tokens after `start` others, without the host's part."""
@@ -346,6 +357,8 @@ def replays(bench: Bench, floor: float) -> None:
         for width, kept in SIZES:
             seconds = bench.replay_seconds(width, kept, context - width)
             bench.say(f"| {width} | {context} | {seconds * 1e3:.2f} | {1 / seconds:.0f} | {floor / seconds:.0%} |")
+    for tokens in bench.options.prefill:
+        bench.say(f"\n{tokens} tokens read and a block of 8 chosen in {bench.prefill_seconds(tokens) * 1e3:.0f} ms")
     for rows in bench.options.profile:
         bench.say(f"\n{rows} rows:\n{bench.kernel_table(rows, min(rows, 128), 1024 - rows)}")
 
@@ -438,6 +451,8 @@ def main() -> None:
         "--profile", type=int, nargs="*", default=[], help="also the kernels of passes of so many rows"
     )
     parser.add_argument("--late", action="store_true", help="also with kernels that are not started early")
+    parser.add_argument("--prefill", type=int, nargs="*", default=[], help="also the time to read so many tokens")
+    parser.add_argument("--exact", action="store_true", help="as the program's --exact")
     parser.add_argument("--json", default="")
     parser.add_argument("--write", action="store_true", help="one rank's part of writing the checkpoint")
     parser.add_argument("--rank", action="store_true", help="one rank's part of the measurement")

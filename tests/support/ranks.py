@@ -20,7 +20,7 @@ def rank_environment(**more: str) -> dict[str, str]:
     """The environment of a rank in a test: the project importable, one thread, quiet."""
     return {
         **os.environ,
-        "PYTHONPATH": f"{ROOT}{os.pathsep}{SUPPORT}",
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), str(SUPPORT), os.environ.get("PYTHONPATH", "")])),
         "OMP_NUM_THREADS": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": "1",
