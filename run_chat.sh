@@ -151,6 +151,18 @@ set_variables() {
     # threads that sleep at once are slower on idle ones (tests/MEASURED.md).
     [[ ${OMP_WAIT_POLICY-}${GOMP_SPINCOUNT-} ]] || export GOMP_SPINCOUNT=1000
     export TOKENIZERS_PARALLELISM=false TORCH_CPP_LOG_LEVEL=ERROR HF_HUB_OFFLINE=1
+    keep_compiled
+}
+
+# Some images hold packages without Python's compiled files and forbid to write them: every start would compile all
+# of torch again, which takes longer than all else. They are kept among this program's own files then.
+keep_compiled() {
+    local find='import importlib.util as u, os; f = u.find_spec("torch").origin; c = u.cache_from_source(f)
+print("there" if os.path.exists(c) else "missing")'
+    [[ ${PYTHONDONTWRITEBYTECODE-} && ! ${PYTHONPYCACHEPREFIX-} ]] || return 0
+    [[ $("$python" -c "$find" 2>/dev/null) == missing ]] || return 0
+    unset PYTHONDONTWRITEBYTECODE
+    export PYTHONPYCACHEPREFIX=${XDG_CACHE_HOME:-$HOME/.cache}/dllm-chat/compiled
 }
 
 start_job() {

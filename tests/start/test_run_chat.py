@@ -216,7 +216,8 @@ def test_the_ranks_share_the_cores_unless_told_otherwise(machine: Machine) -> No
     offline = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONSAFEPATH": "1"}
     threads = {"OMP_NUM_THREADS": str(cores), "GOMP_SPINCOUNT": "1000", "OMP_WAIT_POLICY": None}
     one_host = dict.fromkeys(("NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT"))
-    assert environment == offline | threads | one_host
+    compiled = dict.fromkeys(("PYTHONDONTWRITEBYTECODE", "PYTHONPYCACHEPREFIX"))
+    assert environment == offline | threads | one_host | compiled
     machine.start("999", "c")
     assert machine.calls("-m", "chat.start.launch")[0]["environment"]["OMP_NUM_THREADS"] == "1"
     machine.start("1", "c", OMP_WAIT_POLICY="ACTIVE")
@@ -224,6 +225,26 @@ def test_the_ranks_share_the_cores_unless_told_otherwise(machine: Machine) -> No
     assert (environment["OMP_WAIT_POLICY"], environment["GOMP_SPINCOUNT"]) == ("ACTIVE", None)
     machine.start("1", "c", OMP_NUM_THREADS="7")
     assert machine.calls("-m", "chat")[0]["environment"]["OMP_NUM_THREADS"] == "7"
+
+
+@pytest.mark.parametrize(
+    ("found", "given", "wanted"),
+    [
+        ("missing", {"PYTHONDONTWRITEBYTECODE": "1"}, (None, "cache/dllm-chat/compiled")),
+        ("there", {"PYTHONDONTWRITEBYTECODE": "1"}, ("1", None)),
+        ("missing", {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPYCACHEPREFIX": "/mine"}, ("1", "/mine")),
+        ("missing", {}, (None, None)),
+    ],
+)
+def test_compiled_files_that_an_image_leaves_out_are_kept(
+    machine: Machine, found: str, given: dict[str, str], wanted: tuple[str | None, str | None]
+) -> None:
+    machine.fake["version"] = found
+    machine.start("1", "c", **given)
+    environment = machine.calls(*ONE)[0]["environment"]
+    kept = environment["PYTHONPYCACHEPREFIX"]
+    assert environment["PYTHONDONTWRITEBYTECODE"] == wanted[0]
+    assert (kept and kept.removeprefix(f"{machine.folder}/")) == wanted[1]
 
 
 # In which Python.
