@@ -139,12 +139,18 @@ def _rows(tree: Tree) -> list[tuple[str, str, str]]:
         here = ""
         if any(node.id == tree.head for node in path):
             here = "here, " if leaf.id == tree.head else "goes on from here, "
-        rows.append((str(number), _first_words(own), f"{here}{ago(time.time() - leaf.time)}{_maker(leaf)}"))
+        beside = next((one for one in tree.path() if (one.parent, one.role) == (own.parent, own.role)), own)
+        rows.append((str(number), _first_words(own, beside), f"{here}{ago(time.time() - leaf.time)}{_maker(leaf)}"))
     return rows
 
 
-def _first_words(node: Node) -> str:
-    words = " ".join(node.text[: 4 * FIRST_WORDS].split())[:FIRST_WORDS]
+def _first_words(node: Node, beside: Node) -> str:
+    """The beginning of a message; of one that begins as another does, from where they differ on."""
+    differs = (at for at, (mine, other) in enumerate(zip(node.text, beside.text)) if mine != other)
+    same = 0 if node.id == beside.id else next(differs, min(len(node.text), len(beside.text)))
+    at = node.text.rfind(" ", 0, same) + 1 if same > FIRST_WORDS // 2 else 0
+    words = ("... " if at else "") + " ".join(node.text[at : at + 4 * FIRST_WORDS].split())
+    words = words[:FIRST_WORDS]
     return {USER: words, ASSISTANT: f"reply: {words}", SYSTEM: f"system prompt: {words}"}[node.role]
 
 

@@ -143,6 +143,8 @@ class Journal:
             try:
                 os.link(self.path, target)
                 self.path.unlink()
+            except (FileNotFoundError, NotADirectoryError):  # gone: it is made again, under its new name
+                pass
             except OSError as error:
                 if error.errno not in NO_LINKS:
                     raise

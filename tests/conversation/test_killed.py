@@ -97,6 +97,8 @@ def test_killed_at_a_drawn_moment_nothing_that_was_shown_is_lost(tmp_path, run, 
         assert session.tree.transcript() == reading.tree.transcript()
         return
     with Chat(tmp_path, "2", str(run / "global_step_3"), *OPTIONS, "--resume", journal.stem) as chat:
+        chat.send(CTRL_C)  # what was typed and not sent is in the line again
+        chat.wait_for("Ctrl-D leaves")
         chat.say("/replay")
         chat.wait_for("replayed: ", 120.0)
         assert re.search(same, "\n".join(chat.scrollback), re.M), "\n".join(chat.scrollback)

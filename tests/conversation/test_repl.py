@@ -702,6 +702,13 @@ def test_everything_said_can_be_reached_by_redo_and_branches(talk):
     assert re.search(r"^  1 +Two +goes on from here, just now", console.shown, re.M)
 
 
+def test_branches_that_begin_alike_are_shown_by_what_differs(talk):
+    long = "What is the capital of the country that lies to the north of"
+    edited = Submitted(f"{long} Norway?", edited=True)
+    _, console = talk(f"{long} Spain?", "/edit", edited, "/branches")
+    assert re.search(r"^  1 +\.\.\. Spain\? +just now", console.shown, re.M)
+
+
 def test_a_retried_reply_and_what_followed_an_edit_stay_on_branches(talk, tmp_path):
     repl, _ = talk("One", "/retry", "Two", "/edit 2", Submitted("One more", edited=True))
     texts = [[node.text for node in repl.talk.tree.path(leaf.id)][1::2] for leaf in repl.talk.tree.leaves()]

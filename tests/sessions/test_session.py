@@ -372,6 +372,7 @@ STEPS = {
     "head": lambda session: session.go(session.tree.questions()[0].parent, "undo"),
     "system": lambda session: session.set_system("Be brief, and say it in a way that needs room."),
     "checkpoint": lambda session: session.checkpoint(CheckpointRecord(time=2.0, path="/runs/other")),
+    "title": lambda session: session.save("a-name-that-takes-more-room-than-there-is"),
     "note": lambda session: session.note("something that is to be known later"),
 }
 
