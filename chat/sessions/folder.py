@@ -161,11 +161,12 @@ class Sessions:
             for node in read_journal(data).tree.nodes():
                 at = node.text.casefold().find(wanted)
                 if at >= 0:
+                    begin = node.text.rfind(" ", 0, max(0, at - 30)) + 1
                     yield Found(
                         name=Path(path).name.removesuffix(SUFFIX),
                         changed=changed,
                         role=node.role,
-                        around=" ".join(node.text[max(0, at - 30) : at + len(words) + 50].split()),
+                        around=" ".join(node.text[max(begin, at - 60) : at + len(words) + 50].split()),
                     )
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from chat.sessions.exported import HEADINGS, Conversation, facts_of, with_states
 from chat.text.transcript import SYSTEM
 
+NAME = re.compile(r"(?<!\w)__[^\W_]\w*__(?!\w)")
+MARKS = re.compile(r"[*_]+(?=[^\W_])")
 STYLE = """
 :root { color-scheme: light dark; --text: #1f2328; --page: #ffffff; --user: #eef2f7; --code: #f6f8fa;
   --quiet: #59636e; --line: #d1d9e0; --link: #0b57d0 }
@@ -55,17 +58,31 @@ def _section(role: str, state: str, body: str, facts: str = "") -> str:
 
 
 def _renderer() -> Callable[[str], str]:
-    """Markdown to HTML: raw HTML is shown as text, and pictures are not fetched."""
+    """Markdown to HTML: raw HTML is shown as text, pictures are not fetched, backslashes and entities stay."""
     from markdown_it import MarkdownIt
 
     markdown = MarkdownIt("commonmark", {"html": False, "highlight": _highlight}).enable(["table", "strikethrough"])
-    markdown.disable("image")
+    markdown.disable(["image", "escape", "entity", "reference", "lheading"])
+    markdown.inline.ruler.before("strikethrough", "within_words", _within_words)
 
     def fence(tokens: Sequence[Any], at: int, options: Any, env: Any) -> str:
         return f"<pre><code>{_highlight(tokens[at].content, tokens[at].info.strip(), '')}</code></pre>\n"
 
     markdown.add_render_rule("fence", lambda self, tokens, at, options, env: fence(tokens, at, options, env))
     return lambda text: str(markdown.render(text))
+
+
+def _within_words(state: Any, silent: bool) -> bool:
+    """Asterisks and underscores within words and numbers, and names like __init__, are themselves."""
+    text, start = state.src, state.pos
+    found = NAME.match(text, start) or (MARKS.match(text, start) if text[start - 1 : start].isalnum() else None)
+    if found is None:
+        return False
+    end = found.end()
+    if not silent:
+        state.pending += text[start:end]
+    state.pos = end
+    return True
 
 
 def _highlight(code: str, language: str, attributes: str) -> str:

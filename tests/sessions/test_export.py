@@ -110,6 +110,7 @@ class Page(HTMLParser):
         self.open: list[str] = []
         self.tags: list[str] = []
         self.texts: dict[str, str] = {}
+        self.all: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: object) -> None:
         self.tags.append(tag)
@@ -120,6 +121,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
+        self.all.append(data)
         place = self.open[-1] if self.open else ""
         self.texts[place] = self.texts.get(place, "") + data
 
@@ -139,6 +141,20 @@ def test_html_is_one_sound_page_that_runs_and_fetches_nothing(session: Session, 
     assert "print" in page.texts["span"]
     assert "prefers-color-scheme: dark" in page.texts["style"]
     assert "refine_iter 1 from token 2 on" in page.texts["p"]
+
+
+def test_html_leaves_math_names_and_paths_as_they_were_written(tmp_path: Path) -> None:
+    said = r"2*3*4, \(x\), \{1,2\}, __init__, a_b_c, \d+\.\d*, C:\new\_folder\*.txt, &amp;, **bold** and *it*"
+    session = Session(tmp_path / "sessions", name="talk")
+    session.say("a", Asked(settings={}))
+    session.tokens((1,), said)
+    session.reply("stop", said, {})
+    page = Page()
+    page.feed(written(session, f"{tmp_path}/a.html").read_text())
+    session.close()
+    shown = r"2*3*4, \(x\), \{1,2\}, __init__, a_b_c, \d+\.\d*, C:\new\_folder\*.txt, &amp;, bold and it"
+    assert shown in "".join(page.all)
+    assert (page.tags.count("strong"), page.tags.count("em")) == (1, 1)
 
 
 # All of it.
@@ -204,23 +220,34 @@ PAIRS = [("system", "Be kind."), ("user", NASTY), ("assistant", FENCED), ("user"
 PAIRS += [("user", "Last"), ("assistant", "End")]
 
 
-def test_jsonl_is_read_by_datasets(session: Session, tmp_path: Path) -> None:
+def test_training_data_is_read_by_datasets(session: Session, tmp_path: Path) -> None:
     pytest.importorskip("datasets")
-    path = written(session, f"{tmp_path}/a.jsonl")
+    pytest.importorskip("pyarrow")
+    names = {"json": "a.jsonl", "parquet": "a.parquet", "sharegpt": "a.sharegpt.json"}
+    paths = {kind: str(written(session, f"{tmp_path}/{name}")) for kind, name in names.items()}
     code = (
         "import datasets, json, sys\n"
-        "read = datasets.load_dataset('json', data_files=sys.argv[1], split='train', cache_dir=sys.argv[2])\n"
-        "print(json.dumps([read.column_names, read[0]['messages']]))"
+        "found = {}\n"
+        "for kind, path in json.loads(sys.argv[1]).items():\n"
+        "    reader = 'parquet' if kind == 'parquet' else 'json'\n"
+        "    read = datasets.load_dataset(reader, data_files=path, split='train', cache_dir=sys.argv[2])\n"
+        "    found[kind] = [read.column_names, read[0]]\n"
+        "print(json.dumps(found))"
     )
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code, str(path), str(tmp_path / "cache")],
+        [sys.executable, "-W", "ignore", "-c", code, json.dumps(paths), str(tmp_path / "cache")],
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    columns, messages = json.loads(done.stdout.splitlines()[-1])
-    assert columns == ["messages"]
-    assert [(one["role"], one["content"]) for one in messages] == PAIRS
+    found = json.loads(done.stdout.splitlines()[-1])
+    for kind in ("json", "parquet"):
+        columns, row = found[kind]
+        assert columns == ["messages"]
+        assert [(one["role"], one["content"]) for one in row["messages"]] == PAIRS
+    columns, row = found["sharegpt"]
+    assert columns == ["id", "conversations"]
+    assert [one["value"] for one in row["conversations"]] == [text for _, text in PAIRS]
 
 
 def test_sharegpt_names_its_speakers(session: Session, tmp_path: Path) -> None:

@@ -11,8 +11,10 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 import chat.sessions
+from chat.sessions.export import Target, conversation_of, export
 from chat.sessions.journal import read_journal
 from chat.sessions.records import CheckpointRecord
+from chat.sessions.reimport import import_session
 from chat.sessions.session import Asked, Session
 from chat.sessions.tree import Tree
 from chat.text.transcript import ASSISTANT, USER
@@ -153,6 +155,12 @@ def test_journal_to_session_to_journal_is_a_fixed_point(script: list[tuple]) -> 
             again.close()
             assert again.path.read_bytes() == data
             assert state(again.tree) == state(person.session.tree)
+            if person.session.tree.questions():
+                exported = Target(f"{home}/again.json")
+                export(exported, conversation_of(person.session.tree, "again", exported))
+                session, _ = import_session(Path(home) / "imported", exported.name, "test")
+                session.close()
+                assert session.path.read_bytes() == data
         person.session.close()
 
 
