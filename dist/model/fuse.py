@@ -11,7 +11,7 @@ weights are held twice.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -45,28 +45,11 @@ def fuse(module: Any, group: Group, *, exact: bool = False) -> bool:
     """
     if not group.smallest(kernels_run(next(module.parameters()))):
         return False
-    for parent in list(module.modules()):
-        children = dict(parent.named_children())
-        for names in JOINED:
-            linears = [children[name] for name in names if name in children]
-            if len(linears) == len(names) and _can_join(linears):
-                joint = JointProduct(linears, exact=exact)
-                for index, name in enumerate(names):
-                    setattr(parent, name, JointLinear(linears[index], joint, index))
-        for name, child in parent.named_children():
-            norm = _fused_norm(child)
-            if norm is not None:
-                setattr(parent, name, norm)
-            elif isinstance(child, SummedLinear):
-                child.product = functools.partial(product, exact=True) if exact else product
-                child.sum_bytes = EXACT_SUM_BYTES if exact else None
-            elif _can_join([child]):
-                setattr(parent, name, QuickLinear(child, exact=exact))
-    for parent in list(module.modules()):
-        for name, child in parent.named_children():
-            mlp = _gated_mlp(child)
-            if mlp is not None:
-                setattr(parent, name, mlp)
+    _join_products(module, exact)
+    _use_sums(module, exact)
+    # Each checks what it replaces, and builds on those before it.
+    for rewrite in (_fused_norm, functools.partial(_quick_linear, exact=exact), _gated_mlp):
+        _replace(module, rewrite)
     _replace_layers(module)
     # Single weights leave gaps that joined ones do not fit into, and a capture cannot reclaim them.
     torch.cuda.empty_cache()
@@ -74,6 +57,15 @@ def fuse(module: Any, group: Group, *, exact: bool = False) -> bool:
     if exact and parameter.is_cuda and parameter.dtype.itemsize == 2 and not _left_over(module):
         setattr(module, EXACT, True)
     return True
+
+
+def _replace(module: nn.Module, rewrite: Callable[[Any], nn.Module | None]) -> None:
+    """Put into every part's place what `rewrite` makes of it, if it makes anything."""
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            replacement = rewrite(child)
+            if replacement is not None:
+                setattr(parent, name, replacement)
 
 
 def _left_over(module: Any) -> list[str]:
@@ -100,6 +92,30 @@ def _can_join(linears: Sequence[nn.Module]) -> bool:
         and not linear._forward_pre_hooks
         for linear in linears
     )
+
+
+def _join_products(module: Any, exact: bool) -> None:
+    """Linears of one input over joined weights."""
+    for parent in list(module.modules()):
+        children = dict(parent.named_children())
+        for names in JOINED:
+            linears: list[Any] = [children[name] for name in names if name in children]
+            if len(linears) == len(names) and _can_join(linears):
+                joint = JointProduct(linears, exact=exact)
+                for index, name in enumerate(names):
+                    setattr(parent, name, JointLinear(linears[index], joint, index))
+
+
+def _use_sums(module: nn.Module, exact: bool) -> None:
+    """Our products where ranks sum them; what is exact is summed at once up to more bytes."""
+    for part in module.modules():
+        if isinstance(part, SummedLinear):
+            part.product = functools.partial(product, exact=True) if exact else product
+            part.sum_bytes = EXACT_SUM_BYTES if exact else None
+
+
+def _quick_linear(linear: Any, *, exact: bool) -> QuickLinear | None:
+    return QuickLinear(linear, exact=exact) if _can_join([linear]) else None
 
 
 def _fused_norm(norm: nn.Module) -> FusedNorm | None:
