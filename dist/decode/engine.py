@@ -1,28 +1,23 @@
-"""Token ids in, token ids out, on all ranks together. Knows no text, no keyboard and no screen.
-
-Every rank runs the same loop over the same tokens. After each pass rank 0's verdict (its tokens, whether to stop,
-the settings of the next block) is what counts everywhere, so that no rank can leave the loop alone.
-"""
+"""Token ids in, token ids out, on all ranks together. Knows no text, no keyboard and no screen."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass, replace
-from itertools import islice
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from dist.decode.batch_size import rows_together
 from dist.decode.causality import probe_causality
 from dist.decode.drafts import Drafts, drafts_for
-from dist.decode.forward import UNBOUNDED, Choices, Forward, PlainForward
+from dist.decode.forward import UNBOUNDED, PlainForward
 from dist.decode.planner import SequenceForward
+from dist.decode.replies import Replies
 from dist.decode.rule import Refinement
-from dist.decode.stats import Clock
 from dist.errors import CheckpointError, PromptError
-from dist.group.wire import Poll, Verdict
+from dist.group.wire import Poll
 from dist.model.fill import OnProgress
-from dist.model.head import NOT_A_NUMBER, Head, WholeHead
+from dist.model.head import Head, WholeHead
 from dist.model.memory import free_bytes
 from dist.model.onednn import pack, unpack
 from dist.model.reload import Ready, Reloader
@@ -32,8 +27,6 @@ from dist.protocol import (
     Event,
     Group,
     Load,
-    PrefillUpdate,
-    Reply,
     Shutdown,
     Turn,
 )
@@ -237,78 +230,11 @@ class Engine:
         )
         rewinds = causal and self._causality.problem is None
         forward = self._sequence.for_turn(turn) if rewinds else self._plain
-        yield from self._replies(turn, forward, causal, poll)
+        begin = partial(self._refinement, turn, causal=causal, capacity=forward.capacity)
+        replies = Replies(turn, forward, begin, self._group, poll=poll, ends=self._ends, chunk=self._chunk)
+        yield from replies.events()
 
-    def _replies(self, turn: Turn, forward: Forward, causal: bool, poll: Poll | None) -> Iterator[Event]:
-        """The replies to a turn's prompts, as many at once as there are places; a free one is filled again.
-
-        `active` are the replies that are being made, by place.
-        """
-        waiting = deque(range(len(turn.prompts)))
-        free = list(range(min(forward.rows, turn.together or forward.rows)))
-        active: dict[int, _Reply] = {}
-        cancelled = False
-        while (waiting or active) and not cancelled:
-            # 1. Read the prompts of replies that begin, but for what their first pass reads anyway.
-            new = {}
-            while free and waiting:
-                new[free.pop(0)] = self._reply(turn, waiting.popleft(), causal, forward.capacity)
-            active |= new
-            for place, reply in new.items():
-                if reply.refinement.finish is not None:  # its beginning is all that it may hold
-                    del active[place]
-                    free.append(place)
-                    yield reply.ended()
-            new = {place: reply for place, reply in new.items() if place in active}
-            if new:
-                cancelled = yield from self._read(turn, new, forward, poll)
-                if cancelled:
-                    break
-            if not active:
-                continue
-            # 2. One pass over all that are being made.
-            steps = [reply.refinement.next_pass() for reply in active.values()]
-            for reply in active.values():
-                reply.clock.pass_begins()
-            choices = forward(list(active), steps, trace=turn.trace)
-            mine = [number for choice in choices for number in choice.numbers]
-            ends = [self._end(reply.refinement, choice) for reply, choice in zip(active.values(), choices)]
-            verdict = self._agree(Verdict.of(poll, turn.settings, mine, ends))
-            cancelled = verdict.cancel
-            numbers = iter(verdict.token_ids)
-            for (place, reply), step, choice, end in zip(list(active.items()), steps, choices, verdict.ends):
-                agreed = list(islice(numbers, step.wanted))
-                sure = None if choice.sure is None else list(islice(numbers, step.wanted))
-                settings = turn.settings_of(reply.row, verdict.settings)
-                update = reply.refinement.accept(agreed, settings, sure=sure, candidates=choice.candidates, end=end)
-                reply.clock.pass_ended(update.settled)
-                yield update
-                if reply.refinement.finish is not None:
-                    del active[place]
-                    free.append(place)
-                    yield reply.ended()
-        # 3. What was cancelled keeps what is finished.
-        for reply in (*active.values(), *(self._reply(turn, row, causal, forward.capacity) for row in waiting)):
-            reply.refinement.cancel()
-            yield reply.ended()
-
-    def _read(
-        self, turn: Turn, new: dict[int, _Reply], forward: Forward, poll: Poll | None
-    ) -> Generator[Event, None, bool]:
-        """Prefill the prompts of `new` replies, by place; returns whether the turn was cancelled meanwhile."""
-        first_passes = [reply.refinement.next_pass() for reply in new.values()]
-        for places, done, total in forward.prefill(list(new), first_passes, self._chunk):
-            for place in places:
-                new[place].clock.prefill_forwards += 1
-            if self._agree(Verdict.of(poll, turn.settings, [], [])).cancel:
-                return True
-            yield PrefillUpdate(done=done, total=total)
-        return False
-
-    def _reply(self, turn: Turn, row: int, causal: bool, capacity: int) -> _Reply:
-        return _Reply(row, self._refinement(turn, row, causal, capacity), Clock())
-
-    def _refinement(self, turn: Turn, row: int, causal: bool, capacity: int) -> Refinement:
+    def _refinement(self, turn: Turn, row: int, *, causal: bool, capacity: int) -> Refinement:
         return Refinement(
             turn.prompts[row],
             turn.settings_of(row),
@@ -323,43 +249,8 @@ class Engine:
             begun=turn.begun_of(row),
         )
 
-    def _end(self, refinement: Refinement, choice: Choices) -> int | None:
-        """Where a stop text ends a reply with its next tokens, if this rank leads."""
-        stops = refinement.settings.stop
-        if self._ends is None or not stops or NOT_A_NUMBER in choice.token_ids:
-            return None
-        reply, new = refinement.reply_with(choice.token_ids, choice.sure)
-        return self._ends(reply, new, stops) if new else None
-
     def _is_causal_for(self, prompt: tuple[int, ...], settings: GenerationSettings) -> bool:
         if not self._causality.causal:
             return False
         longest = min(len(prompt) + settings.max_new_tokens, settings.max_length)
         return self._causality.holds_up_to is None or longest <= self._causality.holds_up_to
-
-    def _agree(self, mine: Verdict) -> Verdict:
-        """Rank 0's verdict, on all ranks; raises PromptError everywhere if the model's output is not a number."""
-        verdict = mine
-        if self._group.size > 1:
-            agreed = self._group.agree(mine.packed())
-            if self._group.rank > 0:
-                verdict = Verdict.unpacked(agreed, len(mine.ends))
-        if NOT_A_NUMBER in verdict.token_ids:
-            raise PromptError(
-                "The model's output is not a number (NaN).",
-                "Its weights hold NaN or overflow in this dtype.",
-                "Try an earlier step, or --dtype float32.",
-            )
-        return verdict
-
-
-@dataclass(frozen=True, slots=True)
-class _Reply:
-    """A reply that is being made, to prompt `row` of its turn."""
-
-    row: int
-    refinement: Refinement
-    clock: Clock
-
-    def ended(self) -> Reply:
-        return self.clock.reply(self.row, self.refinement)
