@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from chat.demo.adapter import ADAPTER_FILE, merge_adapter, read_adapter, write_adapter
-from chat.demo.recipe import corpus, faults, packing, train, trainer
+from chat.demo.recipe import corpus, faults, packing, picking, train, trainer
 from chat.demo.recipe.batched import AUTO, reply_all
 from chat.demo.recipe.batched import Reply as BatchedReply
 from chat.demo.recipe.conversations import is_held_out, is_right, skill_conversations, solve, test_questions
@@ -47,6 +48,7 @@ from dist.settings import GenerationSettings
 test_questions.__test__ = False  # type: ignore[attr-defined]
 
 VOCABULARY = 320
+WORDS = torch.arange(VOCABULARY) != STOP_ID
 
 
 @pytest.fixture(scope="module")
@@ -260,7 +262,7 @@ def test_after_fitting_words_of_its_own_a_place_learns_what_the_base_says_next(
 
     def targets(fit: float) -> torch.Tensor:
         made = trainer.Trainer(
-            weights, weights, shape, Adapter(weights, 2), run_layer, weights=trainer.LossWeights(fit=fit)
+            weights, weights, shape, Adapter(weights, 2), run_layer, WORDS, weights=trainer.LossWeights(fit=fit)
         ).block_targets(batch, inside, said, before, allowed)
         return torch.zeros_like(said).masked_scatter(inside, made)
 
@@ -348,6 +350,43 @@ def test_a_models_own_answers_are_sorted_by_what_they_teach(
     assert made[3].tokens == [1, 20, *replies[3].token_ids[: corpus.HELD_REPLY]]
 
 
+def test_of_several_answers_the_one_that_scores_best_is_picked(
+    model: LlamaForCausalLM, weights: Weights, shape: Shape, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(picking, "is_fit", lambda text, asked: True)
+    monkeypatch.setattr(picking, "LIMIT", 16)
+    monkeypatch.setattr(picking, "PACKED", (2, 160))
+    torch.manual_seed(4)
+    speakers = [picking.Speaker(weights), picking.Speaker(weights, 1.0), picking.Speaker(weights, way=(7, 2))]
+    tokenizer, anywhere = ByteTokenizer(), [1, 50, 60]
+    monkeypatch.setattr(picking, "ended_in_time", lambda tokenizer, reply, enough: replace(reply, ended=True))
+    made = picking.candidates(speakers, prompts(), shape, tokenizer, 0)
+    assert {answer.prompt for answer in made} == {0, 1, 2, 3}
+    assert len({(answer.prompt, *answer.sample.tokens) for answer in made}) == len(made) > 8
+    run = trainer.Trainer(weights, weights, shape, Adapter(weights, 2), run_layer, WORDS).running(weights)
+    rated = picking.rated(made, anywhere, run, run, weights["embed"], 0)
+
+    def plain(prompt: list[int], said: list[int]) -> float:
+        with torch.no_grad():
+            chances = model(torch.tensor([[*prompt, *said]])).logits[0].log_softmax(-1)
+        found = [chances[len(prompt) + at - 1, token].item() for at, token in enumerate(said)]
+        return sum(found) / len(found)
+
+    for answer in rated:
+        prompt, said = picking.prompt_of(answer.sample), answer.sample.tokens[len(prompts()[answer.prompt]) : -1]
+        assert prompt == prompts()[answer.prompt]
+        assert answer.plain == pytest.approx(plain(prompt, said), abs=1e-3)
+        assert answer.anywhere == pytest.approx(plain(anywhere, said), abs=1e-3)
+        assert answer.drafted < 0
+    taste = picking.Taste(relevance=0.5, drafted=2.0)
+    best = picking.best(rated, taste)
+    assert [answer.prompt for answer in best] == [0, 1, 2, 3]
+    for answer in best:
+        others = [other for other in rated if other.prompt == answer.prompt]
+        wanted = [1.5 * other.plain - 0.5 * other.anywhere + 2 * other.drafted for other in others]
+        assert answer.score(taste) == pytest.approx(max(wanted))
+
+
 def test_a_few_steps_lower_the_losses_and_the_adapter_comes_back(
     model: LlamaForCausalLM, weights: Weights, shape: Shape, tmp_path: Path
 ) -> None:
@@ -364,11 +403,11 @@ def test_a_few_steps_lower_the_losses_and_the_adapter_comes_back(
         workers=0,
     )
     batch = columns_of(next(packing.pack(some_samples()[::-1], 2, 160, random.Random(4))))
-    before, _ = trainer.Trainer(weights, weights, shape, Adapter(weights, 4), run_layer).accumulate(batch)
+    before, _ = trainer.Trainer(weights, weights, shape, Adapter(weights, 4), run_layer, WORDS).accumulate(batch)
     assert before["hold"].item() == pytest.approx(0, abs=1e-5)
     assert before["shun"] > 0
     adapter = train.train(weights, weights, shape, ByteTokenizer(), some_samples(), recipe)
-    after, outputs = trainer.Trainer(weights, weights, shape, adapter, run_layer).accumulate(batch)
+    after, outputs = trainer.Trainer(weights, weights, shape, adapter, run_layer, WORDS).accumulate(batch)
     assert after["round1"] < before["round1"]
     assert after["say"] < before["say"]
     assert len(outputs) == 3

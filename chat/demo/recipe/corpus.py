@@ -109,13 +109,13 @@ def is_echo(text: str, asked: str) -> bool:
     return sum(word in given for word in words) > 0.7 * len(words)
 
 
-def shortened(text: str) -> str:
+def shortened(text: str, enough: int = ENOUGH) -> str:
     """The beginning of an answer: up to the end of the sentence that says enough, or of a list's third item; ""
     where no such end comes."""
     items = [found.start() for found in _LIST_ITEM.finditer(text)]
     for found in _SENTENCE_END.finditer(text):
         said = text[: found.end()]
-        if found.end() >= ENOUGH and said.count('"') % 2 == 0 and not any(start < found.end() for start in items):
+        if found.end() >= enough and said.count('"') % 2 == 0 and not any(start < found.end() for start in items):
             return said
     if len(items) > LIST_ITEMS:
         return text[: items[LIST_ITEMS]].rstrip()
@@ -169,15 +169,31 @@ def chitchat_prompts(count: int, seed: int) -> list[str]:
 
 
 def reply_in_batches(
-    weights: Weights, shape: Shape, prompts: Sequence[Sequence[int]], rows: int, temperature: float, limit: int
+    weights: Weights,
+    shape: Shape,
+    prompts: Sequence[Sequence[int]],
+    rows: int,
+    temperature: float,
+    limit: int,
+    way: tuple[int, int] = (0, 1),
 ) -> list[Reply]:
-    """Plain decoding of any number of prompts, prompts of like length together."""
+    """Decoding of any number of prompts, prompts of like length together. `way`: N and R, plain decoding if not
+    given."""
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     replies: dict[int, Reply] = {}
     for at in range(0, len(order), rows):
         batch = order[at : at + rows]
         given = [prompts[index] for index in batch]
-        made = reply_all(weights, shape, given, max_new_tokens=limit, stop_id=STOP_ID, temperature=temperature)
+        made = reply_all(
+            weights,
+            shape,
+            given,
+            add_eos_length=way[0],
+            refine_iter=way[1],
+            max_new_tokens=limit,
+            stop_id=STOP_ID,
+            temperature=temperature,
+        )
         replies.update(zip(batch, made))
     return [replies[index] for index in range(len(prompts))]
 
@@ -215,16 +231,16 @@ def answer_openly(
             fit = reply.ended and is_sound(text) and not is_echo(text, talk[-1][1]) and not is_excuse(text)
             good = not is_degenerate(text) if kind == FREE else fit
             if good and "<|" not in text:
-                made.append(([*talk, ("assistant", text)], _answered(prompt, reply, kind)))
+                made.append(([*talk, ("assistant", text)], answered(prompt, reply, kind)))
             elif kind == OPEN:
                 looped.append((talk, prompt))
     return made
 
 
-def ended_in_time(tokenizer: Any, reply: Reply) -> Reply:
+def ended_in_time(tokenizer: Any, reply: Reply, enough: int = ENOUGH) -> Reply:
     """The reply, ended where it has said enough; where there is no such place, its beginning, not ended."""
     text = tokenizer.decode(reply.token_ids)
-    short = shortened(text)
+    short = shortened(text, enough)
     if short == text or (reply.ended and not short):
         return replace(reply, ended=True)
     cut = tokenizer.encode(short, add_special_tokens=False)
@@ -233,7 +249,7 @@ def ended_in_time(tokenizer: Any, reply: Reply) -> Reply:
     return Reply(token_ids=reply.token_ids[:HELD_REPLY], ended=False, forwards=0)
 
 
-def _answered(prompt: Sequence[int], reply: Reply, kind: int) -> Sample:
+def answered(prompt: Sequence[int], reply: Reply, kind: int) -> Sample:
     tokens = [*prompt, *reply.token_ids, *([STOP_ID] if reply.ended else [])]
     return Sample(tokens=tokens, replies=[(len(prompt), len(tokens))], kind=kind)
 
@@ -249,11 +265,11 @@ def answers_of_its_own(
     for prompt, reply in zip(prompts, reply_in_batches(weights, shape, prompts, count, 0.0, MAX_REPLY)):
         text, begun = tokenizer.decode(reply.token_ids), ended_in_time(tokenizer, reply)
         if begun.ended and is_sound(tokenizer.decode(begun.token_ids)):
-            made.append(_answered(prompt, begun, OPEN))
+            made.append(answered(prompt, begun, OPEN))
         elif is_degenerate(text):
-            made.append(_answered(prompt, reply, FREE if is_garbage(text) else LOOP))
+            made.append(answered(prompt, reply, FREE if is_garbage(text) else LOOP))
         else:
-            made.append(_answered(prompt, begun, FREE))
+            made.append(answered(prompt, begun, FREE))
     return made
 
 

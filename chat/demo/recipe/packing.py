@@ -93,9 +93,11 @@ def repeated(tokens: Sequence[int], start: int) -> list[int]:
     return places
 
 
-def pack(samples: Sequence[Sample], rows: int, length: int, rng: random.Random) -> Iterator[Tensor]:
-    """Batches [rows, length, columns] over the samples, in their order, less a last one not full. Empty places are
-    token STOP_ID, sample -1."""
+def pack(
+    samples: Sequence[Sample], rows: int, length: int, rng: random.Random, rest: bool = False
+) -> Iterator[Tensor]:
+    """Batches [rows, length, columns] over the samples, in their order, less a last one not full unless the `rest`
+    is wanted. Empty places are token STOP_ID, sample -1."""
     empty = torch.tensor([STOP_ID, 0, -1, 0, 1, 0, STOP_ID, -1, NO_LOSS, 0, 0, 0])
     batch, used = empty.repeat(rows, length, 1), [0] * rows
     for index, sample in enumerate(samples):
@@ -108,6 +110,8 @@ def pack(samples: Sequence[Sample], rows: int, length: int, rng: random.Random) 
         laid[:, COLUMNS.index("plain")] += used[row]
         batch[row, used[row] : used[row] + len(laid)] = laid
         used[row] += len(laid)
+    if rest and any(used):
+        yield batch
 
 
 def sight(batch: dict[str, Tensor]) -> Tensor:

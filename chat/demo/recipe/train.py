@@ -9,7 +9,8 @@ the next round's draft, and it learns to put that right too (`trainer`). All blo
 behind it in one row, each seeing the text before it and itself only (`packing`). Then the outputs take the place of
 the text, with their faults, and the blocks are filled once more and again (`faults`): so it learns to go on after a
 fault, and to end a text that is lost. On clean plain text its distribution is held to a teacher's, the model it
-starts from. What its own answers say again and again is unlearnt. The model card says how the adapter in the
+starts from. The answers that it learns are picked among several (`picking`). What its own say again and again is
+unlearnt. The model card says how the adapter in the
 repository was made, and what this gave.
 """
 
@@ -28,13 +29,17 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from chat.demo.recipe import corpus
-from chat.demo.recipe.corpus import FREE, LOOP, OPEN, SKILL, Sample
+from chat.demo import DEFAULT_SYSTEM
+from chat.demo.recipe import corpus, picking
+from chat.demo.recipe.corpus import FREE, OPEN, SKILL, Sample
 from chat.demo.recipe.faults import with_faults
 from chat.demo.recipe.llama import Shape, Weights, load_base, run_layer
 from chat.demo.recipe.lora import Adapter
 from chat.demo.recipe.packing import COLUMNS, pack
+from chat.demo.recipe.picking import Speaker, prompt_of
 from chat.demo.recipe.trainer import Trainer
+
+ANYWHERE = "Say something."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,9 +51,11 @@ class Recipe:
     final: float = 0.02  # share of the learning rate that is left at the end
     rounds: int = 3
     phases: int = 4  # after each but the last, the model answers open prompts itself
+    prompts: int = 10_000  # that answers are picked for before
     own_answers: int = 2048  # how many
-    skills: int = 4000  # conversations of the corpus that a phase draws from
-    opened: int = 7000
+    skills: int = 4500  # conversations that a phase draws from: of the corpus, with picked answers,
+    picked: int = 6000
+    held: int = 1500  # and such as only hold the model to the teacher
     rows: int = 64
     length: int = 512
     seconds: float = 315.0  # 729 steps on an H200
@@ -79,19 +86,43 @@ class Batches(IterableDataset[Tensor]):
 def word_tokens(tokenizer: Any, count: int) -> Tensor:
     """Which of the first `count` tokens have no digit and are not blank, [count]: a text that says such a token
     twice in a row has slipped."""
-    texts = [tokenizer.decode([token]) for token in range(count)]
+    texts = [tokenizer.decode([token], skip_special_tokens=True) for token in range(count)]
     return torch.tensor([bool(text.strip()) and not any(mark.isdigit() for mark in text) for text in texts])
+
+
+def picked(
+    speakers: list[Speaker],
+    prompts: list[list[int]],
+    model: Weights,
+    trainer: Trainer,
+    tokenizer: Any,
+    workers: int,
+) -> list[Sample]:
+    """The best of the speakers' answers to each prompt, as `model` in training would draft them."""
+    anywhere = corpus.opened_for(tokenizer, [("system", DEFAULT_SYSTEM), ("user", ANYWHERE)], "assistant")
+    answers = picking.candidates(speakers, prompts, trainer.shape, tokenizer, workers)
+    with torch.no_grad():
+        rated = picking.rated(
+            answers, anywhere, trainer.running(trainer.base), trainer.running(model), trainer.base["embed"], workers
+        )
+    found = picking.best(rated, picking.Taste())
+    for name in ("plain", "drafted"):
+        means = (sum(getattr(answer, name) for answer in some) / max(len(some), 1) for some in (rated, found))
+        print(f"{len(found)} picked of {len(rated)}: {name}", *(f"{mean:.2f}" for mean in means), flush=True)
+    return [answer.sample for answer in found]
 
 
 class Run:
     """A training run: the optimizer, the clock, and what each phase trains on. Prints its figures."""
 
-    def __init__(self, trainer: Trainer, tokenizer: Any, samples: list[Sample], recipe: Recipe) -> None:
-        self.trainer, self.tokenizer, self.samples, self.recipe = trainer, tokenizer, samples, recipe
+    def __init__(
+        self, trainer: Trainer, tokenizer: Any, samples: list[Sample], picks: list[Sample], recipe: Recipe
+    ) -> None:
+        self.trainer, self.tokenizer, self.recipe = trainer, tokenizer, recipe
+        self.samples, self.picks = samples, picks
         self.device = trainer.base["embed"].device
         self.rng = random.Random(recipe.seed)
         self.generator = torch.Generator(device=self.device).manual_seed(recipe.seed)
-        self.words = word_tokens(tokenizer, len(trainer.base["embed"])).to(self.device)
         self.optimizer = torch.optim.AdamW(trainer.adapter.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98))
         self.step, self.started, self.progress = 0, 0.0, 0.0
 
@@ -106,22 +137,31 @@ class Run:
         print(f"{self.step} steps, {time.monotonic() - self.started:.0f} s", flush=True)
 
     def _drawn(self, phase: int) -> list[Sample]:
-        """A phase's conversations: some of the corpus, and from the second phase on the model's own answers."""
+        """A phase's conversations: some of the corpus, picked answers, and from the second phase on the model's own
+        answers: the best of several, and what must be unlearnt."""
         skills = [sample for sample in self.samples if sample.kind == SKILL]
         opened = [sample for sample in self.samples if sample.kind != SKILL]
+        held = [sample for sample in self.samples if sample.kind == FREE]
         own: list[Sample] = []
         if phase:
             with torch.no_grad():
                 merged = self.trainer.adapter.merged(self.trainer.base)
             count = min(self.recipe.own_answers, len(opened))
-            own = corpus.answers_of_its_own(
-                merged, self.trainer.shape, self.tokenizer, self.samples, count, self.rng
-            )
-            good, held, loops = (sum(sample.kind == kind for sample in own) for kind in (OPEN, FREE, LOOP))
-            print(f"own answers: {good} good, {held} garbage or run on, {loops} loop", flush=True)
+            bad = [
+                sample
+                for sample in corpus.answers_of_its_own(
+                    merged, self.trainer.shape, self.tokenizer, self.samples, count, self.rng
+                )
+                if sample.kind != OPEN
+            ]
+            speakers = [Speaker(merged), Speaker(merged, way=(7, 4)), *[Speaker(merged, temperature=0.7)] * 2]
+            asked = [prompt_of(sample) for sample in self.rng.sample(opened, count)]
+            chosen = picked(speakers, asked, merged, self.trainer, self.tokenizer, self.recipe.workers)
+            own = [*bad, *chosen]
         return [
             *self.rng.sample(skills, min(len(skills), self.recipe.skills)),
-            *self.rng.sample(opened, min(len(opened), self.recipe.opened)),
+            *self.rng.sample(self.picks, min(len(self.picks), self.recipe.picked)),
+            *self.rng.sample(held, min(len(held), self.recipe.held)),
             *own,
         ]
 
@@ -134,7 +174,7 @@ class Run:
             if depth:
                 share = min(1.0, 0.5 + 2 * self.progress)
                 said = outputs[self.rng.randrange(1, self.recipe.rounds)]
-                batch, lost = with_faults(batch, said, share, self.words, self.generator)
+                batch, lost = with_faults(batch, said, share, self.trainer.words, self.generator)
             figures, outputs = self.trainer.accumulate(batch, lost)
             for group in self.optimizer.param_groups:
                 group["lr"] = self.recipe.rate(self.step, self.progress)
@@ -153,6 +193,19 @@ class Run:
         self.progress = min(1.0, max(self.step / self.recipe.steps, passed))
 
 
+def first_picks(
+    trainer: Trainer, teacher: Weights, tokenizer: Any, samples: list[Sample], recipe: Recipe
+) -> list[Sample]:
+    """The best answers of the base, the teacher and the adapter at its start to open prompts of the corpus."""
+    with torch.no_grad():
+        own = trainer.adapter.merged(trainer.base)
+    speakers = [Speaker(teacher), *[Speaker(teacher, 0.7)] * 2, Speaker(trainer.base, 0.6), Speaker(own)]
+    speakers += [Speaker(own, way=(7, 4)), Speaker(own, 0.7)]
+    opened = [prompt_of(sample) for sample in samples if sample.kind != SKILL]
+    asked = random.Random(recipe.seed).sample(opened, min(recipe.prompts, len(opened)))
+    return picked(speakers, asked, own, trainer, tokenizer, recipe.workers)
+
+
 def train(
     base: Weights,
     teacher: Weights,
@@ -161,16 +214,25 @@ def train(
     samples: list[Sample],
     recipe: Recipe,
     start: Path | None = None,
+    picks: Path | None = None,
 ) -> Adapter:
-    """Train an adapter on the samples, from an earlier one if `start` is given."""
+    """Train an adapter on the samples, from an earlier one if `start` is given. `picks`: file of picked answers,
+    read if there, else written."""
     torch.manual_seed(recipe.seed)
     adapter = Adapter(base, recipe.rank)
     if start:
         adapter.start_from(start)
     on_gpu = base["embed"].device.type == "cuda"
     layer_function = torch.compile(run_layer, dynamic=False) if on_gpu else run_layer
-    trainer = Trainer(base, teacher, shape, adapter, layer_function, recipe.rounds)
-    Run(trainer, tokenizer, samples, recipe).train()
+    words = word_tokens(tokenizer, len(base["embed"])).to(base["embed"].device)
+    trainer = Trainer(base, teacher, shape, adapter, layer_function, words, recipe.rounds)
+    if picks and picks.exists():
+        chosen = corpus.load(picks)
+    else:
+        chosen = first_picks(trainer, teacher, tokenizer, samples, recipe)
+        if picks:
+            corpus.save(chosen, picks)
+    Run(trainer, tokenizer, samples, chosen, recipe).train()
     return adapter
 
 
@@ -185,6 +247,7 @@ def main() -> None:
     parser.add_argument(
         "--corpus", type=Path, default=Path("corpus.pt"), help="read if there, else built and written"
     )
+    parser.add_argument("--picks", type=Path, default=Path("picks.pt"), help="picked answers, likewise")
     parser.add_argument("--out", type=Path, default=Path("adapter.safetensors"))
     parser.add_argument("--seconds", type=float, default=Recipe().seconds)
     parser.add_argument("--steps", type=int, default=Recipe().steps)
@@ -203,7 +266,7 @@ def main() -> None:
         corpus.save(corpus.build(base, teacher, shape, tokenizer, corpus.Plan()), options.corpus)
     recipe = Recipe(seconds=options.seconds, steps=options.steps, rows=options.rows)
     samples = corpus.load(options.corpus)
-    train(base, teacher, shape, tokenizer, samples, recipe, options.start).save(options.out)
+    train(base, teacher, shape, tokenizer, samples, recipe, options.start, options.picks).save(options.out)
 
 
 if __name__ == "__main__":

@@ -3,12 +3,15 @@
 A batch's blocks are filled in a few rounds, each fed with the last one's output. Each place learns the true token,
 as long as the block's text before it is true. Where the model has strayed, but said nothing that the base would
 never say, it learns what the base says next instead: to go on from its own words, and not to put the likeliest
-token at every place, which makes "a a a". To say the token before once more is unlearnt besides.
+token at every place, which makes "a a a". To say the token before once more is unlearnt besides, in plain text
+too, and never taught: a draft one place ahead ("of and Juliet") would ask for "and" behind "and", and drafts
+look like plain text.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +33,8 @@ from chat.demo.recipe.lora import Adapter
 from chat.demo.recipe.packing import HOLD, SAY, SHUN, next_draft, sight
 
 MAX_HELD = 8192  # positions a batch whose distribution is compared with the teacher's
+MAX_PLAIN = 12288  # positions of plain text a batch that are looked at for slips
+SLIP = 0.02  # probability from which on a token said twice is a slip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +43,7 @@ class LossWeights:
 
     decay: float = 0.93  # a block's place over the one before
     again: float = 4.0  # a token that wrongly says again the one before
+    slip: float = 0.5  # the same in plain text
     fit: float = 0.03  # least probability by the base of a token that may be gone on from
     say: float = 2.0  # the truth in plain text
     hold: float = 8.0  # the divergence from the teacher
@@ -69,12 +75,13 @@ class Trainer:
         shape: Shape,
         adapter: Adapter,
         layer_function: LayerFunction,
+        words: Tensor,
         rounds: int = 3,
         weights: LossWeights | None = None,
     ) -> None:
         self.base, self.shape, self.adapter, self.layer_function = base, shape, adapter, layer_function
         self.base_layers, self.teacher_layers = unstack_layers(base), unstack_layers(teacher)
-        self.rounds, self.weights = rounds, weights or LossWeights()
+        self.words, self.rounds, self.weights = words, rounds, weights or LossWeights()
 
     def _pass(
         self, layers: list[LayerWeights], batch: dict[str, Tensor], tokens: Tensor, allowed: Tensor
@@ -82,6 +89,11 @@ class Trainer:
         return hidden_states(
             self.base, layers, self.shape, tokens, batch["position"], allowed, layer_function=self.layer_function
         )
+
+    def running(self, weights: Weights) -> Callable[[Tensor, dict[str, Tensor], Tensor], Tensor]:
+        """A pass of a model over a packed batch, as `picking` wants it."""
+        layers = unstack_layers(weights)
+        return lambda tokens, batch, allowed: self._pass(layers, batch, tokens, allowed)
 
     def accumulate(
         self, batch: dict[str, Tensor], lost: Tensor | None = None
@@ -102,7 +114,7 @@ class Trainer:
         outputs = []
         for index in range(self.rounds):
             hidden = self._pass(layers, batch, tokens, allowed)
-            loss, said = self._block_loss(hidden, batch, in_block, weights, allowed)
+            loss, said = self._block_loss(hidden, batch, in_block, weights, allowed, tokens)
             figures[f"round{index + 1}"] = loss.detach()
             figures[f"right{index + 1}"] = (said == batch["target"])[in_block].float().mean()
             if index == 0:
@@ -115,14 +127,22 @@ class Trainer:
         return figures, outputs
 
     def _block_loss(
-        self, hidden: Tensor, batch: dict[str, Tensor], in_block: Tensor, weights: Tensor, allowed: Tensor
+        self,
+        hidden: Tensor,
+        batch: dict[str, Tensor],
+        in_block: Tensor,
+        weights: Tensor,
+        allowed: Tensor,
+        given: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """The loss of one round, and what it says, [rows, length]."""
+        """The loss of one round, and what it says, [rows, length]; `given`: the tokens that it was fed."""
         chances = functional.log_softmax((hidden[in_block] @ self.base["embed"].T).float(), dim=-1)
         chosen = chances.detach().argmax(-1)
         said = torch.zeros_like(batch["token"]).masked_scatter(in_block, chosen)
         before = preceding(batch, said)
-        targets, weight = self.block_targets(batch, in_block, said, before, allowed), weights[in_block]
+        targets = self.block_targets(batch, in_block, said, before, allowed)
+        ahead = (targets == given[in_block]) & (targets != batch["truth"][in_block]) & self.words[targets]
+        weight = weights[in_block] * ~ahead
         unlikely = -chances.gather(1, targets[:, None])[:, 0]
         again = (chosen == before[in_block]) & (chosen != targets)
         # The bound keeps the logarithm finite.
@@ -164,9 +184,27 @@ class Trainer:
             loss = divergence(hidden.flatten(0, 1)[hold], wanted, embed)
             figures["hold"] = loss.detach()
             total = total + self.weights.hold * loss
+        loss = self._slip_loss(hidden, batch)
+        figures["slip"] = loss.detach()
+        total = total + self.weights.slip * loss
         shun = batch["role"] == SHUN
         if bool(shun.any()):
             loss = unlikelihood(hidden[shun], embed, batch["target"][shun])
             figures["shun"] = loss.detach()
             total = total + self.weights.shun * loss
         return total
+
+    def _slip_loss(self, hidden: Tensor, batch: dict[str, Tensor]) -> Tensor:
+        """Unlikelihood of saying a word's token again in plain text, where that is likely at all and not true."""
+        token = batch["token"]
+        looked = (batch["block"] == 0) & (batch["sample"] >= 0) & self.words[token] & (batch["target"] != token)
+        places = looked.flatten().nonzero().flatten()
+        places = places[torch.randperm(len(places), device=places.device)[:MAX_PLAIN]]
+        with torch.no_grad():
+            logits = hidden.detach().flatten(0, 1)[places] @ self.base["embed"].T
+            again = token.flatten()[places]
+            likely = logits.gather(1, again[:, None])[:, 0].float() - logits.logsumexp(-1).float() > math.log(SLIP)
+        places, again = places[likely], again[likely]
+        if not len(places):
+            return hidden.new_zeros((), dtype=torch.float32)
+        return unlikelihood(hidden.flatten(0, 1)[places], self.base["embed"], again)
