@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,15 +19,13 @@ import torch
 from chat.demo.adapter import merge_adapter
 from chat.demo.recipe.batched import AUTO, Reply, reply_all
 from chat.demo.recipe.conversations import Question, is_right, test_questions
-from chat.demo.recipe.corpus import STOP_ID, is_degenerate, is_garbage, opened_for
+from chat.demo.recipe.corpus import STOP_ID, opened_for
 from chat.demo.recipe.llama import Shape, Weights, shape_of, stack_weights
+from chat.demo.recipe.wording import is_broken_off, is_degenerate, is_doubled, is_garbage
 
 # (N, R)
 SETTINGS = ((0, 1), (7, AUTO), (7, 4), (7, 2), (3, 2), (15, AUTO))
 MAX_NEW_TOKENS = 192
-# A draft shows through: a word or a comma twice.
-_DOUBLED = re.compile(r"\b(\w+) \1\b|, ?,")
-_END_MARKS = tuple(".!?:)\"'*`")
 
 
 def load_merged(folder: Path, adapter: Path | None, device: str, scale: float) -> tuple[Weights, Shape]:
@@ -65,8 +62,8 @@ def measure(
         "right": sum(is_right(question, text) for question, text in zip(questions, texts)),
         "degenerate": sum(loops),
         "garbage": sum(map(is_garbage, texts)),
-        "doubled": sum(_DOUBLED.search(text) is not None for text in texts),
-        "broken off": sum(not text.rstrip().endswith(_END_MARKS) for text in texts),
+        "doubled": sum(map(is_doubled, texts)),
+        "broken off": sum(map(is_broken_off, texts)),
         "unended": sum(not reply.ended for reply in replies),
         "same": sum(reply.token_ids == plain.token_ids for reply, plain in zip(replies, greedy)),
         "agreement": sum(map(agreement, replies, greedy)) / len(replies),

@@ -8,7 +8,6 @@ behind this prompt than behind another, and that the model in training drafts we
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -27,13 +26,11 @@ from chat.demo.recipe.corpus import (
     Sample,
     answered,
     ended_in_time,
-    is_echo,
-    is_excuse,
-    is_sound,
     reply_in_batches,
 )
 from chat.demo.recipe.llama import Shape, Weights
 from chat.demo.recipe.packing import COLUMNS, next_draft, pack, sight
+from chat.demo.recipe.wording import is_broken_off, is_doubled, is_echo, is_excuse, is_sound
 
 # Hidden states of one packed batch: (tokens, batch, what each token may see).
 Pass = Callable[[Tensor, dict[str, Tensor], Tensor], Tensor]
@@ -43,8 +40,6 @@ LIMIT = 64  # tokens an answer
 ROWS = 3072  # replies generated at once
 PACKED = 64, 512  # rows and length of a batch that is rated
 CHUNK = 256
-_DOUBLED = re.compile(r"\b(\w+) \1\b|, ?,")
-_ENDS = tuple(".!?:)\"'*`")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,21 +73,27 @@ def _means(index: Tensor, values: Tensor, count: int) -> Tensor:
     return total / many.clamp(min=1)
 
 
+def _parts(positions: int) -> list[slice]:
+    """So many positions in parts, whose logits fit in memory."""
+    return [slice(at, at + 16384) for at in range(0, max(positions, 1), 16384)]
+
+
 def _chances(hidden: Tensor, embed: Tensor, targets: Tensor) -> Tensor:
     """Log-probability of each target, [P]."""
-    return torch.cat(
-        [
-            -functional.cross_entropy((part @ embed.T).float(), target, reduction="none")
-            for part, target in zip(hidden.split(16384), targets.split(16384))
-        ]
-    )
+    logits = ((part, (hidden[part] @ embed.T).float()) for part in _parts(len(hidden)))
+    return torch.cat([-functional.cross_entropy(some, targets[part], reduction="none") for part, some in logits])
+
+
+def _likeliest(hidden: Tensor, embed: Tensor) -> Tensor:
+    """The likeliest token at each position, [P]."""
+    return torch.cat([(hidden[part] @ embed.T).argmax(-1) for part in _parts(len(hidden))])
 
 
 @torch.no_grad()
 def likelihoods(
     samples: Sequence[Sample], run: Pass, embed: Tensor, rows: int, length: int, workers: int, drafts: bool
 ) -> Tensor:
-    """Mean log-probability of each sample's last answer, its end left out: as plain text, or as `drafts`, of its
+    """Mean log-probability of each sample's last answer: as plain text, its end left out, or, as `drafts`, of its
     blocks in the first two rounds."""
     starts = torch.tensor([sample.replies[-1][0] for sample in samples], device=embed.device)
     index, values = [], []
@@ -107,7 +108,7 @@ def likelihoods(
                 index.append(batch["sample"][chosen])
                 values.append(_chances(hidden[chosen], embed, batch["target"][chosen]))
                 said = torch.zeros_like(tokens)
-                said[chosen] = torch.cat([(part @ embed.T).argmax(-1) for part in hidden[chosen].split(16384)])
+                said[chosen] = _likeliest(hidden[chosen], embed)
                 tokens = next_draft(batch, said, round_index)
         else:
             chosen = last & (batch["block"] == 0) & (batch["target"] >= 0) & (batch["target"] != STOP_ID)
@@ -148,8 +149,8 @@ def prompt_of(sample: Sample) -> list[int]:
 
 def is_fit(text: str, asked: str) -> bool:
     """May the answer be taken at all?"""
-    usable = is_sound(text) and not is_echo(text, asked) and not is_excuse(text) and "<|" not in text
-    return usable and _DOUBLED.search(text) is None and text.rstrip()[-1:] in _ENDS
+    good = is_sound(text) and not (is_echo(text, asked) or is_excuse(text))
+    return good and not (is_doubled(text) or is_broken_off(text) or "<|" in text)
 
 
 def _fitting(tokenizer: Any, prompt: Sequence[int], reply: Reply) -> Sample | None:

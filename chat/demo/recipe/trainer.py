@@ -65,6 +65,11 @@ def unlikelihood(hidden: Tensor, embed: Tensor, shunned: Tensor) -> Tensor:
     return (logits.logsumexp(-1) - others.logsumexp(-1)).mean()
 
 
+def is_ahead(given: Tensor, truth: Tensor, targets: Tensor, words: Tensor) -> Tensor:
+    """Which targets would only say again the word's token that the place was fed, where another was due: [P]."""
+    return (targets == given) & (targets != truth) & words[targets]
+
+
 class Trainer:
     """The base, the teacher of plain text, the adapter, and the passes over a batch."""
 
@@ -141,8 +146,7 @@ class Trainer:
         said = torch.zeros_like(batch["token"]).masked_scatter(in_block, chosen)
         before = preceding(batch, said)
         targets = self.block_targets(batch, in_block, said, before, allowed)
-        ahead = (targets == given[in_block]) & (targets != batch["truth"][in_block]) & self.words[targets]
-        weight = weights[in_block] * ~ahead
+        weight = weights[in_block] * ~is_ahead(given[in_block], batch["truth"][in_block], targets, self.words)
         unlikely = -chances.gather(1, targets[:, None])[:, 0]
         again = (chosen == before[in_block]) & (chosen != targets)
         # The bound keeps the logarithm finite.
