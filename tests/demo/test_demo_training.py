@@ -416,6 +416,7 @@ def test_a_few_steps_lower_the_losses_and_the_adapter_comes_back(
         warmup=2,
         learning_rate=0.02,
         phases=2,
+        prompts=3,
         own_answers=3,
         workers=0,
     )
