@@ -24,6 +24,7 @@ ERRORS: dict[str, type[ChatError]] = {
     kind.__name__: kind for kind in (ChatError, CheckpointError, PromptError, RankError, UsageError)
 }
 STOP = "stop"
+LOADED = {"loaded": True}
 
 
 class LedEngine(TurnAnswerer, Protocol):
@@ -44,8 +45,9 @@ class Copies:
         self._made = {copy: Box(store, f"made/{copy}") for copy in range(1, count)}
         self._stop = Flag(store, STOP)
         self._stopped = False
-        # Copies that have loaded, and what each of them is at.
+        # Copies that have loaded, and what each of them is at; and how often each is still to say that it has.
         self._at: dict[int, Batch | None] = {}
+        self._loading = dict.fromkeys(self._work, 1)
         self._looked = 0.0
 
     def work(self, next_batch: Callable[[], Batch | None], poll: Poll) -> Iterator[tuple[Batch, Outcome]]:
@@ -68,7 +70,8 @@ class Copies:
         What one cannot is raised by the next `work`.
         """
         self._at.clear()
-        for box in self._work.values():
+        for copy, box in self._work.items():
+            self._loading[copy] += 1
             box.put(_order(order))
 
     def let_go(self) -> None:
@@ -102,6 +105,11 @@ class Copies:
         self._looked = now
         for copy, box in self._made.items():
             while (message := box.take()) is not None:
+                if message == LOADED:
+                    self._loading[copy] -= 1
+                    if not self._loading[copy]:
+                        self._at[copy] = None
+                    continue
                 batch, outcome = self._at.get(copy), self._outcome(message)
                 if not isinstance(outcome, (BlockUpdate, Reply)):
                     self._at[copy] = None
@@ -131,7 +139,7 @@ class Copies:
 def serve(engine: LedEngine, store: Store, copy: int) -> None:
     """The first rank of any copy but rank 0's: answer what is sent, until it is let go. Raises RankError."""
     work, made, stop = Box(store, f"work/{copy}"), Box(store, f"made/{copy}"), _Stop(store)
-    made.put({"free": True})
+    made.put(LOADED)
     while True:
         order = order_from_bytes(work.wait()["order"].encode())
         if isinstance(order, Shutdown):
@@ -140,7 +148,7 @@ def serve(engine: LedEngine, store: Store, copy: int) -> None:
         try:
             if isinstance(order, Load):
                 engine.take_over(order)
-                made.put({"free": True})
+                made.put(LOADED)
                 continue
             for event in engine.answer(order, partial(_control, order, stop)):
                 if isinstance(event, Reply) or (isinstance(event, BlockUpdate) and order.trace):

@@ -216,16 +216,19 @@ def test_a_step_that_changed_is_refused_and_one_that_is_gone_only_where_it_has_n
         missing.turn_to(0, print)
 
 
+@pytest.mark.parametrize("there", [0, 25, 40])
 def test_all_copies_take_over_each_step_before_they_answer_for_it(
     run: Run,
     asked: tuple[str, ...],
     tmp_path: Path,
     tokenizer: ChatTokenizer,  # noqa: F811
+    there: int,
 ) -> None:
+    """Also where the first step has answered already, and they are still to load when the next one is."""
     (tmp_path / "p.txt").write_text("".join(f"prompt number-{number} ok\n" for number in range(40)))
     run(*asked)
     alone = (tmp_path / "r.jsonl").read_bytes()
-    (tmp_path / "r.jsonl").unlink()
+    (tmp_path / "r.jsonl").write_bytes(b"".join(alone.splitlines(keepends=True)[:there]))
     store, options = DictStore(), parse_options([*asked, "--batch_size", "1"])
     engines = [Engine(tokenizer, before_pass=lambda number: time.sleep(1e-3)) for _ in range(COPIES)]
     others = [threading.Thread(target=serve, args=(engines[n], store, n)) for n in range(1, COPIES)]
