@@ -11,7 +11,9 @@ from typing import Any
 
 from chat.batch.jobs import Job, Jobs, Maker
 from chat.batch.records import CANCELLED, ERROR, Record
+from chat.files import has_lone_surrogates
 from dist.errors import UsageError
+from dist.plain_json import parse_json
 from dist.settings import GenerationSettings
 
 # How every line of results begins, as far as a torn last line goes.
@@ -109,13 +111,16 @@ def lines_of_array(path: Path) -> Iterator[bytes]:
         return
     # Written again by another program: it has to be read whole.
     try:
-        records = json.loads(path.read_bytes())
+        records = parse_json(path.read_bytes())
     except ValueError:
         raise foreign(path) from None
     if not isinstance(records, list):
         raise foreign(path)
     for record in records:
-        yield (json.dumps(record, ensure_ascii=False) + "\n").encode()
+        text = json.dumps(record, ensure_ascii=False)
+        if has_lone_surrogates(text):
+            raise foreign(path)
+        yield f"{text}\n".encode()
 
 
 def foreign(path: Path) -> UsageError:
@@ -133,7 +138,7 @@ def _is_line_by_line(path: Path) -> bool:
     with path.open("rb") as file:
         first = [file.readline(), file.readline()]
     try:
-        json.loads(first[1].rstrip(b",\n"))
+        parse_json(first[1].rstrip(b",\n"))
     except ValueError:
         return False
     return first[0] == b"[\n" and first[1].startswith(HEAD)
@@ -141,20 +146,27 @@ def _is_line_by_line(path: Path) -> bool:
 
 def _record(line: bytes, path: Path) -> Record:
     try:
-        record = json.loads(line)
+        record = parse_json(line)
     except ValueError:
         raise foreign(path) from None
-    if not isinstance(record, dict) or any(name not in record for name in WANTED):
-        raise foreign(path)
-    return record
+    return _checked(record, path)
 
 
 def _placed(line: bytes, path: Path) -> tuple[int, Record]:
     try:
-        value = json.loads(line)
-        return int(value["place"]), dict(value["record"])
+        value = parse_json(line)
+        place, record = value["place"], value["record"]
     except (ValueError, TypeError, KeyError):
         raise foreign(path) from None
+    if not isinstance(place, int) or isinstance(place, bool) or place < 0:
+        raise foreign(path)
+    return place, _checked(record, path)
+
+
+def _checked(record: Any, path: Path) -> Record:
+    if not isinstance(record, dict) or any(name not in record for name in WANTED):
+        raise foreign(path)
+    return record
 
 
 def _check_prompt(record: Record, job: Job | None, jobs: int, place: int, path: Path) -> None:
@@ -195,4 +207,4 @@ class _Conditions:
 
 def as_json(value: Any) -> Any:
     """`value` as it would be read back."""
-    return value if isinstance(value, str) else json.loads(json.dumps(value, default=str))
+    return value if isinstance(value, str) else parse_json(json.dumps(value, default=str))

@@ -6,7 +6,6 @@ its encoding is checked to the end and its first prompts one by one: what is wro
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import stat
@@ -22,6 +21,7 @@ from chat.files import expand, has_lone_surrogates
 from chat.start.options import STDIN, LaunchOptions
 from chat.text.transcript import ASSISTANT, USER, Message, Transcript
 from dist.errors import ChatError, UsageError
+from dist.plain_json import parse_json
 
 STDIN_NAME = "Standard input"
 # As many as are checked in about half a second; of a longer file the rest is checked when its turn comes.
@@ -118,7 +118,7 @@ class _JsonLines(_Lines):
 
     def _parse(self, line: str, place: str) -> Prompt:
         try:
-            value = json.loads(line)
+            value = parse_json(line)
         except ValueError as error:
             raise UsageError(f"{place} is not JSON.", f"{error}.") from None
         if not isinstance(value, dict):

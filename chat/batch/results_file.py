@@ -19,6 +19,7 @@ from chat.batch.jobs import Jobs, Maker
 from chat.batch.records import Record
 from chat.files import Locked, append_line, open_locked, write_whole
 from dist.errors import ChatError, UsageError
+from dist.plain_json import parse_json
 
 # Results that have been passed on stay in the file beside until they are many more than those that wait.
 MOST_STALE = 1000
@@ -74,7 +75,7 @@ class ResultsFile:
         """The results that an earlier run finished, in order."""
         with self._growing.open("rb") as lines:
             for line in islice(lines, self.finished):
-                yield json.loads(line)
+                yield parse_json(line)
 
     def add(self, record: Record) -> None:
         """Write the next result. Raises ChatError."""

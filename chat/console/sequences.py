@@ -15,6 +15,7 @@ ESCAPE = "\x1b"
 PASTE_BEGINS, PASTE_ENDS = "\x1b[200~", "\x1b[201~"
 NEW_LINE = "\n"
 STALE_S = 0.5  # a sequence whose rest has not come by then never will
+LONGEST = 64  # no key's sequence is longer
 
 STRING_OPENERS = "]P^_"  # OSC, DCS, PM, APC
 STRING_END = re.compile("[\x00-\x1f\x9c]")
@@ -114,7 +115,7 @@ class SequenceReader:
             yield Key(ESCAPE)
             return at + 1
         if end < 0:
-            self._waiting = text[at:]
+            self._waiting = _to_be_continued(text[at:])
             return len(text)
         return end
 
@@ -129,6 +130,8 @@ class SequenceReader:
         if not "@" <= text[end] <= "~":
             return end  # broken off
         sequence = text[at : end + 1]
+        if len(sequence) > LONGEST:
+            return end + 1
         if sequence == PASTE_BEGINS:
             self._paste = []
         elif sequence == "\x1b[M":  # a mouse report of the oldest kind: three bytes follow
@@ -201,6 +204,15 @@ def _as_plain(code: int, modifiers: int, released: bool) -> tuple[str, ...]:
     elif modifiers & SHIFT:
         key = key.upper()
     return (ESCAPE, key) if modifiers & ALT and key != ESCAPE else (key,)
+
+
+def _to_be_continued(text: str) -> str:
+    """What has to be kept of an unfinished sequence: a reply may go on without end, and nothing in it counts."""
+    if len(text) <= LONGEST:
+        return text
+    if text[1] == "[":
+        return text[:LONGEST] + "0"
+    return text[:2] + (ESCAPE if text.endswith(ESCAPE) else "")
 
 
 def _string_end(text: str, at: int) -> int:

@@ -19,6 +19,7 @@ from typing import Any
 from chat.files import state_folder
 from chat.sessions.journal import read_journal
 from dist.errors import UsageError
+from dist.plain_json import parse_json
 
 SUFFIX = ".jsonl"
 NAME = re.compile(r"[A-Za-z0-9][\w.+-]{0,99}")
@@ -191,7 +192,7 @@ def describe(path: Path, changed: float) -> SessionInfo:
                 opening = _beginning_of_text(line)
                 break
             try:
-                record = _plain(json.loads(line))
+                record = _plain(parse_json(line))
             except ValueError:
                 continue
             match record.get("kind"):

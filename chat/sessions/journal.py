@@ -19,6 +19,7 @@ from chat.files import append_whole, open_locked, write_whole
 from chat.sessions.legacy import is_legacy, records_of
 from chat.sessions.records import Record, from_plain, to_plain
 from chat.sessions.tree import Tree
+from dist.plain_json import parse_json
 
 # Tokens are synced at most this often; a turn's start and end always are.
 SYNC_S = 1.0
@@ -48,7 +49,8 @@ def read_journal(data: bytes) -> Reading:
     plain = [_json(line) for line in lines]
     if is_legacy(plain):
         for record in records_of(plain):
-            tree.take(record)
+            with suppress(ValueError):  # it fits nowhere, since what it belongs to could not be read
+                tree.take(record)
         return Reading(tree=tree, sound=data.rfind(b"\n") + 1, skipped=plain.count(None), legacy=True)
     sound = end = skipped = unknown = 0
     for line, value in zip(lines, plain, strict=True):
@@ -65,7 +67,7 @@ def read_journal(data: bytes) -> Reading:
 
 def _json(line: bytes) -> object:
     try:
-        return json.loads(line)
+        return parse_json(line)
     except ValueError:
         return None
 
@@ -100,8 +102,16 @@ class Journal:
         return journal, path.read_bytes()
 
     def keep(self, size: int, records: int) -> None:
-        """Cut the file after its first `size` bytes, which hold `records` records. Raises OSError."""
+        """Cut the file after its first `size` bytes, which hold `records` records. Raises OSError.
+
+        More than a torn last line is kept beside it: it may be another kind of file.
+        """
         assert self._file is not None
+        with self.path.open("rb") as file:
+            file.seek(size)
+            cut = file.read()
+        if b"\n" in cut:
+            write_whole(self.path.with_name(f"{self.path.name}.cut"), cut, mode=0o600)
         os.ftruncate(self._file, size)
         self.written = records
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from chat.sessions.nodes import ROOT
 from chat.sessions.records import (
+    LATEST,
     VERSION,
     CheckpointRecord,
     HeadRecord,
@@ -20,6 +21,7 @@ from chat.sessions.records import (
     SystemRecord,
     TokensRecord,
     TurnRecord,
+    are_ids,
 )
 from chat.text.transcript import ASSISTANT, SYSTEM, USER, Message, Transcript, message_from
 
@@ -37,7 +39,7 @@ def records_of(lines: Sequence[object]) -> Iterator[Record]:
         if isinstance(line, dict):
             try:
                 yield from reader.take(line)
-            except (KeyError, TypeError, ValueError):
+            except (KeyError, TypeError, ValueError, OverflowError):
                 continue
     yield from reader.end_turn()
 
@@ -116,24 +118,24 @@ class _Reader:
     def take(self, line: Mapping[str, Any]) -> Iterator[Record]:
         match line.get("kind"):
             case "start":
-                self._builder.time = float(line.get("time", 0.0))
+                self._builder.time = _time(line.get("time", 0.0))
                 yield SessionRecord(version=VERSION, id="", time=self._builder.time, program="", origin="version 1")
                 yield self._checkpoint(line["facts"])
                 self._transcript = _messages(line)
             case "facts":
                 yield self._checkpoint(line["facts"])
             case "turn":
-                message = message_from(line["message"])
+                message = _message(line["message"])
                 yield from self.end_turn()
                 if "messages" in line:
                     self._before, self._transcript = self._transcript, _messages(line)
-                self._settings = line.get("settings", {})
+                self._settings = dict(line.get("settings", {}))
                 self._transcript = Transcript((*self._transcript.messages, message))
             case "block":
-                self._ids += tuple(line["token_ids"])
-                self._text = self._text[: line["keep"]] + line["text"]
+                self._ids += _ids(line["token_ids"])
+                self._text = self._text[: line["keep"]] + str(line["text"])
             case "reply":
-                reply = message_from(line["message"])
+                reply = _message(line["message"])
                 asked = self._transcript.with_reply(reply.content).messages[:-1]
                 self._transcript = Transcript((*asked, reply))
                 yield from self._reached()
@@ -154,11 +156,14 @@ class _Reader:
         return self._builder.reach(self._transcript, self._settings)
 
     def _checkpoint(self, facts: Mapping[str, Any]) -> Record:
+        if not isinstance(facts, dict):
+            raise ValueError("facts are an object")
+        step = facts.get("step")
         known = {name: value for name, value in facts.items() if name not in ("checkpoint", "step", "processes")}
         return CheckpointRecord(
             time=self._builder.time,
             path=str(facts.get("checkpoint", "")),
-            step=facts.get("step"),
+            step=step if isinstance(step, int) else None,
             world_size=int(facts.get("processes", 1)),
             dtype=str(facts.get("dtype", "")),
             parallel=str(facts.get("parallel", "")),
@@ -167,4 +172,23 @@ class _Reader:
 
 
 def _messages(line: Mapping[str, Any]) -> Transcript:
-    return Transcript(tuple(map(message_from, line["messages"])))
+    return Transcript(tuple(map(_message, line["messages"])))
+
+
+def _message(plain: Mapping[str, Any]) -> Message:
+    message = message_from(plain)
+    if not isinstance(message.left_out, int):
+        raise ValueError("what was left out is a number")
+    _ids(message.token_ids)
+    return message
+
+
+def _ids(value: Any) -> tuple[int, ...]:
+    if not are_ids(value):
+        raise ValueError("these are no ids of tokens")
+    return tuple(value)
+
+
+def _time(value: Any) -> float:
+    time = float(value)
+    return time if abs(time) < LATEST else 0.0

@@ -9,9 +9,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 VERSION = 2
+MOST_ID = 2**31 - 1
+LATEST = 1e11  # the year 5138
 
 Plain = Mapping[str, Any]
 Ids = tuple[int, ...]
@@ -190,7 +192,7 @@ def from_plain(plain: object) -> Record:
 
     Raises ValueError for what is no record.
     """
-    if not isinstance(plain, dict) or plain.get("kind") not in KINDS:
+    if not isinstance(plain, dict) or not _text(plain.get("kind")) or plain["kind"] not in KINDS:
         raise ValueError("no record")
     made = KINDS[plain["kind"]]
     values: dict[str, Any] = {}
@@ -206,7 +208,12 @@ def from_plain(plain: object) -> Record:
         raise ValueError(f"{plain['kind']}: {error}") from None
 
 
-def _whole(value: object) -> bool:
+def are_ids(value: object) -> bool:
+    """Whether a value can be the ids of tokens."""
+    return isinstance(value, (list, tuple)) and all(_whole(one) and 0 <= one <= MOST_ID for one in value)
+
+
+def _whole(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
@@ -215,7 +222,8 @@ def _text(value: object) -> bool:
 
 
 def _number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    # Times, all of them: one that no calendar has, or no number, would be found out too late.
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < LATEST
 
 
 # What a field may hold, by its annotation.
@@ -227,7 +235,7 @@ CHECKS: dict[str, Callable[[object], bool]] = {
     "str | None": lambda value: value is None or _text(value),
     "bool": lambda value: isinstance(value, bool),
     "Plain": lambda value: isinstance(value, dict),
-    "Ids": lambda value: isinstance(value, list) and all(map(_whole, value)),
+    "Ids": are_ids,
     "By": lambda value: value in ("undo", "clear", "redo", "branch"),
     "Any": lambda value: True,
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,11 +11,12 @@ from chat.files import expand
 from chat.sessions.folder import NAME, SUFFIX, find_session
 from chat.sessions.journal import read_journal
 from chat.sessions.legacy import records_of_messages
-from chat.sessions.records import Record, from_plain
+from chat.sessions.records import Record, are_ids, from_plain
 from chat.sessions.session import Session
 from chat.sessions.tree import Tree
 from chat.text.transcript import ASSISTANT, SYSTEM, USER, Message
 from dist.errors import ChatError, UsageError
+from dist.plain_json import parse_json
 
 EXTENSION = ".json"
 
@@ -34,7 +34,7 @@ def import_session(folder: Path, name: str, program: str) -> tuple[Session, tupl
     """
     path = expand(name)
     try:
-        plain = json.loads(path.read_bytes())
+        plain = parse_json(path.read_bytes())
     except OSError as error:
         raise ChatError(f"{path} cannot be read.", f"{error.strerror}.") from error
     except ValueError as error:
@@ -64,7 +64,7 @@ def tree_of(folder: Path, name: str) -> Tree:
     if path.suffix.lower() != EXTENSION:
         return read_journal(data).tree
     try:
-        plain = json.loads(data)
+        plain = parse_json(data)
     except ValueError as error:
         raise UsageError(f"{path} is not JSON.", f"{error}.") from None
     tree = Tree()
@@ -100,7 +100,7 @@ def _linear(plain: dict[str, Any], path: Path, program: str) -> Iterator[Record]
             )
         ids = one.get("token_ids", [])
         stopped = one.get("finish") in ("cancelled", "error", "cut")
-        taken.append(Message(role, content, tuple(ids) if isinstance(ids, list) else (), stopped=stopped))
+        taken.append(Message(role, content, tuple(ids) if are_ids(ids) else (), stopped=stopped))
     return records_of_messages(taken, "", round(time.time(), 3), program, f"messages of {path.name}")
 
 

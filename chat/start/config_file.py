@@ -84,6 +84,8 @@ def _parse_toml(path: Path, text: str) -> dict[str, Any]:
         table: dict[str, Any] = toml.loads(text)
     except ValueError as error:
         raise UsageError(f"The config file {path} is not TOML.", f"{error}.") from None
+    except RecursionError:
+        raise UsageError(f"The config file {path} cannot be read.", "It is nested too deeply.") from None
     return table
 
 

@@ -7,25 +7,18 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 from dist.checkpoint.ledger import TEMPLATES, Entry
-from dist.checkpoint.templates import (
-    GENERATION_TAG,
-    Behaviour,
-    Messages,
-    Template,
-    holds,
-    message,
-    observe,
-    plain_render,
-)
+from dist.checkpoint.rendering import Messages, Refused, Renderer, Stopped
+from dist.checkpoint.templates import Behaviour, Template, holds, message, observe
 from dist.errors import CheckpointError, PromptError, UsageError
 
 WAYS_OUT = "--no-use_chat_template sends prompts as they are; --chat_template FILE takes another template."
+OF_VALUES = (RecursionError, TypeError, ValueError)
 # What transformers gives every template.
 GIVEN = frozenset(
     (
@@ -36,19 +29,21 @@ GIVEN = frozenset(
     )
 )
 
+# Makes text of messages, perhaps with the beginning of a reply, given a template's own arguments.
+Rendered = Callable[[Messages, bool, Mapping[str, Any]], str]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatTemplate:
-    """A template that has rendered a message of the user's. `backend` is its transformers tokenizer."""
+    """A template that has rendered a message of the user's.
 
-    backend: Any
+    `arguments` is what it reads besides messages and special tokens.
+    """
+
     template: Template
     behaviour: Behaviour
-
-    @property
-    def arguments(self) -> Sequence[str]:
-        """What it reads besides messages and special tokens."""
-        return arguments(self.template)
+    rendered: Rendered
+    arguments: tuple[str, ...] = ()
 
     def check(self, given: Mapping[str, Any]) -> None:
         """Raise UsageError for arguments that it does not read, or with which it makes no prompt of a message."""
@@ -74,15 +69,18 @@ class ChatTemplate:
     ) -> str:
         """The text of (role, content) messages and the beginning of a reply.
 
-        Raises PromptError with the template's words if it refuses them, or if it leaves out what the user said.
+        Raises PromptError with the template's words if it refuses them, if it takes too long or too much, or if it
+        leaves out what the user said.
         """
         plain = [message(role, text, self.behaviour.parts) for role, text in messages]
         try:
-            text = _render(self.backend, self.template, plain, begin_reply, arguments or {})
-        except refusals() as error:
+            text = self.rendered(plain, begin_reply, _read_by(self.arguments, arguments))
+        except Refused as error:
             has_system = any(role == "system" for role, _ in messages)
             hint = "/system - removes the system prompt." if has_system and self.behaviour.system != "used" else ""
             raise PromptError("The chat template refuses the conversation.", f"It says: {error}", hint) from error
+        except Stopped as error:
+            raise PromptError("The chat template was stopped.", str(error), WAYS_OUT) from error
         said = next((content for role, content in reversed(messages) if role == "user"), "")
         if not holds(text, said):
             raise PromptError("The chat template leaves out what you said.", "It is not in the prompt.", WAYS_OUT)
@@ -104,71 +102,76 @@ class ChatTemplate:
         return tuple(Entry(TEMPLATES, name, False, "an argument that is not given") for name in left)
 
 
-def refusals() -> tuple[type[Exception], ...]:
-    """What rendering raises when a template refuses or cannot deal with messages."""
-    from jinja2 import TemplateError
-
-    return (TemplateError, ValueError, TypeError, KeyError, AttributeError, IndexError, ImportError)
-
-
 def take_template(backend: Any, template: Template, given: Mapping[str, Any] | None = None) -> ChatTemplate:
-    """`template`, tried out with the arguments in `given`.
+    """`template`, tried out with the arguments in `given`. `backend` is the checkpoint's transformers tokenizer.
 
-    Raises CheckpointError if it cannot be parsed or makes no prompt of a message.
+    Raises CheckpointError if it cannot be parsed, makes no prompt of a message, or takes too long or too much.
     """
-    check_syntax(template)
-
-    def render(messages: Messages, begin_reply: bool) -> str:
-        return _render(backend, template, messages, begin_reply, given or {})
-
-    try:
-        behaviour = observe(render, refusals())
-    except refusals() as error:
-        missing = [name for name in arguments(template) if name not in (given or {})]
-        named = f" It reads {', '.join(missing)}, which is not given." if missing else ""
-        example = json.dumps(dict.fromkeys(missing, "..."))
-        raise CheckpointError(
-            f"The chat template in {template.source} makes no prompt of a message.",
-            f"It says: {error}.{named}",
-            f"--template_args '{example}' gives it. {WAYS_OUT}" if missing else WAYS_OUT,
-        ) from error
-    return ChatTemplate(backend=backend, template=template, behaviour=behaviour)
+    renderer = Renderer(template.text, backend.special_tokens_map)
+    rendered: Rendered = _by_transformers(backend, template) if _has_own_way(backend) else renderer.render
+    with _named(template):
+        names = tuple(name for name in renderer.arguments() if name not in GIVEN)
+        read = _read_by(names, given)
+        try:
+            behaviour = observe(lambda messages, begin: rendered(messages, begin, read))
+        except Refused as error:
+            missing = [name for name in names if name not in read]
+            named = f" It reads {', '.join(missing)}, which is not given." if missing else ""
+            example = json.dumps(dict.fromkeys(missing, "..."))
+            raise CheckpointError(
+                f"The chat template in {template.source} makes no prompt of a message.",
+                f"It says: {error}.{named}",
+                f"--template_args '{example}' gives it. {WAYS_OUT}" if missing else WAYS_OUT,
+            ) from error
+    return ChatTemplate(template=template, behaviour=behaviour, rendered=rendered, arguments=names)
 
 
 def check_syntax(template: Template) -> None:
     """Raise CheckpointError, with the line, for a template that cannot be parsed. Needs no tokenizer."""
-    from jinja2 import TemplateSyntaxError
+    with _named(template):
+        Renderer(template.text, {}).arguments()
 
+
+@contextmanager
+def _named(template: Template) -> Iterator[None]:
     try:
-        plain_render(template, {})
-    except TemplateSyntaxError as error:
+        yield
+    except Stopped as error:
         raise CheckpointError(
-            f"The chat template in {template.source} cannot be parsed.",
-            f"Line {error.lineno}: {error.message}",
-            WAYS_OUT,
+            f"The chat template in {template.source} was stopped.", str(error), WAYS_OUT
+        ) from error
+    except Refused as error:
+        line = "" if error.line is None else f"Line {error.line}: "
+        raise CheckpointError(
+            f"The chat template in {template.source} cannot be parsed.", f"{line}{error}", WAYS_OUT
         ) from error
 
 
-@lru_cache(maxsize=64)
-def arguments(template: Template) -> tuple[str, ...]:
-    """The variables that a template reads besides those that transformers gives it."""
-    from jinja2 import TemplateError, meta
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    environment = ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"])
-    try:
-        parsed = environment.parse(GENERATION_TAG.sub("", template.text))
-    except TemplateError:
-        return ()
-    return tuple(sorted(meta.find_undeclared_variables(parsed) - GIVEN))
-
-
-def _render(
-    backend: Any, template: Template, messages: Messages, begin_reply: bool, given: Mapping[str, Any]
-) -> str:
+def _read_by(names: Sequence[str], given: Mapping[str, Any] | None) -> dict[str, Any]:
     # What the template does not read may be an argument of another kind: it stays here.
-    read = {name: value for name, value in given.items() if name in arguments(template)} if given else {}
-    text: str = backend.apply_chat_template(
-        list(messages), tokenize=False, add_generation_prompt=begin_reply, chat_template=template.text, **read
-    )
-    return text
+    return {name: value for name, value in (given or {}).items() if name in names}
+
+
+def _has_own_way(backend: Any) -> bool:
+    """Whether the tokenizer's class makes prompts by code of its own, as few do."""
+    return getattr(type(backend).apply_chat_template, "__module__", "") != "transformers.tokenization_utils_base"
+
+
+def _by_transformers(backend: Any, template: Template) -> Rendered:
+    """The template in this process, without bounds."""
+    from jinja2 import TemplateError
+
+    def render(messages: Messages, begin_reply: bool, arguments: Mapping[str, Any]) -> str:
+        try:
+            text: str = backend.apply_chat_template(
+                list(messages),
+                tokenize=False,
+                add_generation_prompt=begin_reply,
+                chat_template=template.text,
+                **arguments,
+            )
+        except (TemplateError, ArithmeticError, AttributeError, ImportError, LookupError, *OF_VALUES) as error:
+            raise Refused(str(error)) from error
+        return text
+
+    return render

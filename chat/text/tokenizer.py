@@ -6,7 +6,6 @@ transformers is imported when a tokenizer is loaded, not before.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from dist.checkpoint.folder import read_json
 from dist.checkpoint.ledger import TEMPLATES, Entry, short
 from dist.checkpoint.templates import Template, find_templates
 from dist.errors import CheckpointError, UsageError
+from dist.plain_json import parse_json
 
 COPY_AGAIN = "Copy the tokenizer's files again from the model that was trained."
 TURN_END = "the chat template ends turns with it"
@@ -273,7 +273,7 @@ def _broken(folder: Path, error: Exception) -> CheckpointError:
     why = f"{type(error).__name__}: {error}"
     for path in sorted(folder.glob("*token*.json")):
         try:
-            json.loads(path.read_bytes())
+            parse_json(path.read_bytes())
         except (OSError, ValueError) as fault:
             why = f"{path.name} is not JSON ({fault}); it may be cut short, or a Git LFS pointer."
     return CheckpointError(

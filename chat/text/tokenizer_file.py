@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dist.plain_json import parse_json
+
 PARTS = ("normalizer", "pre_tokenizer", "decoder")
 PROBES = (
     "The capital of France , is Paris.\n\n  x = 25*4\tdon't",
@@ -110,7 +112,7 @@ def _agree(own: Any, reference: Any) -> bool:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_bytes())
+        value = parse_json(path.read_bytes())
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}

@@ -48,7 +48,9 @@ FLAGS = ("stopped", "unanswered", "left_out")
 
 
 def message_from(plain: Mapping[str, Any]) -> Message:
-    """The message that `as_dict` wrote. Raises KeyError or TypeError for other things."""
+    """The message that `as_dict` wrote. Raises KeyError, TypeError or ValueError for other things."""
+    if not isinstance(plain["role"], str) or not isinstance(plain["content"], str):
+        raise ValueError("a message has a role and a content")
     return Message(
         plain["role"],
         plain["content"],

@@ -19,6 +19,7 @@ from dist.checkpoint.config_keys import CONFIG, GENERATION, TOKENIZER, config_en
 from dist.checkpoint.folder import read_json
 from dist.checkpoint.ledger import Entry
 from dist.checkpoint.open import DLLM, Checkpoint, open_checkpoint
+from dist.checkpoint.rendering import Refused, Renderer, Stopped
 from dist.checkpoint.templates import (
     DEFAULT,
     Behaviour,
@@ -26,7 +27,6 @@ from dist.checkpoint.templates import (
     Templates,
     find_templates,
     observe,
-    plain_render,
     special_tokens,
 )
 from dist.checkpoint.verify import Verified, verify
@@ -92,13 +92,10 @@ def _behaviour(template: Template, tokenizer: Mapping[str, Any]) -> Behaviour | 
         return "not tried: jinja2 is not installed"
     if not template.text.strip():
         return "empty: prompts are sent as they are"
-    from jinja2 import TemplateError
-
-    refusals = (TemplateError, ValueError, TypeError, KeyError, AttributeError)
     try:
-        return observe(plain_render(template, special_tokens(tokenizer)), refusals)
-    except refusals as error:
-        line = getattr(error, "lineno", None)
+        return observe(Renderer(template.text, special_tokens(tokenizer)).render)
+    except (Refused, Stopped) as error:
+        line = error.line if isinstance(error, Refused) else None
         return f"cannot be used{f', line {line}' if line else ''}: {error}"
 
 

@@ -18,6 +18,7 @@ from typing import BinaryIO
 from dist.checkpoint.open import Checkpoint
 from dist.checkpoint.torch_archive import ARCHIVE_ERRORS, Archive, Entries, Window, content_start
 from dist.errors import CheckpointError
+from dist.plain_json import parse_json
 
 HEX_DIGITS = 16
 SAMPLE_BYTES = 4096
@@ -90,7 +91,7 @@ def tokenizer_digest(folder: Path) -> str:
     for piece in _whole(folder, TOKENIZER_FILES):
         content.update(piece)
     with suppress(OSError, ValueError):
-        config = json.loads((folder / TOKENIZER_CONFIG).read_bytes())
+        config = parse_json((folder / TOKENIZER_CONFIG).read_bytes())
         config.pop("chat_template", None)
         content.update(json.dumps(config, sort_keys=True).encode())
     return content.hexdigest()[:HEX_DIGITS]
@@ -142,7 +143,7 @@ def _add_samples(path: Path, content: _Content) -> None:
             data = file.read(length)
             content.add(data)
             with suppress(ValueError):
-                header = json.loads(data)
+                header = parse_json(data)
         if not isinstance(header, dict):
             content.add(*_spread(file, 0, size, 64))
             return

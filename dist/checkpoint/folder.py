@@ -5,7 +5,6 @@ Knows the layouts of verl 0.2 to 0.9 and of its neighbours by the names of files
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dist.errors import CheckpointError, StepIncomplete
+from dist.plain_json import parse_json
 
 SHARD_NAME = re.compile(r"model_world_size_(\d+)_rank_(\d+)\.pt")
 STEP_NAME = re.compile(r"global_step_(\d+)")
@@ -262,7 +262,7 @@ def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as problem:
         raise CheckpointError(f"{path} cannot be read.", f"{problem}.", "Copy the file again.") from problem
     if not isinstance(value, dict):

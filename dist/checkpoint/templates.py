@@ -6,8 +6,6 @@ Templates are found as transformers finds them; `chat_template.json`, which only
 from __future__ import annotations
 
 import json
-import re
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import Any, Literal
 
 from dist.checkpoint.folder import read_json
 from dist.checkpoint.ledger import FILES, Entry, short
+from dist.checkpoint.rendering import Messages, Refused
 from dist.errors import CheckpointError, UsageError
 
 JINJA, JSON, CONFIG = "chat_template.jinja", "chat_template.json", "tokenizer_config.json"
@@ -23,10 +22,6 @@ DEFAULT = "default"
 # What no one writes: found in a rendered prompt, it is the content that was put in.
 USER_MARK, SYSTEM_MARK, REPLY_MARK = "dllm user 7301", "dllm system 7302", "dllm reply 7303"
 
-# What transformers' jinja extension marks replies with for training.
-GENERATION_TAG = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
-
-Messages = Sequence[Mapping[str, Any]]
 Render = Callable[[Messages, bool], str]  # messages, whether the beginning of a reply is added
 System = Literal["used", "ignored", "refused"]
 
@@ -166,33 +161,13 @@ def special_tokens(tokenizer_config: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def plain_render(template: Template, tokens: Mapping[str, str]) -> Render:
-    """The template behind a bare jinja2 environment, for where no tokenizer is loaded."""
-    from jinja2.exceptions import TemplateError
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    def refuse(message: str) -> None:
-        raise TemplateError(message)
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.globals.update(raise_exception=refuse, strftime_now=time.strftime)
-    compiled = environment.from_string(GENERATION_TAG.sub("", template.text))
-
-    def render(messages: Messages, begin_reply: bool) -> str:
-        return compiled.render(messages=messages, add_generation_prompt=begin_reply, tools=None, **tokens)
-
-    return render
-
-
-def observe(render: Render, refusals: tuple[type[Exception], ...]) -> Behaviour:
+def observe(render: Render) -> Behaviour:
     """What the template behind `render` does, seen from a few renderings.
 
-    Raises ValueError, saying what is wrong, for a template that leaves the user's message out in every form, and
-    what `render` raises (one of `refusals`) if it refuses a single message of the user's.
+    Raises Refused, saying what is wrong, for a template that leaves the user's message out in every form or
+    refuses a single message of the user's. What else `render` raises (Stopped) is passed on.
     """
-    parts = _needs_parts(render, refusals)
+    parts = _needs_parts(render)
 
     def rendered(*messages: tuple[str, str], begin: bool = False) -> str:
         return render([message(role, text, parts) for role, text in messages], begin)
@@ -200,10 +175,9 @@ def observe(render: Render, refusals: tuple[type[Exception], ...]) -> Behaviour:
     try:
         with_system = rendered(("system", SYSTEM_MARK), ("user", USER_MARK), begin=True)
         system: System = "used" if holds(with_system, SYSTEM_MARK) else "ignored"
-    except refusals:
+    except Refused:
         system = "refused"
-    turn_end = _turn_end(rendered, refusals)
-    return Behaviour(parts=parts, system=system, history=_keeps_history(rendered, refusals), turn_end=turn_end)
+    return Behaviour(parts=parts, system=system, history=_keeps_history(rendered), turn_end=_turn_end(rendered))
 
 
 def message(role: str, text: str, parts: bool) -> dict[str, Any]:
@@ -217,34 +191,34 @@ def holds(prompt: str, content: str) -> bool:
     return wanted in plain or json.dumps(wanted, ensure_ascii=False)[1:-1] in plain
 
 
-def _needs_parts(render: Render, refusals: tuple[type[Exception], ...]) -> bool:
-    problem: Exception | None = None
+def _needs_parts(render: Render) -> bool:
+    problem: Refused | None = None
     for parts in (False, True):
         try:
             if holds(render([message("user", USER_MARK, parts)], True), USER_MARK):
                 return parts
-        except refusals as error:
+        except Refused as error:
             problem = problem or error
     if problem is not None:
         raise problem
-    raise ValueError("the user's message is not in what it makes")
+    raise Refused("the user's message is not in what it makes")
 
 
-def _keeps_history(rendered: Callable[..., str], refusals: tuple[type[Exception], ...]) -> bool:
+def _keeps_history(rendered: Callable[..., str]) -> bool:
     """Whether earlier turns are in the prompt; a template that refuses several turns says so itself."""
     try:
         whole = rendered(("user", SYSTEM_MARK), ("assistant", REPLY_MARK), ("user", USER_MARK), begin=True)
-    except refusals:
+    except Refused:
         return True
     return holds(whole, SYSTEM_MARK) and holds(whole, REPLY_MARK)
 
 
-def _turn_end(rendered: Callable[..., str], refusals: tuple[type[Exception], ...]) -> str:
+def _turn_end(rendered: Callable[..., str]) -> str:
     try:
         whole = rendered(("user", USER_MARK), ("assistant", REPLY_MARK))
         opened = rendered(("user", USER_MARK), begin=True)
         closed = rendered(("user", USER_MARK))
-    except refusals:
+    except Refused:
         return ""
     _, found, after = whole.rpartition(REPLY_MARK)
     if not found:

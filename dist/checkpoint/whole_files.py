@@ -5,7 +5,6 @@ Knows no shards, no config and no torch.
 
 from __future__ import annotations
 
-import json
 import math
 import struct
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from dist.checkpoint.folder import read_json
 from dist.checkpoint.shard_file import read_shard_file
 from dist.checkpoint.torch_archive import Archive
 from dist.errors import CheckpointError
+from dist.plain_json import parse_json
 
 SAFE_DTYPES = {
     "F64": "float64",
@@ -114,7 +114,7 @@ def _safetensors_file(path: Path) -> dict[str, SavedTensor]:
             head = file.read(8)
             length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
             text = file.read(length) if 0 < length <= min(MOST_HEADER_BYTES, size - 8) else b""
-        header = json.loads(text)
+        header = parse_json(text)
         entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
         return {name: _entry(path, name, entry, 8 + length, size) for name, entry in entries.items()}
     except (ValueError, AttributeError, KeyError, TypeError) as problem:

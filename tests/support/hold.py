@@ -28,7 +28,7 @@ class OneCheckpoint:
 def holder(engine, tokenizer, tmp_path, start):
     """`run(line, ...)`: what the script says is done, to the end; gives the repl and the console."""
 
-    def run(*script, settings=start, origins=None, facts=None):
+    def run(*script, settings=start, origins=None, facts=None, session=None):
         console = ScriptedConsole(*script)
         page = Page(console, Palette(ink="none"))
         talk = Talk(
@@ -37,7 +37,7 @@ def holder(engine, tokenizer, tmp_path, start):
             settings=settings,
             origins={"refine_iter": "checkpoint"} if origins is None else origins,
             facts=facts or known_facts(),
-            session=Session(tmp_path / "sessions", system="Be brief."),
+            session=session or Session(tmp_path / "sessions", system="Be brief."),
             sessions=Sessions(tmp_path / "sessions"),
             use_template=True,
             checkpoints=OneCheckpoint(),
