@@ -32,6 +32,7 @@ class Turn:
     ranks must not draw their own. The decoder is that of `settings`.
     `changes` and `earlier` have one entry a prompt or none: recorded changes as (reply length, settings in force
     from there on), and an earlier reply to draw drafts from, which changes no token.
+    With `logprobs` each reply carries the log-probabilities of its tokens, and so many of the likeliest.
     Each reply begins with its tokens in `begun`, which count as the reply's own: one entry a prompt, or none.
     So many replies as `together` says are made at once, where memory allows it, by default all of them; the next
     prompt's begins when one ends.
@@ -46,6 +47,7 @@ class Turn:
     changes: tuple[tuple[tuple[int, GenerationSettings], ...], ...] = ()
     earlier: tuple[tuple[int, ...], ...] = ()
     begun: tuple[tuple[int, ...], ...] = ()
+    logprobs: int | None = None
     together: int | None = None
 
     def __post_init__(self) -> None:
@@ -93,6 +95,9 @@ class Control:
     settings: GenerationSettings
     cancel: bool = False
 
+
+# A token's log-probability, and the likeliest tokens in its place with theirs.
+TokenScore = tuple[float, tuple[tuple[int, float], ...]]
 
 # Finds stop texts, on the rank that leads. Given a reply's tokens, how many of them a pass adds, and the texts:
 # after how many of these one of the texts is complete, or None.
@@ -189,6 +194,7 @@ class Reply:
     """One finished reply. `token_ids` runs up to and including the stop token, if there is one.
 
     A cancelled reply holds its finished blocks only, or all that a window made exact. `settings` are its last ones.
+    `logprobs`, where the turn asked for them and the model is causal, has an entry for each token.
     """
 
     row: int = 0
@@ -197,6 +203,7 @@ class Reply:
     finish: FinishReason
     settings: GenerationSettings
     stats: ReplyStats
+    logprobs: tuple[TokenScore, ...] | None = None
 
 
 Event = PrefillUpdate | BlockUpdate | Reply

@@ -150,6 +150,14 @@ SETTINGS: dict[str, Setting] = {
             shorthand=False,
         ),
         Setting(
+            name="logprobs",
+            default=None,
+            kind=Whole(0, 100, Word(text="none", value=None, meaning="they are left out")),
+            help="results hold each token's log-probability and so many of the likeliest; /why shows as many",
+            examples=("none", "0", "5"),
+            shorthand=False,
+        ),
+        Setting(
             name="template_args",
             default=EMPTY_OBJECT,
             kind=JsonObject(),
@@ -212,6 +220,7 @@ class GenerationSettings:
     accept: float | None = _DEFAULTS["accept"]
     stop: tuple[str, ...] = _DEFAULTS["stop"]
     prefill: str = _DEFAULTS["prefill"]
+    logprobs: int | None = _DEFAULTS["logprobs"]
     template_args: str = _DEFAULTS["template_args"]
 
     def __post_init__(self) -> None:

@@ -37,6 +37,7 @@ def answered(
         "finish_reason": reply.finish,
         **_ended_by(reply, tokenizer),
         **_of_the_run(job, seed, shared),
+        **({} if shared.settings.get("logprobs") is None else {"logprobs": _logprobs(reply, tokenizer)}),
         "settings": dict(shared.settings),
         "stats": reply.stats.as_dict(),
     }
@@ -48,6 +49,20 @@ def _ended_by(reply: Reply, tokenizer: ChatTokenizer) -> Record:
         return {}
     found = ending(tokenizer, reply.token_ids, reply.settings.stop)
     return {"stop_reason": tokenizer.decode(reply.token_ids[-1:], False) if found is None else found[1]}
+
+
+def _logprobs(reply: Reply, tokenizer: ChatTokenizer) -> list[Record] | None:
+    """An entry for each token; None for a model whose tokens have no probability given those before them."""
+    if reply.logprobs is None:
+        return None if reply.token_ids else []
+
+    def entry(token: int, value: float) -> Record:
+        return {"token_id": token, "token": tokenizer.decode([token], False), "logprob": round(value, 6)}
+
+    return [
+        {**entry(token, value), "top": [entry(*one) for one in top]}
+        for token, (value, top) in zip(reply.token_ids, reply.logprobs, strict=True)
+    ]
 
 
 def failed(job: Job, error: PromptError, seed: int | None, shared: Circumstances) -> Record:

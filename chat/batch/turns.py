@@ -228,6 +228,7 @@ class Answerer:
             trace=task.trace,
             row_settings=own if task.settings.samples else None,
             together=together,
+            logprobs=task.settings.logprobs,
             begun=tuple(one.begun for one in asked) if task.settings.prefill else (),
         )
         return Batch(turn, asked, [Row(one.job, task, self._output, one.begun) for one in asked])

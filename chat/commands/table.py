@@ -104,6 +104,7 @@ GROUPS: dict[str, tuple[Command, ...]] = {
         talk.replay,
         settings.trace,
         settings.think,
+        talk.why,
         talk.stats,
         talk.show_context,
         talk.prompt,

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from chat.commands.files import checkpoint_values
-from chat.commands.row import Value, command, exchanges, first_word, whole_number
+from chat.commands.row import Value, command, exchanges, first_word, unquoted, whole_number
 from chat.commands.settings import known_setting, setting_names, setting_values
 from chat.screen.markdown.stream import code_blocks
 from chat.screen.stats_lines import stats_rows
@@ -135,6 +135,16 @@ def show_context(repl: Repl, argument: str) -> None:
     out = repl.talk.next_left_out()
     if out:
         repl.note(f"The next turn leaves out the oldest {exchanges(out)}.")
+
+
+@command(
+    "why",
+    "/why [WORD]",
+    "how likely the last reply's tokens are to the model: the doubtful ones, or those of a word",
+    example="/why Paris",
+)
+def why(repl: Repl, argument: str) -> None:
+    repl.why(unquoted(argument))
 
 
 @command("stats", "/stats", "figures of the last reply")

@@ -5,6 +5,7 @@ Everything runs on the main thread; what the user does in the middle of a reply 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Protocol
 
 from chat.console.events import Failed, Leave, Submitted, command_word
@@ -16,6 +17,7 @@ from chat.conversation.replaying import Replaying
 from chat.conversation.resuming import show_end
 from chat.conversation.state import Talk
 from chat.conversation.watching import Watching
+from chat.conversation.why import why
 from chat.conversation.work import Work
 from chat.sessions.nodes import Node
 from chat.sessions.session import Session
@@ -48,6 +50,7 @@ class Repl:
         self.comparing = Comparing(self.talk, work, self.page)
         self.watching = Watching(self.talk, self.answering, self.page)
         self.replaying = Replaying(self.talk, work, self.page)
+        self.why = partial(why, self.talk, work, self.page)
         self._edited: Node | None = None  # the message, or reply, that the next line takes the place of
         self._asked_to_leave = False
         self._silent = False

@@ -11,6 +11,7 @@ from dist.decode.batch_size import rows_together
 from dist.decode.causality import probe_causality
 from dist.decode.drafts import Drafts, drafts_for
 from dist.decode.forward import UNBOUNDED, PlainForward
+from dist.decode.logprobs import score
 from dist.decode.planner import SequenceForward
 from dist.decode.replies import Replies
 from dist.decode.rule import Refinement
@@ -232,7 +233,17 @@ class Engine:
         forward = self._sequence.for_turn(turn) if rewinds else self._plain
         begin = partial(self._refinement, turn, causal=causal, capacity=forward.capacity)
         replies = Replies(turn, forward, begin, self._group, poll=poll, ends=self._ends, chunk=self._chunk)
-        yield from replies.events()
+        for event in replies.events():
+            yield self._scored(turn, event) if isinstance(event, Reply) and turn.logprobs is not None else event
+
+    def _scored(self, turn: Turn, reply: Reply) -> Reply:
+        """With its log-probabilities, if there are any."""
+        prompt = turn.prompts[reply.row]
+        if turn.logprobs is None or not reply.token_ids or not self._is_causal_for(prompt, reply.settings):
+            return reply
+        chunk = self._chunk if self._causality.problem is None else None
+        scores = score(self._module, self._head, prompt, reply.token_ids, turn.logprobs, chunk)
+        return replace(reply, logprobs=scores)
 
     def _refinement(self, turn: Turn, row: int, *, causal: bool, capacity: int) -> Refinement:
         return Refinement(

@@ -72,6 +72,20 @@ def test_results_are_cut_at_the_stop_text_and_say_which(tmp_path: Path) -> None:
         assert before["full_text"].startswith(now["full_text"])
 
 
+def test_results_hold_the_log_probabilities_that_were_asked_for(tmp_path: Path) -> None:
+    printed = run("--prompt", "prompt number 3", "--json", "--logprobs", "2", "--prefill", "aa").replies.getvalue()  # type: ignore[attr-defined]
+    record = json.loads(printed)
+    assert [one["token_id"] for one in record["logprobs"]] == record["token_ids"]
+    for one in record["logprobs"]:
+        assert len(one["top"]) == 2
+        assert one["top"][0]["logprob"] >= max(one["top"][1]["logprob"], one["logprob"])
+        assert one["token"] == TOKENIZER.decode([one["token_id"]], False)
+    assert record["token_ids"][:2] == list(TOKENIZER.encode("aa"))
+    assert record["settings"]["logprobs"] == 2
+    plain = json.loads(run("--prompt", "prompt number 3", "--json").replies.getvalue())  # type: ignore[attr-defined]
+    assert "logprobs" not in plain
+
+
 def test_what_is_printed_while_it_is_made_holds_nothing_of_the_stop_text() -> None:
     prompt = ("--prompt", "prompt number 3")
     text = run(*prompt).replies.getvalue().removesuffix("\n")  # type: ignore[attr-defined]

@@ -37,6 +37,8 @@ def test_ranks_decode_as_one(size):
     assert got["after an abandoned turn"] == right
     assert "empty" in got["refused"]
     assert got["after a refused turn"] == right
+    logits = tiny_model()(torch.tensor([[*PROMPT, *right[:-1]]])).logits[0, len(PROMPT) - 1 :]
+    assert got["logprobs"] == pytest.approx(logits.log_softmax(dim=-1)[range(len(right)), right].tolist(), abs=1e-4)
     for name, whole in (("blocks", got["greedy"]), ("window", got["auto"])):
         assert got[f"stopped, {name}"] == ["stop", whole[: whole.index(whole[-4]) + 1]]
     assert set(CHANGES) == {name for name, row in SETTINGS.items() if not isinstance(row.kind, OF_RANK_0)}

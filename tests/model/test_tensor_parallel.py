@@ -102,6 +102,9 @@ def test_ranks_choose_the_tokens_of_one(on_ranks, models, model, size):
     for name, wish in WISHES.items():
         assert got[name] == list(plain_rule(models[model], PROMPTS[0], wish, 2, (2,))), name
     assert got["sure"] == list(plain_accept(models[model], PROMPTS[0], SURE, 2, (2,)))
+    ids = got["cached"]
+    logits = models[model](torch.tensor([[*PROMPTS[0], *ids[:-1]]])).logits[0, len(PROMPTS[0]) - 1 :]
+    assert got["logprobs"] == pytest.approx(logits.log_softmax(dim=-1)[range(len(ids)), ids].tolist(), abs=1e-4)
     assert got["together"]
     assert got["batch"] == [list(plain_rule(models[model], prompt, GREEDY, 2, (2,))) for prompt in PROMPTS]
 

@@ -117,6 +117,10 @@ def leader(engine: Engine) -> dict:
     except PromptError as error:
         results["refused"] = str(error)
     results["after a refused turn"] = run(GREEDY)[-1].token_ids
+    scored = Turn(prompts=(PROMPT,), settings=GREEDY, placeholder=2, stop_ids=(2,), logprobs=2)
+    *_, last = engine.answer(scored, lambda: Control(settings=GREEDY))
+    assert isinstance(last, Reply) and last.logprobs is not None
+    results["logprobs"] = [value for value, _ in last.logprobs]
     # A reply's own last but three token ends it; the followers do not know which that is.
     for name, wish in (("blocks", GREEDY), ("window", dataclasses.replace(GREEDY, refine_iter="auto"))):
         target = str(results["greedy" if name == "blocks" else "auto"][-4])

@@ -78,6 +78,10 @@ def load(folder: str, group) -> dict:
         result["batch"] = replies(engine, PROMPTS, GREEDY)
         result["together"] = engine._sequence._batch is not None
         result["trace"] = traced(engine)
+        scored = Turn(prompts=PROMPTS[:1], settings=GREEDY, placeholder=2, stop_ids=(2,), logprobs=2)
+        *_, last = engine.answer(scored, lambda: Control(settings=GREEDY))
+        assert isinstance(last, Reply)
+        result["logprobs"] = [value for value, _ in last.logprobs or ()]
         if Path(later).exists():
             engine.load(reloader.check(later))
             result["later"] = replies(engine, PROMPTS[:1], GREEDY)[0]

@@ -1,0 +1,72 @@
+"""/why: how likely the tokens of the last reply are, as a plain forward over prompt and reply has it."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from checkpoints import CASES, build_model
+from hold import holder
+
+from chat.text.prompt import prompt_ids
+from chat.text.tokenizer import load_tokenizer
+from chat.text.transcript import Transcript
+from dist.decode.engine import Engine
+from dist.group.group import SoloGroup
+from dist.settings import GenerationSettings
+
+START = GenerationSettings(add_eos_length=3, refine_iter=2, max_new_tokens=20)
+ROW = re.compile(r'^ +(\d+) +(\*?)"(.*?)" +(-\d+\.\d\d) +([\d.e+-]+) % +(.*)$', re.M)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny")
+    model = build_model(CASES["fsdp1"], folder).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0.0, 0.25, generator=torch.Generator().manual_seed(parameter.numel()))
+    return model, Engine(model, SoloGroup(torch.device("cpu")), max_positions=2048), load_tokenizer(folder)
+
+
+@pytest.fixture
+def talk(tiny, tmp_path):
+    return holder(tiny[1], tiny[2], tmp_path, START)
+
+
+def test_the_doubtful_tokens_are_those_of_a_plain_forward(tiny, talk):
+    model, _, tokenizer = tiny
+    repl, console = talk("Hello", "/why")
+    messages = repl.talk.transcript.messages
+    prompt, ids = prompt_ids(Transcript(messages[:2]), tokenizer, True), messages[2].token_ids
+    with torch.no_grad():
+        logits = model(torch.tensor([[*prompt, *ids[:-1]]])).logits[0, len(prompt) - 1 :]
+    right = logits.log_softmax(dim=-1)
+    own = [right[at, token].item() for at, token in enumerate(ids)]
+    rows = ROW.findall(console.shown)
+    least = sorted(sorted(range(len(ids)), key=own.__getitem__)[:12])
+    assert [int(number) - 1 for number, *_ in rows] == least
+    for number, star, _, value, percent, _ in rows:
+        at = int(number) - 1
+        assert float(value) == pytest.approx(own[at], abs=0.01)
+        assert float(percent) == pytest.approx(100 * right[at, ids[at]].exp().item(), rel=0.01)
+        assert bool(star) == (right[at].argmax().item() != ids[at])
+    assert f"{len(ids)} tokens, log p {sum(own):.2f}, " in console.shown
+    # Nothing has changed, and the next reply is the one that it would have been.
+    assert len([node for node in repl.talk.tree.nodes() if node.made]) == 1
+    assert talk("Hello", "/why", "More")[0].talk.transcript == talk("Hello", "More")[0].talk.transcript
+
+
+def test_a_word_is_looked_up_across_tokens(talk):
+    repl, _ = talk("Hello")
+    text = repl.talk.transcript.last_reply
+    word = re.search(r"[A-Za-z]{2,}|[A-Za-z]", text)[0]
+    repl, console = talk("Hello", f"/why {word}", "/why never said", "/set logprobs 1", f"/why {word}")
+    rows = ROW.findall(console.shown)
+    assert rows and len(rows) % 2 == 0
+    assert word[0] in "".join(shown for _, _, shown, *_ in rows)
+    assert "The last reply does not hold 'never said'." in console.shown
+    assert [best.count("%") for *_, best in rows] == [3] * (len(rows) // 2) + [1] * (len(rows) // 2)
+    assert "There is no reply to look at." in talk("/why")[1].shown
