@@ -32,6 +32,7 @@ CHANGES = {
     "seed": 2**63 - 1,
     "decoder": "plain",
     "drafts": "own",
+    "logprobs": 3,
     "accept": 0.7,
 }
 
