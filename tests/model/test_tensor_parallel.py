@@ -36,7 +36,14 @@ MODELS = {
     "mistral with a sliding window": ("MistralConfig", {"num_key_value_heads": 4, "sliding_window": 9}),
     "gemma2": (
         "Gemma2Config",
-        {"num_key_value_heads": 3, "head_dim": 8, "sliding_window": 9, "query_pre_attn_scalar": 8},
+        # transformers' sdpa attention leaves the cap on the scores out.
+        {
+            "num_key_value_heads": 3,
+            "head_dim": 8,
+            "sliding_window": 9,
+            "query_pre_attn_scalar": 8,
+            "attn_implementation": "eager",
+        },
     ),
 }
 REFUSED = {("qwen2", 3), ("qwen3", 4), ("mistral with a sliding window", 3), ("gemma2", 2), ("gemma2", 4)}
