@@ -28,6 +28,7 @@ from dist.protocol import (
     Event,
     Group,
     Load,
+    Reply,
     Shutdown,
     Turn,
 )
