@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
-from program import Chat, in_mid_reply, replied, tokens_made
-from pty_screen import CTRL_C, CTRL_D
+from program import READY_S, ROOT, Chat, environment, in_mid_reply, replied, tokens_made
+from pty_screen import CTRL_C, CTRL_D, CTRL_Z, PtyScreen
 
 from chat.sessions.journal import read_journal
 
@@ -69,6 +69,11 @@ def test_a_conversation_on_two_ranks(tmp_path, checkpoint):
         chat.say(f"/export {tmp_path}/talk.json")
         chat.wait_for("Wrote")
 
+        # A load is carried to its end, whatever is pressed; what was loaded answers as before.
+        chat.send(f"/load {checkpoint}\r" + CTRL_C)
+        chat.wait_for("Step 3 answers from here on")
+        assert "The reply stops" not in "\n".join(chat.scrollback)
+
         # Followers wait without work.
         before = cpu_seconds(followers[0])
         time.sleep(3.0)
@@ -126,3 +131,33 @@ def test_ctrl_c_while_loading_ends_at_once(tmp_path, checkpoint):
         assert chat.wait_end(10.0) == 130
         assert chat.mode == chat.mode_before
         assert "Traceback" not in chat.text
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_ctrl_z_suspends_the_start_script_and_torchrun_and_fg_brings_them_back(tmp_path, checkpoint):
+    shell = ["bash", "--norc", "--noprofile", "-i"]
+    with PtyScreen(
+        shell, columns=100, rows=30, env=environment(tmp_path, PS1="shell$ "), timeout=READY_S
+    ) as screen:
+        screen.send(f"bash {ROOT}/run_chat.sh 2 {checkpoint} {' '.join(LONG)}\n")
+        screen.wait_for("Ctrl-D leaves  ")
+        mode = screen.mode
+        for in_reply in (False, True):
+            if in_reply:
+                screen.send("A long one\r")
+                screen.wait_for(in_mid_reply)
+            screen.send("half a line" + CTRL_Z)
+            screen.wait_for("Stopped")
+            screen.wait_for(lambda screen: screen.text.endswith("shell$"))
+            screen.send("echo at the $((1 + 1))nd prompt\n")
+            screen.wait_for("at the 2nd prompt")
+            screen.send("\x0cfg\n")
+            screen.wait_for("› half a line")
+            screen.wait_for(lambda screen: screen.mode == mode)
+            screen.send("\x15")
+        screen.send(CTRL_C)
+        screen.wait_for("[stopped]")
+        screen.wait_for("Ctrl-D leaves  ")
+        screen.send(CTRL_D)
+        screen.wait_for(lambda screen: screen.text.endswith("shell$"))
