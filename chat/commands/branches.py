@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from chat.commands.row import Value, ago, command, exchanges, first_word, unquoted, whole_number
 from chat.sessions.nodes import Node
 from chat.sessions.tree import Tree
+from chat.text.counted import counted
 from chat.text.transcript import ASSISTANT, SYSTEM, USER
 from dist.errors import UsageError
 
@@ -117,7 +118,7 @@ def edit(repl: Repl, argument: str) -> None:
     if not questions:
         raise UsageError("There is nothing to edit.")
     if n > len(questions):
-        raise UsageError(f"/edit cannot take {n}.", f"There are {len(questions)} messages of yours.")
+        raise UsageError(f"/edit cannot take {n}.", f"You have sent {counted(len(questions), 'message')}.")
     repl.note(
         f"Message {len(questions) - n + 1} of {len(questions)}: Enter sends it and goes on from there "
         "(/branches leads back to what followed); Ctrl-C cancels."

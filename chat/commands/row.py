@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from chat.text.counted import counted
 from dist.errors import UsageError
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def unquoted(argument: str) -> str:
 
 
 def exchanges(n: int) -> str:
-    return f"{n} exchange{'' if n == 1 else 's'}"
+    return counted(n, "exchange")
 
 
 def ago(seconds: float) -> str:
@@ -90,5 +91,5 @@ def ago(seconds: float) -> str:
     for length, unit in ((86400 * 365, "year"), (86400, "day"), (3600, "hour"), (60, "minute")):
         if seconds >= length:
             n = int(seconds // length)
-            return f"{n} {unit}{'' if n == 1 else 's'} ago"
+            return f"{counted(n, unit)} ago"
     return "just now"

@@ -10,6 +10,7 @@ from chat.commands.row import Value, command, exchanges, first_word, unquoted, w
 from chat.commands.settings import known_setting, setting_names, setting_values
 from chat.screen.markdown.stream import code_blocks
 from chat.screen.stats_lines import stats_rows
+from chat.text.counted import counted
 from dist.errors import UsageError
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ def show_context(repl: Repl, argument: str) -> None:
     rows.append(("template", f"{found.template:,}", "", ""))
     more = len(found.shares) - SHOWN_MESSAGES
     if more > 0:
-        repl.note(f"{more} messages before these.")
+        repl.note(f"{counted(more, 'message')} before these.")
     repl.page.table(rows, head=("message", "tokens", "", ""))
     repl.note(
         f"{found.total:,} of {found.limit:,} tokens in {exchanges(len(repl.talk.transcript.exchanges))}; "
@@ -177,4 +178,4 @@ def prompt(repl: Repl, argument: str) -> None:
             repl.note(f"The last {SHOWN_TOKENS} of {len(rows):,} tokens.")
     else:
         repl.page.raw(tokenizer.decode(ids, False))
-        repl.note(f"{len(ids):,} tokens.")
+        repl.note(f"{counted(len(ids), 'token')}.")

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from chat.conversation.provenance import is_other
 from chat.sessions.nodes import Made
 from chat.text.cells import visible
+from chat.text.counted import counted
 from chat.text.running_text import Decode
 from dist.protocol import BlockUpdate
 from dist.settings import SAMPLING
@@ -74,7 +75,7 @@ def divergence(before: Made, now: Made, decode: Decode, margin: Margins | None =
     at = margin.at(place) if margin is not None else None
     doubt = "" if at is None else f" The top-2 margin there is {at:.2f} logits, and 16 bits round."
     return (
-        f"The same as the reply of {who} for {place:,} token{'s' * (place != 1)}, "
+        f"The same as the reply of {who} for {counted(place, 'token')}, "
         f"then {_words(ours, place, decode)} in the place of {_words(theirs, place, decode)}.{doubt}"
     )
 

@@ -10,6 +10,7 @@ from chat.sessions.export import Target, conversation_of, export
 from chat.sessions.nodes import ROOT, Node
 from chat.sessions.session import Session
 from chat.sessions.tree import Tree
+from chat.text.counted import counted
 from chat.text.transcript import Transcript
 from dist.errors import ChatError, UsageError
 
@@ -113,11 +114,11 @@ class Kept:
         """How the conversation is continued later, and what of it is lost; "" if nothing was said."""
         lines = []
         if self.session.on_disk:
-            said = count(len(self.transcript.exchanges), "exchange")
+            said = counted(len(self.transcript.exchanges), "exchange")
             how = self._how_to_continue(self.session.name)
             lines.append(f"Session {self.session.name}, {said}. Continue:\n  {how}")
         if self.session.unsaved:
-            missing = count(self.session.unsaved, "record")
+            missing = counted(self.session.unsaved, "record")
             lines.append(f"Not saved: {missing} of this conversation. {self.session.fault}")
         return "\n".join(lines)
 
@@ -126,8 +127,3 @@ class Kept:
         self.session.close()
         if self.farewell:
             self._page.note(self.farewell)
-
-
-def count(n: int, what: str) -> str:
-    """A number of things, in words."""
-    return f"{n} {what}{'' if n == 1 else 's'}"

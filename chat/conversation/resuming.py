@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from chat.conversation.kept import count
 from chat.conversation.page import Page
 from chat.conversation.provenance import differences, settings_of, unknown_settings
 from chat.conversation.state import COMMAND_LINE, OF_SESSION, Talk
@@ -12,6 +11,7 @@ from chat.sessions.nodes import CUT, Node
 from chat.sessions.reimport import import_session, is_file_to_import
 from chat.sessions.session import Session
 from chat.sessions.tree import Tree
+from chat.text.counted import counted
 from chat.text.transcript import USER
 from dist.errors import UsageError
 
@@ -50,7 +50,7 @@ def take_up(talk: Talk, page: Page, said: Sequence[str] = ()) -> None:
     talk.adopt_settings(taken, OF_SESSION)
     record = talk.checkpoint_record()
     talk.journal(lambda session: session.checkpoint(record))
-    page.note(f"Session {talk.session.name}, {count(len(talk.transcript.exchanges), 'exchange')}.")
+    page.note(f"Session {talk.session.name}, {counted(len(talk.transcript.exchanges), 'exchange')}.")
     if last is None:
         return
     for name, value in made.items():

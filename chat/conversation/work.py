@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from chat.conversation.inbox import Inbox
 from chat.conversation.page import Page
+from chat.text.counted import counted
 from dist.errors import ChatError
 from dist.protocol import BlockUpdate, Control, PrefillUpdate, Reply, Turn
 from dist.settings import GenerationSettings
@@ -35,7 +36,7 @@ class Made:
         """Pass, tokens that stand, tokens a second, seconds."""
         tokens, seconds = self._settled + self._exact, now - self._began
         rate = [f"{tokens / seconds:.0f} tok/s"] if tokens and seconds > 0 else []
-        return [f"pass {self._passes:,}", f"{tokens:,} tokens", *rate, f"{seconds:.0f} s"]
+        return [f"pass {self._passes:,}", counted(tokens, "token"), *rate, f"{seconds:.0f} s"]
 
 
 class Work:

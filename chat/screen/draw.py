@@ -63,7 +63,8 @@ def user_echo(text: str, palette: Palette, width: int = 80) -> str:
         shown.stylize(palette.style("user"))
     if len(lines) > ECHO_LINES:
         left = len(source) - taken + 1
-        what = f"{left:,} more lines" if left > 1 else f"{len(text):,} characters in all"
+        cut = len(source[taken - 1]) > ECHO_LINES * room // 2  # a line that fills the room says little of the rest
+        what = f"{len(text):,} characters in all" if cut or left == 1 else f"{left:,} more lines"
         lines = [*lines[:ECHO_LINES], palette.text(f"{palette.mark('…', '...')} {what}", "quiet")]
     mark = palette.text(palette.mark("› ", "> "), "accent")
     return palette.ansi([mark + lines[0], *indented(lines[1:], 2), Text()])

@@ -8,6 +8,7 @@ from rich.text import Text
 
 from chat.screen.palette import Palette
 from chat.text.cells import cells
+from chat.text.counted import counted
 from dist.protocol import Reply
 
 ENDS = {"stop": "a stop token", "length": "the limit", "cancelled": "Ctrl-C"}
@@ -48,7 +49,7 @@ def stats_rows(reply: Reply) -> list[tuple[str, str]]:
         rows += [
             (
                 "refinement iterations",
-                f"{sum(stats.iterations):,} over {blocks} blocks: {_listed(stats.iterations)}",
+                f"{sum(stats.iterations):,} over {counted(blocks, 'block')}: {_listed(stats.iterations)}",
             ),
             ("blocks converged", f"{sum(stats.converged)} of {blocks}"),
         ]
@@ -87,10 +88,10 @@ def _wrapped(parts: list[str], separator: str, width: int) -> list[str]:
 def _spelt_out(reply: Reply) -> list[str]:
     stats = reply.stats
     return [
-        f"{stats.tokens:,} tokens" + (" (the limit)" if reply.finish == "length" else ""),
+        counted(stats.tokens, "token") + (" (the limit)" if reply.finish == "length" else ""),
         f"{stats.tokens_per_s:.1f} tok/s",
         f"first {'tokens' if stats.accepted else 'block'} {stats.ttft_s:.2f} s",
-        f"{stats.forwards:,} forward passes, {stats.tokens_per_forward:.1f} tokens each",
+        f"{counted(stats.forwards, 'forward pass', 'forward passes')}, {stats.tokens_per_forward:.1f} tokens each",
         *_refined(reply),
     ]
 
@@ -105,17 +106,18 @@ def _refined(reply: Reply) -> list[str]:
     if stats.iterations or not parts:
         made, allowed = sum(stats.iterations), _allowed(reply)
         of = f" of {allowed:,}" if allowed else ""
-        parts += [f"{made:,}{of} iterations", f"{sum(stats.converged)} of {len(stats.iterations)} blocks converged"]
+        blocks = counted(len(stats.iterations), "block")
+        parts += [f"{made:,}{of} iterations", f"{sum(stats.converged)} of {blocks} converged"]
     return parts
 
 
 def _in_short(reply: Reply, palette: Palette) -> list[str]:
     stats = reply.stats
     parts = [
-        f"{stats.tokens:,} tokens" + (" (the limit)" if reply.finish == "length" else ""),
+        counted(stats.tokens, "token") + (" (the limit)" if reply.finish == "length" else ""),
         f"{stats.tokens_per_s:.1f} tok/s",
         f"first {stats.ttft_s:.2f} s",
-        f"{stats.forwards:,} passes {palette.mark('×', 'x')} {stats.tokens_per_forward:.1f}",
+        f"{counted(stats.forwards, 'pass', 'passes')} {palette.mark('×', 'x')} {stats.tokens_per_forward:.1f}",
     ]
     if stats.iterations or not stats.accepted:
         parts.append(f"{sum(stats.converged)}/{len(stats.iterations)} converged")

@@ -8,6 +8,7 @@ from rich.text import Text
 
 from chat.screen.markdown.blocks import wrap
 from chat.screen.palette import Palette
+from chat.text.counted import counted
 from chat.text.running_text import Decode
 from chat.text.thinking import CLOSE
 
@@ -15,7 +16,7 @@ from chat.text.thinking import CLOSE
 def folded(tokens: int, seconds: float, palette: Palette) -> list[Text]:
     """One line in the place of all that was thought, and a blank one."""
     return [
-        palette.text(f"thought for {tokens:,} token{'' if tokens == 1 else 's'}, {seconds:.1f} s", "quiet"),
+        palette.text(f"thought for {counted(tokens, 'token')}, {seconds:.1f} s", "quiet"),
         Text(),
     ]
 

@@ -10,6 +10,7 @@ from chat.sessions.exported import Conversation
 from chat.sessions.formats import FORMATS
 from chat.sessions.nodes import Node
 from chat.sessions.tree import Tree
+from chat.text.counted import counted
 from chat.text.transcript import SYSTEM, USER
 from dist.errors import ChatError, UsageError
 
@@ -41,8 +42,8 @@ def conversation_of(tree: Tree, name: str, target: Target) -> Conversation:
     path = tree.path()
     questions = [at for at, node in enumerate(path) if node.role == USER]
     if not questions or target.first > len(questions):
-        there = f"There are {len(questions)} exchanges." if questions else "There are no messages yet."
-        raise UsageError("There is nothing to export.", there)
+        there = counted(len(questions), "exchange") if questions else "no messages yet"
+        raise UsageError("There is nothing to export.", f"The conversation has {there}.")
     last = len(questions) if target.last is None else min(target.last, len(questions))
     begin = questions[target.first - 1]
     end = questions[last] if last < len(questions) else len(path)

@@ -9,6 +9,7 @@ from typing import Any
 
 from chat.sessions.nodes import CUT, Made, Node
 from chat.sessions.tree import Tree
+from chat.text.counted import counted
 from chat.text.transcript import ASSISTANT, SYSTEM, USER
 from dist.errors import UsageError
 from dist.settings import SETTINGS, parse_setting, setting_text
@@ -68,7 +69,7 @@ def facts_of(made: Made) -> str:
     ]
     if samples(made) and settings.get("seed") is None:
         parts.append(f"seed {made.turn.seed}")
-    parts.append(f"{len(made.token_ids)} tokens")
+    parts.append(counted(len(made.token_ids), "token"))
     if "tokens_per_s" in stats:
         parts.append(f"{stats['tokens_per_s']} tok/s")
     if "forwards" in stats:

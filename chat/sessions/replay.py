@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from chat.sessions.nodes import Made, Node
 from chat.sessions.records import CheckpointRecord
 from chat.sessions.tree import Tree
+from chat.text.counted import counted
 from chat.text.prompt import most_tokens, prompt_digest, prompt_ids
 from chat.text.tokenizer import ChatTokenizer
 from dist.errors import ChatError, PromptError, UsageError
@@ -85,7 +86,7 @@ class Outcome:
         other = " (the prompt is another one)" if case.other_prompt else ""
         count = len(case.made.token_ids)
         if self.at is None:
-            return f"{head}same, {count} token{'' if count == 1 else 's'}{other}"
+            return f"{head}same, {counted(count, 'token')}{other}"
         lead = "" if self.margin is None else f", where the top-2 margin is {self.margin:.2f} logits"
         return f"{head}first differs at token {self.at + 1} of {count}: `{self.before}` / `{self.now}`{lead}{other}"
 
@@ -199,5 +200,5 @@ class Summary:
         skipped = f"; {self.skipped} could not be replayed" if self.skipped else ""
         if not replies:
             return f"No reply was replayed{skipped}."
-        what = "1 reply" if replies == 1 else f"{replies} replies"
+        what = counted(replies, "reply", "replies")
         return f"{what} replayed: {self.same} the same, {self.differ} not{skipped}."

@@ -147,7 +147,7 @@ def test_ctrl_c_before_the_first_block_leaves_the_message_unanswered_for_retry(t
         ("/set overflow cut", "overflow cannot be 'cut'.\nIt takes drop or refuse."),
         ("/set stats no", "stats cannot be 'no'.\nIt takes line, full or off."),
         ("/trace all", "/trace cannot be 'all'.\nIt takes on, off or top."),
-        ("/export x.md", "There is nothing to export.\nThere are no messages yet."),
+        ("/export x.md", "There is nothing to export.\nThe conversation has no messages yet."),
         ("/resume nothing", "There is no session to resume."),
         ("/help nothing", "/nothing does not exist."),
         ("/read a\0b", "A file's name cannot hold a NUL character."),
@@ -481,7 +481,7 @@ def test_a_comparison_answers_the_same_prompt_under_every_value_and_changes_noth
     assert rows["refine_iter 4"][4] == rows["refine_iter auto"][4] == "100.0 %, 24 of 24"
     assert not rows["refine_iter 1"][4].startswith("100")
     assert "3 refine_iter 4 / 4 refine_iter auto / 5 greedy, N = 0\n" in console.shown
-    assert any(re.match(r"refine_iter 4 \(3 of 5\): pass 1 · \d+ tokens", status) for status in console.status)
+    assert any(re.match(r"refine_iter 4 \(3 of 5\): pass 1 · \d+ tokens?", status) for status in console.status)
     # A plain terminal shows no status.
     assert "refine_iter 4 (3 of 5) ...\n" in console.shown
     assert console.status[-1] == ""
@@ -562,7 +562,7 @@ def test_an_edited_message_that_cannot_be_answered_changes_nothing(talk):
     repl, console = talk("First", "Second", "/edit 2", Submitted("word " * 3000, edited=True))
     assert "The prompt is too long." in console.shown
     assert repl.talk.transcript.questions == ("Second", "First")
-    assert "/edit cannot take 3.\nThere are 2 messages of yours." in talk("One", "Two", "/edit 3")[1].shown
+    assert "/edit cannot take 3.\nYou have sent 2 messages." in talk("One", "Two", "/edit 3")[1].shown
     assert list(complete(repl, "/edit "))[:2] == [("1", "Second", 0), ("2", "First", 0)]
 
 
@@ -858,7 +858,7 @@ def test_what_is_left_out_is_said_once_and_again_after_it_fitted(talk):
         ("/nowhere/x.md", "/nowhere/x.md cannot be written."),
         ("a\0b.md", "A file's name cannot hold a NUL character."),
         (f"{'x' * 300}.md", "x.md cannot be written.\nFile name too long."),
-        ("x.md 3-", "There is nothing to export.\nThere are 1 exchanges."),
+        ("x.md 3-", "There is nothing to export.\nThe conversation has 1 exchange."),
     ],
 )
 def test_an_export_that_cannot_be_is_refused(talk, argument, message):

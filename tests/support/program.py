@@ -25,7 +25,7 @@ def replied(count: int = 1) -> Callable[[PtyScreen], bool]:
 
 def tokens_made(screen: PtyScreen) -> int:
     """How many tokens of the reply in the making are finished, by the status line."""
-    found = re.search(r"pass [\d,]+ · ([\d,]+) tokens · ", screen.text)
+    found = re.search(r"pass [\d,]+ · ([\d,]+) tokens? · ", screen.text)
     return int(found[1].replace(",", "")) if found else 0
 
 
