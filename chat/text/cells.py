@@ -140,7 +140,7 @@ def fold_spans(text: str, width: int, offset: int = 0) -> list[Span]:
     start, used = 0, 0
     for at, character in enumerate(text):
         size = char_cells(character)
-        if used + size > width:
+        while used + size > width and start < at:  # once more where what is seen as one takes more than a line
             whole = at if is_boundary(text, at) else previous_boundary(text, at + 1)
             cut = whole if whole > start else at
             spans.append((offset + start, offset + cut))

@@ -323,6 +323,7 @@ def test_the_live_zone_follows_the_front_of_refinement() -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(text=st.text("ab -中。👩‍🚀é", max_size=120), more=st.text("ab 中", max_size=20), width=st.integers(2, 40))
+@example(text="aa\u200d。", more="", width=2)
 def test_wrapping_keeps_to_the_width_and_loses_blanks_only(text: str, more: str, width: int) -> None:
     spans = wrap_spans(text, width)
     assert all(cells(text[start:end]) <= width for start, end in spans)
