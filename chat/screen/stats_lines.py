@@ -26,8 +26,8 @@ def stats_line(reply: Reply, context_used: int, context_limit: int, palette: Pal
     how += _lossy(reply)
     separator = palette.mark(" · ", ", ")
     whole = [*_spelt_out(reply), f"context {context}", *how]
+    short = [*_in_short(reply, palette), f"context {context.replace(' of ', '/')}", *how]
     shorter = [*_in_short(reply, palette), *how]  # the bottom line shows the context too
-    short = [*shorter, f"context {context.replace(' of ', '/')}"]
     lines = next((parts for parts in map(separator.join, (whole, short, shorter)) if cells(parts) < width), None)
     wrapped = _wrapped(short, separator, width) if lines is None else [lines]
     return palette.ansi([Text(), *(palette.text(line, "quiet") for line in wrapped), Text()])
