@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain, repeat
 
 from rich.text import Text
 
@@ -102,8 +103,8 @@ class ReplyView:
 
     def update(self, update: BlockUpdate) -> Frame:
         """The frame after one iteration. Updates of one reply come in order."""
-        old = (*self._ages, *[0] * len(update.token_ids))
-        ages = tuple(0 if changed else age + 1 for changed, age in zip(update.changed, old))
+        old = chain(self._ages, repeat(0))
+        ages = tuple([0 if changed else age + 1 for changed, age in zip(update.changed, old)])
         self._ages = ages[update.settled :]
         if update.settled and not self._follows:
             self._text.extend(update.settled_ids)
@@ -180,7 +181,7 @@ class ReplyView:
         """A frame that can be drawn later: what it needs is fixed now."""
         stream, before = self._stream, self._text.last_id
         inside = self._thinking.inside and not isinstance(stream, SourceStream)
-        thought = visible(self._thinking.thought[self._thought_given :][-rows_of(self._rows, self._width) :])
+        thought = self._thinking.thought[self._thought_given :] if inside else ""
         held, margin, apart, begun = stream.held, stream.margin, stream.apart, stream.begun
         width, rows, exact = self._width, self._rows, stream.exact
 
@@ -188,7 +189,10 @@ class ReplyView:
             fragments, settled = self._tokens(update, ages, before) if update else ([], 0)
             if inside:
                 fragments = [(f"{style} thought", text) for style, text in fragments]
-            everything = [("thought", thought.lstrip("\n")) if inside else ("", held), *fragments]
+            everything = [
+                ("thought", visible(thought[-rows_of(rows, width) :]).lstrip("\n")) if inside else ("", held),
+                *fragments,
+            ]
             lines = wrap_fragments(everything, width - margin)
             front = len(wrap_fragments(everything[: settled + 1], width - margin)) - 1
             if not margin and not exact:

@@ -19,6 +19,7 @@ from chat.screen.palette import Palette
 from chat.text.cells import char_cells, wrap_spans
 
 CUT_ATTEMPTS = 80
+BEGINNING = 8  # characters of a line that tell what block it is of
 
 
 def parser() -> MarkdownIt:
@@ -83,7 +84,11 @@ class MarkdownStream:
         self._gap = False  # blank lines stood in the source since then
 
     def feed(self, text: str) -> list[Text]:
+        begun = len(self.held) - self.held.rfind("\n") - 1
         self.held += text
+        # Once a line has shown what it begins no block ends within it. If all surely fits, nothing need be parsed.
+        if begun >= BEGINNING and "\n" not in text and self._surely_fits():
+            return []
         return self._take(final=False)
 
     @property
@@ -186,6 +191,12 @@ class MarkdownStream:
         elif not is_open:
             return self._give(node, node.map[1])
         return self._give_part(node) if self._outgrown() else []
+
+    def _surely_fits(self) -> bool:
+        """Whether what is held takes no more rows than may wait, by a bound that costs nothing."""
+        most = len(self.held) * (1 if self.held.isascii() else 2)
+        # Of two rows that follow each other at least one is half full.
+        return 2 * most // self._width + self.held.count("\n") + 1 <= self._hold
 
     def _outgrown(self) -> bool:
         rows = sum(len(wrap_spans(line, self._width)) for line in self.held.split("\n"))
