@@ -47,9 +47,12 @@ def talk_until_killed(chat, dice, victim):
     chat.wait_for(replied(), 60.0)
     for number in range(dice.randint(0, 5)):
         line = dice.choice((*LINES, f"Question {number}"))
+        if line == "/edit":
+            chat.wait_for(AT_REST, 60.0)
+            chat.send(CTRL_C)  # what was refused in mid-reply is in the line
         chat.say(line)
         if line == "/edit":
-            chat.wait_for("Ctrl-C cancels")
+            chat.wait_for(re.compile("Enter sends it|nothing to edit"))
             chat.say(" changed")
         if dice.random() < 0.5 and not line.startswith("/load"):
             time.sleep(dice.uniform(0.0, 0.4))
@@ -101,6 +104,7 @@ def test_killed_at_a_drawn_moment_nothing_that_was_shown_is_lost(tmp_path, run, 
         chat.wait_for("Ctrl-D leaves")
         chat.say("/replay")
         chat.wait_for("replayed: ", 120.0)
+        chat.wait_for(AT_REST, 60.0)  # the step before is back
         assert re.search(same, "\n".join(chat.scrollback), re.M), "\n".join(chat.scrollback)
         chat.say("And on")
         chat.wait_for(replied(), 60.0)
