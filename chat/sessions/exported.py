@@ -70,6 +70,9 @@ def facts_of(made: Made) -> str:
     if samples(made) and settings.get("seed") is None:
         parts.append(f"seed {made.turn.seed}")
     parts.append(counted(len(made.token_ids), "token"))
+    if made.turn.begun:
+        whose = "an earlier reply's" if made.turn.continues is not None else "given"
+        parts.append(f"the first {made.turn.begun} {whose}")
     if "tokens_per_s" in stats:
         parts.append(f"{stats['tokens_per_s']} tok/s")
     if "forwards" in stats:

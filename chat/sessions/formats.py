@@ -111,6 +111,8 @@ def provenance(made: Made) -> Mapping[str, Any]:
         "seed": made.turn.seed if samples(made) else None,
         "template_args": dict(made.turn.settings.get("template_args", {})),
         "left_out": made.turn.left_out,
+        "begun": made.turn.begun,
+        "continues": made.turn.continues is not None,
         "stats": dict(made.stats),
         "ended": made.time,
     }

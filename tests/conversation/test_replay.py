@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import shutil
 
 import pytest
 import torch
@@ -162,3 +163,15 @@ def test_ctrl_c_while_the_model_is_tried_out_leaves_the_message_unanswered(talk,
     (journal,) = (tmp_path / "sessions").iterdir()
     assert [node.text for node in read_journal(journal.read_bytes()).tree.path()] == ["Be brief.", "Hello"]
     assert repl.talk.transcript.messages[-1].unanswered
+
+
+def test_a_replay_gives_the_template_what_it_was_given(engine, folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "shouting")
+    template = "{% if shout %}!!{% endif %}{% for one in messages %}{{ one['content'] }} {% endfor %}"
+    (tmp_path / "shouting" / "chat_template.jinja").write_text(template)
+    talk = holder(engine, load_tokenizer(tmp_path / "shouting"), tmp_path, START)
+    repl, console = talk("/set template.shout true", "Hello", "/set template.shout false", "Hello", "/replay")
+    lengths = [node.made.turn.prompt_len for node in repl.talk.tree.nodes() if node.made]
+    assert lengths[0] + 2 <= lengths[1]
+    assert "2 replies replayed: 2 the same, 0 not.\n" in console.shown
+    assert "the prompt is another one" not in console.shown
