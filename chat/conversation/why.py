@@ -51,10 +51,8 @@ def why(talk: Talk, work: Work, page: Page, word: str) -> None:
     maker = reply.made.checkpoint
     if maker is not None and is_other(maker, talk.tree.checkpoints[-1]):
         page.note(f"{talk.facts.who} judges here what another checkpoint wrote.")
-    page.note(
-        f"{len(ids):,} tokens, log p {total:.2f}, {total / len(ids):.3f} a token; "
-        f"{others:,} {'is' if others == 1 else 'are'} not the likeliest{' (*)' if others else ''}."
-    )
+    likeliest = f"{others:,} of them not the likeliest (*)" if others else "all of them the likeliest"
+    page.note(f"{len(ids):,} tokens, {likeliest}; log p {total:.2f}, {total / len(ids):.3f} a token.")
 
 
 def _prompt(talk: Talk, page: Page, reply: Node, made: Made) -> tuple[int, ...]:
@@ -128,4 +126,5 @@ def _quoted(text: str) -> str:
 
 
 def _percent(value: float) -> str:
-    return f"{100 * math.exp(value):.3g} %"
+    percent = 100 * math.exp(value)
+    return f"{percent:.1f} %" if percent >= 0.05 else "<0.1 %"

@@ -17,7 +17,7 @@ from dist.group.group import SoloGroup
 from dist.settings import GenerationSettings
 
 START = GenerationSettings(add_eos_length=3, refine_iter=2, max_new_tokens=20)
-ROW = re.compile(r'^ +(\d+) +(\*?)"(.*?)" +(-\d+\.\d\d) +([\d.e+-]+) % +(.*)$', re.M)
+ROW = re.compile(r'^ +(\d+) +(\*?)"(.*?)" +(-\d+\.\d\d) +(<?[\d.]+) % +(.*)$', re.M)
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +51,10 @@ def test_the_doubtful_tokens_are_those_of_a_plain_forward(tiny, talk):
     for number, star, _, value, percent, _ in rows:
         at = int(number) - 1
         assert float(value) == pytest.approx(own[at], abs=0.01)
-        assert float(percent) == pytest.approx(100 * right[at, ids[at]].exp().item(), rel=0.01)
+        share = 100 * right[at, ids[at]].exp().item()
+        assert percent == (f"{share:.1f}" if share >= 0.05 else "<0.1")
         assert bool(star) == (right[at].argmax().item() != ids[at])
-    assert f"{len(ids)} tokens, log p {sum(own):.2f}, " in console.shown
+    assert re.search(rf"^{len(ids)} tokens, .*likeliest.*; log p {sum(own):.2f}, ", console.shown, re.M)
     # Nothing has changed, and the next reply is the one that it would have been.
     assert len([node for node in repl.talk.tree.nodes() if node.made]) == 1
     assert talk("Hello", "/why", "More")[0].talk.transcript == talk("Hello", "More")[0].talk.transcript
