@@ -116,8 +116,8 @@ def test_killed_at_a_drawn_moment_nothing_that_was_shown_is_lost(tmp_path, run, 
 
 
 @pytest.mark.timeout(600)
-def test_a_replay_on_other_weights_says_so_by_its_exit_code(tmp_path, checkpoint, tiny_checkpoint):
-    with Chat(tmp_path, "1", checkpoint, *OPTIONS) as chat:
+def test_a_replay_on_other_weights_says_so_by_its_exit_code(tmp_path, tiny_checkpoint):
+    with Chat(tmp_path, "1", str(tiny_checkpoint("fsdp2", 3)), *OPTIONS) as chat:
         chat.say("Hello")
         chat.wait_for(replied(), 60.0)
         chat.say("/save mine")
