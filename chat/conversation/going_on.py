@@ -3,6 +3,7 @@
 A reply that was stopped, cut or ended by a limit goes on as if it had not been: behind its last token where each
 token is exact by itself (`refine_iter auto`, greedy or with the reply's seed), else behind its last whole block. At
 fixed R a block that the limit had cut is made again as a whole, since what follows depends on where blocks begin.
+In 16 bits near-ties may fall differently. With `accept`, which depends on where passes begin, nothing is promised.
 """
 
 from __future__ import annotations

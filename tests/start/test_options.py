@@ -319,6 +319,31 @@ def test_settings_come_from_the_command_line_then_config_then_checkpoint_then_de
     assert set(origins) == set(SETTINGS)
 
 
+def test_texts_and_template_arguments_come_by_option_and_by_config_file(tmp_path: Path) -> None:
+    config = config_at(
+        tmp_path, 'stop = ["\\n\\n", "User:"]\nprefill = "So "\nlogprobs = 2\ntemplate_args = {b = 1, a = false}\n'
+    )
+    settings, _ = resolve_settings(LaunchOptions(), config, None)
+    assert (settings.stop, settings.prefill, settings.logprobs) == (("\n\n", "User:"), "So ", 2)
+    assert settings.template_args == '{"a": false, "b": 1}'
+    argv = [
+        "--stop",
+        "one",
+        "--stop",
+        '"two" "three"',
+        "--prefill=",
+        "--template-args",
+        '{"a": [1]}',
+        "--logprobs",
+        "0",
+    ]
+    settings, origins = resolve_settings(parse_options(argv), config, None)
+    assert (settings.stop, settings.prefill, settings.logprobs) == (("one", "two", "three"), "", 0)
+    assert settings.template_arguments == {"a": [1]}
+    assert {origins[name] for name in ("stop", "prefill", "logprobs", "template_args")} == {"command line"}
+    assert refusal("--template_args", "[1]").startswith("--template_args cannot be '[1]'. It takes a JSON object")
+
+
 def test_a_checkpoint_s_sampling_keys_count_only_where_it_samples() -> None:
     keys = {"temperature": 0.7, "top_k": 20, "top_p": 0.8}
     greedy, _ = resolve_settings(LaunchOptions(), NO_CONFIG, keys)
