@@ -20,6 +20,7 @@ MINE = Intent(
     program="dllm-chat 1.0",
     versions={"Python": "3.11", "torch": "2.13.0", "transformers": "5.0"},
     host="hosta",
+    whole="all1",
 )
 THEIRS = replace(MINE, path="/there/ckpt", host="hostb")
 
@@ -28,7 +29,7 @@ def test_equal_intents_begin_wherever_the_checkpoint_lies():
     compare([MINE, THEIRS, THEIRS])
     compare([MINE])
     # A rank that has not looked at the checkpoint says nothing of it.
-    compare([MINE, replace(THEIRS, checkpoint=None)])
+    compare([MINE, replace(THEIRS, checkpoint=None, whole=None)])
 
 
 @pytest.mark.parametrize(
@@ -58,6 +59,14 @@ def test_equal_intents_begin_wherever_the_checkpoint_lies():
             {"checkpoint": "def"},
             CheckpointError,
             ["checkpoints of the ranks differ", "abc (/here/ckpt) on rank 0 (hosta), def (/there/ckpt) on rank 2"],
+        ),
+        (
+            {"whole": "all2"},  # samples and sums are the same, and a byte is not
+            CheckpointError,
+            [
+                "checkpoints of the ranks differ",
+                "all1 (/here/ckpt) on rank 0 (hosta), all2 (/there/ckpt) on rank 2",
+            ],
         ),
         (
             {"checkpoint": None, "problem": "Shard 1 of 2 is missing."},

@@ -316,9 +316,8 @@ def test_a_range_that_cannot_be_is_refused(session: Session, tmp_path: Path, ran
 def test_an_unknown_extension_names_the_known_ones(session: Session, tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         written(session, f"{tmp_path}/chat.doc")
-    assert str(caught.value).endswith(
-        "from its extension. It takes .md, .txt, .html, .sharegpt.json, .json, .jsonl or .parquet."
-    )
+    assert "from its extension. It takes .md, .txt, .html, " in str(caught.value)
+    assert all(suffix in str(caught.value) for suffix in FORMATS)
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
