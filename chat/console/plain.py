@@ -24,6 +24,8 @@ from chat.text.cells import visible
 WAITS = "Not sent: send it again when this is done (Ctrl-C stops a reply)."
 # How long nothing is printed before a line says what is being done: at first, and then again and again.
 SIGN_SECONDS, SIGNS_SECONDS = 3.0, 15.0
+LONGEST_LINE = 4096  # bytes that a terminal gathers of one line, its end included; it drops the rest in silence
+CUT_LINE = "Not sent: a terminal passes on 4,095 bytes of a line, and this one has more. /read takes a file."
 SHOWN_CHARACTERS = 2000  # of a message that is to be changed
 END_SECONDS = 0.1  # between two looks whether more comes after an end of input
 INTERRUPT, SUSPEND = b"\x03", b"\x1a"
@@ -164,6 +166,9 @@ class PlainLines:
                 self._ask()
         else:
             text = line.decode("utf-8", errors="replace").rstrip("\r\n")
+            if len(line) >= LONGEST_LINE and os.isatty(self._streams.keyboard_fd):
+                self.note(CUT_LINE)
+                text = ""
             if text.strip():
                 if said := self._state.typed():
                     self.note(said)

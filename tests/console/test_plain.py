@@ -11,6 +11,7 @@ import pytest
 from pty_screen import PtyScreen
 
 from chat.console import plain
+from chat.console.events import Submitted
 from chat.console.plain import PlainLines
 from chat.terminal.streams import describe_streams
 
@@ -58,6 +59,18 @@ def test_a_message_that_is_refused_is_kept_in_a_file_until_another_is_sent(tmp_p
         assert path.exists()
         screen.send("shorter\n")
         screen.wait_for(lambda _: not path.exists())
+
+
+def test_a_line_that_the_terminal_cuts_is_not_sent(tmp_path: Path) -> None:
+    with plain_lines(tmp_path) as (screen, lines):
+        lines.set_busy(False)
+        screen.send("x" * 3000)
+        screen.send("y" * 3000 + "\n")
+        screen.wait_for("this one has more. /read takes a file.\n>")
+        assert lines.events.empty()
+        screen.send("short\n")
+        screen.wait_for(lambda _: not lines.events.empty())
+        assert lines.events.get() == Submitted("short")
 
 
 def test_one_that_a_killed_program_left_is_told_of(tmp_path: Path) -> None:
