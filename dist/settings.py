@@ -129,15 +129,15 @@ SETTINGS: dict[str, Setting] = {
             name="accept",
             default=None,
             kind=Real(0.0, 1.0, above=True, word=Word(text="none", value=None, meaning="auto stays exact")),
-            help="lossy: auto also takes tokens that are not exact yet, as long as they have this probability, and "
-            "a block takes no others; drafts are own",
+            help="lossy: auto also keeps tokens that are not exact yet if they have at least this probability; "
+            "a block keeps only these and exact ones; drafts is own",
             examples=("none", "0.7", "0.9"),
         ),
         Setting(
             name="stop",
             default=(),
             kind=Texts(),
-            help="texts or special tokens that end a reply where they first appear, and are no part of it",
+            help="texts or special tokens that end a reply where they first appear; not part of the reply",
             examples=('"\\n\\n"', '"User:"', "none"),
             shorthand=False,
         ),
@@ -153,7 +153,8 @@ SETTINGS: dict[str, Setting] = {
             name="logprobs",
             default=None,
             kind=Whole(0, 100, Word(text="none", value=None, meaning="they are left out")),
-            help="results hold each token's log-probability and so many of the likeliest; /why shows as many",
+            help="results hold each token's log-probability and this many of the likeliest tokens; "
+            "/why shows as many",
             examples=("none", "0", "5"),
             shorthand=False,
         ),

@@ -93,26 +93,26 @@ class InTurn:
         if digest != asked.digest:
             raise CheckpointError(
                 f"{folder} has changed since the run began.",
-                f"Its digest was {asked.digest} and is {digest or 'not to be had'}.",
-                "Run the same command again once it is whole.",
+                f"Its digest was {asked.digest} and is now {digest or 'unreadable'}.",
+                "Run the same command again once it is complete.",
             )
         if self._others is not None:
             self._others.load(Load(path=str(folder.absolute()), digest=digest))
         adopted = self._checkpoints.load(str(folder))
         if adopted.facts.digest != digest:
-            raise CheckpointError(f"{folder} has changed while it was read.", "", "Run the same command again.")
+            raise CheckpointError(f"{folder} changed while it was being read.", "", "Run the same command again.")
         if adopted.use_template != self._use_template:
             raise CheckpointError(
-                f"{asked.name} and the step before do not both have a chat template.",
+                f"Only one of {asked.name} and the step before it has a chat template.",
                 "Their replies could not be compared.",
-                "--no-use_chat_template, or --chat_template FILE, asks all of them alike.",
+                "--no-use_chat_template, or --chat_template FILE, gives all of them the same prompts.",
             )
         self._loaded, self._tokenizer = folder, adopted.tokenizer
         say(f"{adopted.facts.who} answers, ready in {adopted.facts.ready_seconds} s: {folder}")
         for notice in adopted.notices:
             say(notice)
         if _template(adopted.tokenizer) != self._template:
-            say("Its chat template is another one: replies may differ because of their prompts.")
+            say("Its chat template is different: replies may differ because of their prompts.")
 
 
 def _template(tokenizer: ChatTokenizer) -> str:

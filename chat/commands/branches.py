@@ -76,7 +76,7 @@ def _questions(repl: Repl, word: str) -> Iterable[Value]:
     return ((str(n), node.text[:60]) for n, node in enumerate(repl.talk.tree.questions()[:SHOWN_QUESTIONS], 1))
 
 
-@command("continue", "/continue", "go on with a reply that was stopped, cut, or as long as it might be")
+@command("continue", "/continue", "go on with a reply that was stopped, cut off, or reached its length limit")
 def continue_(repl: Repl, argument: str) -> None:
     repl.answering.go_on()
 
@@ -84,14 +84,14 @@ def continue_(repl: Repl, argument: str) -> None:
 @command(
     "prefill",
     "/prefill [TEXT|-]",
-    'what the next reply begins with (in double quotes: "with blanks at its end "; - takes it back)',
+    'what the next reply begins with (double quotes keep spaces: "at the end "; - removes it)',
     example="/prefill Sure, here",
 )
 def prefill(repl: Repl, argument: str) -> None:
     if argument:
         repl.talk.prefill = "" if argument == "-" else unquoted(argument)
     now = repl.talk.prefill or repl.talk.settings.prefill
-    repl.note(f"The next reply begins with: {now}" if now else "The next reply begins with nothing given.")
+    repl.note(f"The next reply begins with: {now}" if now else "The next reply has no prefill.")
 
 
 def _edited(repl: Repl, word: str) -> Iterable[Value]:
@@ -110,7 +110,7 @@ def edit(repl: Repl, argument: str) -> None:
         reply = repl.talk.last_reply_node
         if reply is None:
             raise UsageError("There is no reply to edit.")
-        repl.note("Enter has the model go on from what you leave of the reply; Ctrl-C cancels.")
+        repl.note("On Enter the model goes on from the reply as you edited it; Ctrl-C cancels.")
         repl.edit(reply)
         return
     n = whole_number(argument, "/edit")

@@ -60,7 +60,7 @@ def checkpoint_values(repl: Repl, word: str) -> Iterator[Value]:
         yield from ((str(step.number), about) for step, about in _described(found))
     except UsageError:
         pass  # not in a run: folders are all there is
-    yield BASE_WORD, "the model that training began with"
+    yield BASE_WORD, "the model that training started from"
     yield from paths(word)
 
 
@@ -82,9 +82,9 @@ def load(repl: Repl, argument: str) -> None:
 @command(
     "watch",
     "/watch [off|load]",
-    "say in the toolbar when a newer step is complete; load: go on with it, and answer the last message again",
+    "show in the toolbar when a newer step is complete; load: go on with it, and answer the last message again",
     live=True,
-    values=first_word(lambda repl, word: [("load", "go on with the newer step"), ("off", "watch no more")]),
+    values=first_word(lambda repl, word: [("load", "go on with the newer step"), ("off", "stop watching")]),
     example="/watch load",
 )
 def watch(repl: Repl, argument: str) -> None:
@@ -97,7 +97,7 @@ def watch(repl: Repl, argument: str) -> None:
         repl.watching.on()
     elif repl.answering.busy:
         repl.later("/watch load")
-        repl.note("The newer step is loaded when this is done.")
+        repl.note("The newer step will be loaded when this is done.")
     else:
         repl.watching.load()
 

@@ -47,7 +47,7 @@ def _present_values(repl: Repl, name: str) -> Iterable[Value]:
     if name in CHOICES:
         return _marked(CHOICES[name].values.items(), CHOICES[name].present(repl))
     if name.startswith(TEMPLATE):
-        values = (*(("true", ""), ("false", "")), (DEFAULT, "not given, as the template has it"))
+        values = (*(("true", ""), ("false", "")), (DEFAULT, "not given (the template's own default)"))
         return _marked(values, dict(argument_rows(repl)).get(name, "not given"))
     if name not in SETTINGS:
         return ()

@@ -69,7 +69,7 @@ KEYS = (
         "stop the reply, clear the line; three times: end the program if a reply does not stop",
     ),
     ("Ctrl-D", "leave, on an empty line; while a reply is made: leave when it is done"),
-    ("Ctrl-Z", "suspend; fg comes back (a reply goes on being made meanwhile)"),
+    ("Ctrl-Z", "suspend; fg resumes (a reply is still generated meanwhile)"),
     ("Ctrl-O", "show what a pasted block holds"),
     ("Ctrl-X Ctrl-E", "write in your editor ($EDITOR); in vi mode: Escape v"),
     ("Ctrl-L", "an empty screen; the scrollback stays"),

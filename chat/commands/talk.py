@@ -39,8 +39,7 @@ def _compared(repl: Repl, words: tuple[str, ...], word: str) -> Iterable[Value]:
 @command(
     "compare",
     "/compare NAME VALUE VALUE...|step STEP...|keep N",
-    "answer the last message once for each value of a setting, or by several steps, and compare; keep: go on with "
-    "reply N",
+    "answer the last message once per value of a setting, or once per step, and compare; keep: go on with reply N",
     values=_compared,
     example="/compare refine_iter 1 2 auto, or /compare step 100 200 latest",
 )
@@ -67,8 +66,8 @@ HERE = "here"
 @command(
     "replay",
     "/replay [here]",
-    "decode every reply again by what made it, or by the model here; say if it comes out the same",
-    values=first_word(lambda repl, word: [(HERE, "all by the model that is loaded now")]),
+    "decode every reply again with the checkpoint that made it (here: the loaded one); say if any differs",
+    values=first_word(lambda repl, word: [(HERE, "all with the model that is loaded now")]),
     example="/replay here",
 )
 def replay(repl: Repl, argument: str) -> None:
@@ -81,7 +80,7 @@ def _copied(repl: Repl, words: tuple[str, ...], word: str) -> Iterable[Value]:
     """`code`, then the number of a block."""
     blocks = code_blocks(repl.talk.transcript.last_reply or "")
     if not words:
-        return (("code", f"the reply has {len(blocks)} blocks of code"),) if blocks else ()
+        return (("code", f"the reply has {counted(len(blocks), 'code block')}"),) if blocks else ()
     return ((str(k), text.split("\n")[0][:60]) for k, text in enumerate(blocks, 1)) if words == ("code",) else ()
 
 
@@ -141,7 +140,7 @@ def show_context(repl: Repl, argument: str) -> None:
 @command(
     "why",
     "/why [WORD]",
-    "how likely the last reply's tokens are to the model: the doubtful ones, or those of a word",
+    "how likely the model finds the last reply's tokens: the least likely ones, or those of WORD",
     example="/why Paris",
 )
 def why(repl: Repl, argument: str) -> None:

@@ -100,7 +100,7 @@ def folders_of(talk: Talk, words: Sequence[str]) -> dict[Path, str]:
         folders = {home: "", **folders}
     if len(folders) < 2:
         raise UsageError(
-            "/compare step needs two steps or more, or one that does not answer now.",
+            "/compare step needs at least two steps, or one other than the loaded one.",
             "",
             "For example: /compare step 100 200 latest",
         )
@@ -153,7 +153,7 @@ def _settings_for_steps(talk: Talk, work: Work, page: Page) -> GenerationSetting
     """Those of the conversation; `auto` where nothing has decided yet how to refine."""
     if not talk.undecided:
         return talk.settings
-    page.note("Nothing says how to refine, so all answer at refine_iter auto.")
+    page.note("refine_iter is not set anywhere, so all answer at auto.")
     return dataclasses.replace(talk.settings, refine_iter="auto", add_eos_length=work.auto_length)
 
 

@@ -64,7 +64,9 @@ class Comparing:
             first = next(iter(made), "")
             self._show(made, len(folders), first, first)
             if first and made[first].asked.settings.refine_iter != "auto":
-                self._page.note("At refine_iter auto only the weights decide where replies differ, not the passes.")
+                self._page.note(
+                    "At fixed R replies can also differ by their passes; at refine_iter auto, only by the weights."
+                )
 
     @property
     def kept(self) -> Sequence[str]:
@@ -138,9 +140,7 @@ class Comparing:
             ]
             self._page.compared(compared, called)
             if others:
-                self._page.note(
-                    f"Not comparable: the prompt of {', '.join(others)} is another one than {called}'s."
-                )
+                self._page.note(f"Not comparable: the prompt of {', '.join(others)} differs from {called}'s.")
             self._question = self._talk.tree.questions()[0].id
             self._kept = dict(made)
             self._page.note("/compare keep N goes on with one of them.")

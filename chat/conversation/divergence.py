@@ -53,7 +53,7 @@ def not_comparable(before: Made, now: Made) -> str | None:
             if before.settings.get(name) != now.settings.get(name):
                 return f"{name} was {before.settings.get(name)} and is {now.settings.get(name)}"
     if any(made.turn.settings.get("accept") is not None for made in (before, now)):
-        return "with accept replies are not exact"
+        return "replies made with accept are not exact"
     if any(_changed(made) for made in (before, now)):
         return "settings changed while one of them was made"
     return None

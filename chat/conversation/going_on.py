@@ -41,7 +41,7 @@ def going_on(reply: Node, tokenizer: ChatTokenizer, settings: GenerationSettings
     assert made is not None
     if made.finish == "stop":
         raise UsageError(
-            "The reply is whole: there is nothing to continue.",
+            "The reply is complete: there is nothing to continue.",
             "It ended by itself, at a stop token or a stop text.",
             "/edit reply changes it and goes on from there.",
         )

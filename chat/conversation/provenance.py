@@ -84,9 +84,9 @@ def promise(tree: Tree, now: CheckpointRecord, *, own: bool) -> str:
     if others and not own:
         return f"Made by {', '.join(others)}; replayed on {named(now)}."
     if now.dtype != "float32" and any(one.dtype != "float32" for one in makers):
-        return f"In {now.dtype} near-ties can differ; float32 promises the same tokens."
+        return f"In {now.dtype} near-ties can differ; float32 guarantees the same tokens."
     if any(one.world_size != now.world_size for one in makers):
-        return f"Made on another number of ranks than the {now.world_size} of this run; near-ties can differ."
+        return f"Made on a different number of ranks (this run has {now.world_size}); near-ties can differ."
     return ""
 
 

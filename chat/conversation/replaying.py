@@ -60,7 +60,7 @@ class Weights:
                 self._problems[which] = f"{named(maker)} cannot be loaded: {error.what} {error.why}".rstrip()
             else:
                 if is_other(maker, self.now.record):
-                    self._problems[which] = f"{named(maker)} holds other weights by now."
+                    self._problems[which] = f"{named(maker)} holds different weights now."
         return self._problems.get(which, "")
 
 

@@ -89,7 +89,7 @@ def how_it_ended(reply: Node | None) -> str:
         case "cancelled":
             return f"[stopped] {WAYS_ON}"
         case "length":
-            return f"[cut] The reply is as long as it may be. {WAYS_ON}"
+            return f"[cut] The reply reached its length limit. {WAYS_ON}"
         case "error":
             return f"[cut] An error ended this reply. {WAYS_ON}"
         case finish if finish == CUT:

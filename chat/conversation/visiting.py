@@ -49,8 +49,8 @@ class Visit:
         if "" not in (digest, facts.digest) and digest != facts.digest:
             raise CheckpointError(
                 f"{facts.who} could not be brought back afterwards.",
-                f"{self._home} holds something else now than what was loaded.",
-                "/load takes what is there now.",
+                f"{self._home} has changed since it was loaded.",
+                "/load loads what is there now.",
             )
         return self
 
@@ -79,7 +79,7 @@ class Visit:
         talk, before = self._talk, self._talk.facts
         self._page.console.set_stoppable(False)
         try:
-            adopted = talk.fetch(str(self._home), f"{before.who.lower()} comes back: ")
+            adopted = talk.fetch(str(self._home), f"reloading {before.who.lower()}: ")
         except RankError:
             raise
         except WeightsLost as lost:
@@ -89,7 +89,7 @@ class Visit:
         else:
             if "" not in (before.digest, adopted.facts.digest) and before.digest != adopted.facts.digest:
                 talk.adopt(adopted)
-                self._page.note(f"{self._home} has changed on disk meanwhile. What is there now answers.")
+                self._page.note(f"{self._home} changed on disk in the meantime. What is there now answers.")
 
     def _stay(self, problem: ChatError) -> None:
         """The way back is closed: what answers is the last guest, and nobody is to think otherwise."""

@@ -32,7 +32,7 @@ class Watching:
             self._watch = self._talk.checkpoints.watch(lambda: self._talk.facts.step, self._tell)
             self._watch.start()
         self._page.note(
-            f"Watching {self._watch.run}: the toolbar says when a newer step is complete. /watch off ends it."
+            f"Watching {self._watch.run}: the toolbar says when a newer step is complete. /watch off stops it."
         )
 
     def off(self) -> None:
@@ -46,7 +46,7 @@ class Watching:
         """Go on with the newer step and answer the last message again by it. Raises ChatError, or WeightsLost."""
         newer = self.newer
         if self._watch is None or self._watch.is_over:
-            raise UsageError("No run is watched.", "", "/watch begins; /load STEP takes a step at once.")
+            raise UsageError("No run is being watched.", "", "/watch starts it; /load STEP loads a step at once.")
         if newer is None:
             step = self._talk.facts.step
             raise UsageError(f"There is no complete step after {step} in {self._watch.run} yet.")

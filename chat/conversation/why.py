@@ -16,6 +16,7 @@ from chat.conversation.state import Talk
 from chat.conversation.work import Work
 from chat.sessions.nodes import Made, Node
 from chat.text.cells import visible
+from chat.text.counted import counted
 from chat.text.prompt import prompt_digest, prompt_ids
 from chat.text.running_text import TokenTexts
 from dist.errors import UsageError
@@ -37,11 +38,11 @@ def why(talk: Talk, work: Work, page: Page, word: str) -> None:
     texts = _texts(talk, ids)
     places = _places(texts, word)
     if not places:
-        raise UsageError(f"The last reply does not hold {word!r}.", "", "/why without a word shows all its doubts.")
+        raise UsageError(f"The last reply does not hold {word!r}.", "", "/why alone shows its least likely tokens.")
     prompt = _prompt(talk, page, reply, reply.made)
     scores = _scores(talk, work, prompt, ids)
     if scores is None:
-        page.note("This model's tokens depend on what follows them: no log-probability can be given.")
+        page.note("No log-probabilities: this model is not causal (its tokens depend on what follows).")
         return
     if not word:
         places = sorted(sorted(places, key=lambda at: scores[at][0])[:LEAST_SURE])
@@ -50,9 +51,9 @@ def why(talk: Talk, work: Work, page: Page, word: str) -> None:
     others = sum(1 for token, (_, top) in zip(ids, scores) if top and top[0][0] != token)
     maker = reply.made.checkpoint
     if maker is not None and is_other(maker, talk.tree.checkpoints[-1]):
-        page.note(f"{talk.facts.who} judges here what another checkpoint wrote.")
+        page.note(f"{talk.facts.who} scores here what another checkpoint wrote.")
     likeliest = f"{others:,} of them not the likeliest (*)" if others else "all of them the likeliest"
-    page.note(f"{len(ids):,} tokens, {likeliest}; log p {total:.2f}, {total / len(ids):.3f} a token.")
+    page.note(f"{counted(len(ids), 'token')}, {likeliest}; log p {total:.2f}, {total / len(ids):.3f} a token.")
 
 
 def _prompt(talk: Talk, page: Page, reply: Node, made: Made) -> tuple[int, ...]:
@@ -61,7 +62,7 @@ def _prompt(talk: Talk, page: Page, reply: Node, made: Made) -> tuple[int, ...]:
     recorded = GenerationSettings(template_args=parse_setting("template_args", made.settings.get("template_args")))
     ids = prompt_ids(asked, talk.tokenizer, talk.use_template, recorded.template_arguments)
     if made.turn.prompt not in ("", prompt_digest(ids)):
-        page.note("The prompt is another one now than the reply was made to.")
+        page.note("The prompt has changed since the reply was made.")
     return ids
 
 
@@ -78,7 +79,7 @@ def _scores(talk: Talk, work: Work, prompt: tuple[int, ...], ids: tuple[int, ...
         logprobs=best,
     )
     try:
-        return work.reply(turn, lambda: settings, lambda update: None, "looking at the reply: ").logprobs
+        return work.reply(turn, lambda: settings, lambda update: None, "scoring the reply: ").logprobs
     finally:
         work.rest()
 

@@ -64,11 +64,11 @@ class Surroundings:
         if self.base and expand(self.base).is_dir():
             return expand(self.base).absolute()
         raise CheckpointError(
-            "Where the base model lies is not known.",
-            f"The checkpoint names {self.base}, which is no folder here."
+            "The base model's folder is not known.",
+            f"The checkpoint names {self.base}, which is not a folder here."
             if self.base
             else "The checkpoint names none.",
-            "Name its folder in the place of base, or start with --base_model FOLDER.",
+            "Give its folder instead of base, or start with --base_model FOLDER.",
         )
 
 
@@ -76,5 +76,5 @@ def _instead(steps: tuple[Step, ...]) -> str:
     """What to load in the place of a step that is gone."""
     complete = newest_complete(steps)
     if complete is None:
-        return "/load NUMBER takes another."
+        return "/load NUMBER loads another."
     return f"the newest complete step is {complete.number}: /load {complete.number}"

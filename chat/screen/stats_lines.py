@@ -105,9 +105,11 @@ def _refined(reply: Reply) -> list[str]:
         parts.append(f"auto: {accepted:.2f} tokens accepted a pass")
     if stats.iterations or not parts:
         made, allowed = sum(stats.iterations), _allowed(reply)
-        of = f" of {allowed:,}" if allowed else ""
         blocks = counted(len(stats.iterations), "block")
-        parts += [f"{made:,}{of} iterations", f"{sum(stats.converged)} of {blocks} converged"]
+        parts += [
+            f"{made:,} of {allowed:,} iterations" if allowed else counted(made, "iteration"),
+            f"{sum(stats.converged)} of {blocks} converged",
+        ]
     return parts
 
 

@@ -37,7 +37,7 @@ def state_of(node: Node, following: Node | None) -> str:
         answered = following is not None and following.role == ASSISTANT
         return "" if answered or node.role != USER else "unanswered"
     n = node.made.turn.left_out
-    left_out = f"made without the {n} oldest exchange{'s' if n > 1 else ''}" if n else ""
+    left_out = f"made without the oldest {counted(n, 'exchange')}" if n else ""
     ended = {"cancelled": "stopped", "error": "cut", CUT: "cut"}.get(node.made.finish, "")
     return ", ".join(filter(None, (ended, left_out)))
 
@@ -76,7 +76,7 @@ def facts_of(made: Made) -> str:
     if "tokens_per_s" in stats:
         parts.append(f"{stats['tokens_per_s']} tok/s")
     if "forwards" in stats:
-        parts.append(f"{stats['forwards']} forward passes")
+        parts.append(f"{stats['forwards']} forward {'pass' if stats['forwards'] == 1 else 'passes'}")
     parts.append(made.finish)
     if made.time is not None:
         parts.append(time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(made.time)))

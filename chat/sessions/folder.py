@@ -104,7 +104,7 @@ def check_name(name: str) -> None:
     if not NAME.fullmatch(name):
         raise UsageError(
             f"A session cannot be named {name!r}.",
-            "A name has letters, digits and . _ + - in it, and begins with a letter or digit.",
+            "A name consists of letters, digits and . _ + - and begins with a letter or digit.",
         )
 
 

@@ -6,6 +6,7 @@ from chat.files import write_whole
 from chat.sessions.journal import Journal, as_line, read_journal
 from chat.sessions.records import VERSION
 from chat.sessions.tree import Tree
+from chat.text.counted import counted
 from dist.errors import ChatError
 
 
@@ -31,7 +32,7 @@ def put_in_order(journal: Journal, data: bytes, name: str) -> tuple[Tree, tuple[
     lost = len(data) - reading.sound
     journal.keep(reading.sound, len(tree.records))
     if lost:
-        said.append(f"The end of the journal was damaged: {lost:,} bytes that say nothing were dropped.")
+        said.append(f"The end of the journal was damaged: dropped {counted(lost, 'unreadable byte')}.")
     if reading.skipped:
         lines = "line is" if reading.skipped == 1 else "lines are"
         said.append(f"{reading.skipped} {lines} damaged in the middle of the journal; the rest was read.")

@@ -94,7 +94,7 @@ def _count(value: object) -> int:
 def _steps(value: object) -> tuple[str, ...]:
     words = tuple(word.strip() for word in str(value).split(","))
     if not all(words):
-        raise ValueError("It takes steps with commas between them, such as 100,200,latest.")
+        raise ValueError("It takes steps separated by commas, such as 100,200,latest.")
     return words
 
 
@@ -144,8 +144,8 @@ OPTIONS: dict[str, Option] = {
             read=_parallel,
             in_config=True,
             help="how the model is spread over the processes: auto, tp (each layer is cut), fsdp, none or verl; "
-            "for many prompts also copies[:RANKS], several copies side by side on so many ranks each, which is "
-            "what auto does with them (default auto)",
+            "for many prompts also copies[:RANKS], several copies of the model, each on RANKS ranks, which is "
+            "what auto uses for them (default auto)",
         ),
         Option(
             name="dtype",
@@ -173,7 +173,7 @@ OPTIONS: dict[str, Option] = {
             name="exact",
             group=MODEL,
             in_config=True,
-            help="in 16 bits on GPUs, the same tokens whatever N, other prompts and earlier turns are; long "
+            help="in 16 bits on GPUs, the same tokens regardless of N, other prompts and earlier turns; long "
             "prompts are read more slowly",
         ),
         Option(name="trust_remote_code", group=MODEL, help="run the model code that the checkpoint brings along"),
@@ -205,8 +205,8 @@ OPTIONS: dict[str, Option] = {
             group=PROMPTS,
             metavar="A,B,...",
             read=_steps,
-            help="answer every prompt by each of these steps of the run in turn, under the same settings: numbers, "
-            "latest, base, or folders; a table of what changed stands at the end",
+            help="answer every prompt with each of these steps of the run in turn, under the same settings: "
+            "numbers, latest, base, or folders; a table at the end shows what changed",
         ),
         Option(
             name="use_chat_template",

@@ -109,8 +109,8 @@ def parse_options(
     if options.has_prompts and not options.reads_stdin and text_is_piped():
         raise UsageError(
             "Prompts were given, and text is piped in: it would not be read.",
-            "With - in the place of PROMPT the piped text is the prompt, with no prompt each of its lines is.",
-            "Add </dev/null if it is not meant, as in a loop that reads lines.",
+            "With - in place of PROMPT the piped text is the prompt; without a prompt each of its lines is one.",
+            "Add </dev/null if it is not meant to be read, as in a loop that reads lines.",
         )
     _check_prompts_file(options)
     _check_output_file(options)
@@ -223,7 +223,7 @@ def _check_together(options: LaunchOptions) -> None:
     if options.steps and options.parallel == "verl":
         raise UsageError(
             "--steps and --parallel verl cannot be given together.",
-            "verl's loader leaves the weights in a form that others cannot be read into.",
+            "verl's loader leaves the weights in a form that other checkpoints cannot be read into.",
         )
     for name in ("output_file", "json", "verbose_trace", "n", "batch_size", "steps"):
         if name in options.given and not options.has_prompts:

@@ -58,7 +58,7 @@ class ChatTemplate:
         try:
             self.render([("user", "?")], arguments=given)
         except PromptError as error:
-            raise UsageError("The chat template cannot work with that.", error.why) from error
+            raise UsageError("The chat template fails with these arguments.", error.why) from error
 
     def render(
         self,

@@ -254,8 +254,8 @@ def _likely(attempt: _Attempt) -> str:
         return "The names agree and the sizes do not: config.json is of another size of the same model."
     if missing and not extra and not differing:
         if all(HEAD.search(name) for name in missing):
-            return "Heads tied to the embeddings are not saved; by config.json this one is not tied."
-        return "The file was saved in part, or config.json is of another architecture."
+            return "Heads tied to the embeddings are not saved, but config.json says that this one is not tied."
+        return "The file is incomplete, or config.json describes another architecture."
     if extra and not missing and not differing:
         return (
             "No parameter takes them, and replies would be made without them: "

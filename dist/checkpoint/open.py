@@ -231,7 +231,7 @@ def _recorded_base(found: Found) -> Found:
         return find_weights(Path(name))
     raise CheckpointError(
         f"{found.folder} holds adapters only.",
-        f"They were trained on {name}, which is no folder here."
+        f"They were trained on {name}, which is not a folder here."
         if name
         else "It does not say what they belong to.",
         "Give the folder of their base model with --base_model.",
@@ -240,8 +240,8 @@ def _recorded_base(found: Found) -> Found:
 
 def _ambiguous(folder: Path) -> CheckpointError:
     return CheckpointError(
-        f"{folder} holds a model and adapters of it.",
-        "Nothing says whether the adapters are merged into the model's weights already.",
+        f"{folder} holds a model and adapters for it.",
+        "Nothing says whether the adapters are already merged into the model's weights.",
         "Move adapter_config.json and the adapter's weights to a folder of their own. Without them the model "
         "answers; that folder with --base_model is the model with the adapters added.",
     )

@@ -33,7 +33,7 @@ def refuse_critics(folder: Path, config: Mapping[str, Any], tensors: Mapping[str
     actor = folder.parent / "actor"
     raise CheckpointError(
         f"{folder} holds a critic or reward model.",
-        f"It gives values, not words: {sign}.",
+        f"It outputs values, not text: {sign}.",
         f"Give {actor}." if actor.is_dir() and actor != folder else "Give the folder of an actor.",
     )
 

@@ -75,7 +75,7 @@ def answer(sandbox: ImmutableSandboxedEnvironment, request: Any) -> dict[str, An
     except TemplateSyntaxError as error:
         return {"error": error.message, "line": error.lineno}
     except RecursionError:
-        return {"error": "it calls itself too deeply"}
+        return {"error": "it recurses too deeply"}
     except Exception as error:  # noqa: BLE001  (a template can raise what it likes; all of it is its fault)
         return {"error": str(error) or type(error).__name__}
 

@@ -113,7 +113,7 @@ class _Child:
             line = self._line(seconds)
         if not line.endswith(b"\n"):
             _end(self._process)
-            raise Stopped("It ended the process that it ran in: too much memory, or too deep.")
+            raise Stopped("It crashed the process that it ran in: too much memory, or too deep a recursion.")
         found: dict[str, Any] = json.loads(line)
         return found
 

@@ -201,7 +201,7 @@ def _needs_parts(render: Render) -> bool:
             problem = problem or error
     if problem is not None:
         raise problem
-    raise Refused("the user's message is not in what it makes")
+    raise Refused("its output lacks the user's message")
 
 
 def _keeps_history(rendered: Callable[..., str]) -> bool:

@@ -128,7 +128,7 @@ def _checked(checkpoint: Checkpoint, without: Set[Archive], passed_over: int) ->
     bare = [path for path in (*bare_files(checkpoint), *sorted(_paths(without))) if path not in paths]
     if bare:
         suffixes = ", ".join(sorted({path.suffix for path in bare}))
-        said.append(f"{_files(len(bare))} without checksums ({suffixes}) read and compared with nothing")
+        said.append(f"{_files(len(bare))} without checksums ({suffixes}) read, but not compared")
     return "; ".join(said) or "there are no files"
 
 

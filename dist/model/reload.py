@@ -120,8 +120,8 @@ class Reloader:
         for mine, there in ((ready.digest, order.digest), (whole, order.whole)):
             if "" not in (mine, there) and mine != there:
                 raise CheckpointError(
-                    f"{order.path} holds another checkpoint on {os.uname().nodename} than on rank 0's host.",
-                    f"Its digest is {mine}, there {there}.",
+                    f"{order.path} on {os.uname().nodename} is not the checkpoint that it is on rank 0's host.",
+                    f"Its digest is {mine}, on rank 0's host {there}.",
                     "Copy the same checkpoint to all hosts.",
                 )
         return ready

@@ -396,7 +396,7 @@ def test_a_critic(run):
     (run / "global_step_3").rename(run / "critic")
     (run / "actor").mkdir()
     assert refusal(run / "critic") == (
-        f"{run / 'critic'} holds a critic or reward model. It gives values, not words: its architecture is "
+        f"{run / 'critic'} holds a critic or reward model. It outputs values, not text: its architecture is "
         f"Qwen2ForTokenClassification. Give {run / 'actor'}."
     )
 
@@ -407,7 +407,7 @@ def test_a_value_head(run):
             {"model.norm.weight": torch.ones(2), "score.weight": torch.ones(1, 2)}, step(run) / SHARD.format(rank)
         )
     assert refusal(run) == (
-        f"{step(run)} holds a critic or reward model. It gives values, not words: it has score.weight. "
+        f"{step(run)} holds a critic or reward model. It outputs values, not text: it has score.weight. "
         "Give the folder of an actor."
     )
 

@@ -158,7 +158,7 @@ def test_an_adapter_folder_needs_its_base(run, tmp_path):
     with pytest.raises(CheckpointError) as caught:
         open_checkpoint(folder)
     assert str(caught.value) == (
-        f"{folder} holds adapters only. They were trained on org/tiny-7B, which is no folder here. "
+        f"{folder} holds adapters only. They were trained on org/tiny-7B, which is not a folder here. "
         "Give the folder of their base model with --base_model."
     )
     checkpoint = open_checkpoint(folder, base_model=run / "reference")
@@ -204,8 +204,7 @@ def test_shards_that_hold_adapters_only_need_their_base(run):
     assert torch.equal(read(checkpoint, name), expected(run)[name])
     assert checkpoint.config_dir == actor(run) / "huggingface"
     assert verify(checkpoint).words == (
-        "every byte of 2 files matches its CRC-32; 1 file without checksums (.safetensors) read and compared with "
-        "nothing"
+        "every byte of 2 files matches its CRC-32; 1 file without checksums (.safetensors) read, but not compared"
     )
 
 

@@ -138,7 +138,7 @@ def test_a_shard_saved_without_checksums_opens_and_counts_by_samples(tiny_checkp
     assert first.endswith(" (sampled)")
     verified = verify(checkpoint)
     assert verified.words == (
-        "every byte of 2 files matches its CRC-32; 1 file without checksums (.pt) read and compared with nothing"
+        "every byte of 2 files matches its CRC-32; 1 file without checksums (.pt) read, but not compared"
     )
     pieces = (piece for tensor in checkpoint.tensors.values() for piece in tensor.pieces)
     flip(shard, next(piece.start for piece in pieces if piece.path == str(shard)))
@@ -148,7 +148,7 @@ def test_a_shard_saved_without_checksums_opens_and_counts_by_samples(tiny_checkp
 
 def test_every_byte_counts_in_the_digest_of_all(whole: Path, tmp_path: Path) -> None:
     before = verify(open_checkpoint(whole))
-    assert before.words == "1 file without checksums (.safetensors) read and compared with nothing"
+    assert before.words == "1 file without checksums (.safetensors) read, but not compared"
     shutil.copytree(whole, tmp_path / "copy")
     assert verify(open_checkpoint(tmp_path / "copy")) == before
     path = whole / "model.safetensors"

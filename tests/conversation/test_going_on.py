@@ -127,7 +127,7 @@ def test_a_reply_that_the_limit_ended_goes_on_to_the_next_multiple(talk, name):
     assert made[-1].token_ids == last(once).made.token_ids
     assert len(repl.talk.tree.leaves()) == 1
     shown = talk("/resume " + repl.talk.session.name, "/replay")[1].shown
-    assert "[cut] The reply is as long as it may be. /continue goes on with it" in shown
+    assert "[cut] The reply reached its length limit. /continue goes on with it" in shown
     assert shown.count(": same, ") == 3
 
 
@@ -188,7 +188,7 @@ def test_a_prefill_begins_the_next_reply_and_no_other(talk, tokenizer):
         ),
         (
             ['/set stop "(" "s" "w"', "Hello", "/continue"],
-            "The reply is whole: there is nothing to continue.",
+            "The reply is complete: there is nothing to continue.",
         ),
         (["/edit reply"], "There is no reply to edit."),
         (['/prefill "x\\q"'], "The text in double quotes cannot be read"),

@@ -100,7 +100,7 @@ def test_steps_answer_in_turn_with_the_reply_before_as_draft_and_the_first_one_i
 def test_a_kept_reply_is_a_branch_made_by_its_step(run, talk, tmp_path):
     repl, console = talk(run / "global_step_3", "Hello", "/compare step 7", "/compare keep 2", "And?")
     assert list(rows(console.shown)) == ["step 3", "step 7"]
-    assert "At refine_iter auto only the weights decide" in console.shown
+    assert "at refine_iter auto, only by the weights." in console.shown
     assert "The conversation goes on with reply 2, step 7." in console.shown
     made = [node.made for node in repl.talk.tree.nodes() if node.made]
     assert [one.checkpoint.step for one in made] == [3, 7, 3]
@@ -168,7 +168,7 @@ def test_nothing_is_loaded_where_the_step_before_could_not_come_back(run, talk):
         path = run / "global_step_3" / "actor" / "huggingface" / "generation_config.json"
         path.write_text(path.read_text().replace("{", '{"note": 1,', 1))
 
-    for spoil, why in ((rewrite, "holds something else now"), (remove, "There is no")):
+    for spoil, why in ((rewrite, "has changed since it was loaded"), (remove, "There is no")):
         repl, console = talk(run / "global_step_3", "Hello", spoil, "/compare step 7 12", "And?")
         assert "Step 3 could not be brought back afterwards.\n" in console.shown and why in console.shown
         assert not rows(console.shown) and repl.talk.facts.step == 3
@@ -190,10 +190,10 @@ def test_what_cannot_be_compared_is_said(run, talk):
     lines = [f"/compare step {step}" for step in steps]
     _, console = talk(run / "global_step_3", lines[0], "Hello", *lines[1:])
     assert "There is nothing to compare yet." in console.shown
-    assert console.shown.count("/compare step needs two steps or more, or one that does not answer now.") == 2
+    assert console.shown.count("/compare step needs at least two steps, or one other than the loaded one.") == 2
     assert "There is no step 9 in" in console.shown
-    assert "Where the base model lies is not known." in console.shown
-    assert "Not comparable: the prompt of step 7 is another one than step 3's." in console.shown
+    assert "The base model's folder is not known." in console.shown
+    assert "Not comparable: the prompt of step 7 differs from step 3's." in console.shown
     assert rows(console.shown)["step 7"][4:] == ["-", "-"]
 
 
@@ -205,7 +205,7 @@ def test_the_base_model_answers_too_and_undecided_settings_are_auto_for_all(run,
         run / "global_step_3", "Hello", "/load 7", "/compare step base 7 3", "/compare keep 1", options=options
     )
     assert list(rows(console.shown)) == ["base", "step 7", "step 3"]
-    assert "Nothing says how to refine, so all answer at refine_iter auto." in console.shown
+    assert "refine_iter is not set anywhere, so all answer at auto." in console.shown
     assert "1 base / 3 step 3 " in console.shown
     kept = repl.talk.tree.path()[-1].made
     assert kept.checkpoint.path == str(run / "reference") and kept.settings["refine_iter"] == "auto"

@@ -81,7 +81,7 @@ def test_a_template_that_needs_an_argument_opens_with_it(folder, engine, tmp_pat
     talk = holder(engine, tokenizer, tmp_path, START.with_value("template_args", {"language": "Welsh"}))
     _, console = talk("Hello", "/prompt", "/set template_args none", "/set template_args [1]")
     assert "WELSH\n" in console.shown
-    assert "The chat template cannot work with that.\nIt says: 'language' is undefined" in console.shown
+    assert "The chat template fails with these arguments.\nIt says: 'language' is undefined" in console.shown
     assert "template_args cannot be '[1]'.\nIt takes a JSON object" in console.shown
 
 

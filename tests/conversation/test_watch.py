@@ -161,11 +161,11 @@ def test_the_toolbar_names_the_newer_step_and_load_answers_again_by_it(run, tmp_
         "/watch off",
         prepare=consoles.append,
     )
-    assert "No run is watched." in console.shown
+    assert "No run is being watched." in console.shown
     assert "There is no complete step after 3 in" in console.shown
     assert "Step 7 is complete. /watch load goes on with it." in console.shown  # where there is no toolbar
-    assert "The newer step is loaded when this is done." in console.shown
-    assert console.shown.index("The newer step is loaded") < console.shown.index("Step 7 answers from here on")
+    assert "The newer step will be loaded when this is done." in console.shown
+    assert console.shown.index("The newer step will be loaded") < console.shown.index("Step 7 answers from here on")
     assert console.shown.count("The same as the reply of step 3 for ") == 1
     assert [node.made.checkpoint.step for node in repl.talk.tree.nodes() if node.made] == [3, 3, 7]
     by_seven = repl.talk.transcript.messages[-1]

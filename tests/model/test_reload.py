@@ -88,7 +88,7 @@ def test_other_weights_under_the_same_name_on_another_host_are_refused(on_ranks,
     refused = on_ranks[ranks, f"{keep} differ_on_last_rank"]
     kind, text = refused["error"]
     assert kind == "CheckpointError"
-    assert "holds another checkpoint on " in text
+    assert "is not the checkpoint that it is on rank 0's host" in text
     assert "Rank 1" in text
     assert refused["changed"] == []
     assert (refused["step"], refused["reply"]) == (3, refused["first"])

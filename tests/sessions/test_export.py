@@ -80,7 +80,7 @@ def test_text_says_with_each_reply_what_made_it(session: Session, tmp_path: Path
     assert "refine_iter auto · temperature 0.5 · seed 12 · 1 token · cancelled" in facts[1]
     assert "seed" not in facts[0] + facts[2]
     assert "\nYou (unanswered):\nunheard\n" in text
-    assert "\nModel (stopped, made without the 1 oldest exchange):\nAnd\n" in text
+    assert "\nModel (stopped, made without the oldest 1 exchange):\nAnd\n" in text
 
 
 def test_markdown_is_read_as_it_is_meant(session: Session, tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_markdown_is_read_as_it_is_meant(session: Session, tmp_path: Path) -> No
     # The open fence in the first message swallows nothing, nor does its heading count as one.
     assert headings == [
         *("talk", "System", "You", "Model", "You (unanswered)", "You"),
-        *("Model (stopped, made without the 1 oldest exchange)", "You", "Model"),
+        *("Model (stopped, made without the oldest 1 exchange)", "You", "Model"),
     ]
     assert [token.content for token in tokens if token.type == "fence"][1] == "print('<b>')  # 世界\n"
     assert [token.type for token in tokens].count("table_open") == 1

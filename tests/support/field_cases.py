@@ -119,7 +119,7 @@ def _extra(folder: Path) -> None:
 row("a head is wanted and none was saved", refused="Heads tied to the embeddings are not saved")(
     lambda folder: with_tensors(folder, lambda state: state.pop("lm_head.weight"))
 )
-row("a tensor is wanted and was not saved", refused="The file was saved in part, or")(
+row("a tensor is wanted and was not saved", refused="The file is incomplete, or")(
     lambda folder: with_tensors(folder, lambda state: state.pop("model.norm.weight"))
 )
 
@@ -264,7 +264,7 @@ def moved(**files: str | None) -> Make:
 row("an adapter without its adapter_config.json", refused="is not recorded")(moved(adapter_config=None))
 row("it, and --lora_alpha given", says=("alpha 12 (--lora_alpha)",), lora_alpha=12)(moved(adapter_config=None))
 row("an adapter without its weights", refused="There are no weights beside")(moved(adapter_model=None))
-row("an adapter among the files of a whole model", refused="holds a model and adapters of it")(
+row("an adapter among the files of a whole model", refused="holds a model and adapters for it")(
     moved(adapter_config=".", adapter_model=".")
 )
 
@@ -340,7 +340,7 @@ def template(text: str | None, **config: Any) -> Make:
 
 
 row("a template that wants contents as parts", says=("contents are given as lists of parts",))(template(PARTS))
-row("a template that leaves out what users say", refused="the user's message is not in what it makes")(
+row("a template that leaves out what users say", refused="its output lacks the user's message")(
     template("{{ messages | length }} messages. ")
 )
 row("no template", says=("none: prompts are sent as they are",))(template(None))
