@@ -114,7 +114,7 @@ SETTINGS: dict[str, Setting] = {
             name="decoder",
             default="cached",
             kind=OneOf(("cached", "plain")),
-            help="cached keeps keys and values; plain recomputes everything (the reference)",
+            help="cached uses a KV cache; plain recomputes everything (the reference)",
             examples=("cached", "plain"),
         ),
         Setting(

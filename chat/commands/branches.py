@@ -165,7 +165,7 @@ def _maker(leaf: Node) -> str:
 @command(
     "branches",
     "/branches [N]",
-    "everything that was said, by its ends; with a number, go on from there",
+    "all branches of the conversation; with a number, go on from that one",
     values=first_word(_leaves),
     example="/branches 2",
 )
