@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from deaths import busyness
 from namespaces import Hosts, obstacle
 from program import FIGURES, READY_S, ROOT, Chat, environment, replied
 from pty_screen import CTRL_C, CTRL_D
@@ -145,16 +146,17 @@ def a_conversation(pair: Pair, slow: int = 0) -> None:
     port = f":{29400:04X}"
     assert not [one for one in pair.hosts.listening(0) if one.endswith(port) and one.startswith("00000000")]
     if slow:
-        try:
-            pair.hosts.slow_down(1, slow)
-        except subprocess.CalledProcessError as error:
-            pytest.skip(f"this kernel cannot slow a cable down (netem): {error.stderr.strip()}")
+        pair.hosts.slow_down(1, slow)
+        pair.hosts.round_trip(0, 1)  # the first one also asks who has the address
+        took = pair.hosts.round_trip(0, 1)
+        print(f"there and back: {took:.1f} ms")
+        assert took >= 2 * slow
     pair.chat.say("Hello there")
-    pair.chat.wait_for(replied(), 60)
+    pair.chat.wait_for(replied(), 120)
     pair.chat.say("/refine_iter 4")
     pair.chat.wait_for("refine_iter is 4")
     pair.chat.say("And again")
-    pair.chat.wait_for(replied(2), 60)
+    pair.chat.wait_for(replied(2), 120)
     print("\n".join(line for line in pair.chat.lines if FIGURES.search(line)))
     pair.chat.send(CTRL_D)
     assert pair.chat.wait_end(15) == 0
@@ -268,7 +270,10 @@ def node_0s_script_killed(pair: Pair) -> None:
 
 
 def is_refused(pair: Pair, code: int, *parts: str) -> None:
+    pair.wait_said("serving node 0")  # the hosts have met
+    met = time.monotonic()
     assert pair.chat.wait_end(READY_S) == code
+    print(f"refused {time.monotonic() - met:.1f} s after the hosts had met; machine {busyness():.1f}")
     assert pair.follower.wait(20) == code
     for said in (" ".join(pair.chat.text.split()), pair.said):
         assert not [part for part in parts if part not in said], said

@@ -20,7 +20,7 @@ from dist.decode.engine import Engine
 from dist.errors import CheckpointError, WeightsLost
 from dist.group.group import SoloGroup
 from dist.model.load import load_model
-from dist.model.onednn import PackedLinear, SharedLinear, pack, packing_pays, unpack
+from dist.model.onednn import PackedLinear, SharedLinear, pack, packing_pays, padded_rows, unpack
 from dist.model.reload import Reloader
 from dist.protocol import Control, Reply, Turn
 from dist.settings import GenerationSettings
@@ -84,6 +84,14 @@ def test_a_packed_layer_is_that_layer_for_any_number_of_rows(shape):
             torch.testing.assert_close(module(x), linear(x))
         strided = torch.randn(3, in_features, 9).transpose(1, 2)[:, -5:]
         torch.testing.assert_close(module(strided), linear(strided))
+
+
+def test_products_have_few_numbers_of_rows():
+    wanted = range(1, 4097)
+    made = [padded_rows(rows) for rows in wanted]
+    assert all(rows <= whole <= rows * 17 / 16 for rows, whole in zip(wanted, made))
+    assert made[:31] == list(wanted)[:31]
+    assert len(set(made)) < 150
 
 
 def test_a_tied_head_stays_one_tensor_with_its_embedding():

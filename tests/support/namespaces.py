@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from types import TracebackType
 
@@ -40,6 +41,7 @@ class Hosts:
         self._switch = f"{self._mark}-switch"
         self.names = [f"host{letter}" for letter in "abcdefg"[:count]]
         self.spaces = [f"{self._mark}-{name}" for name in self.names]
+        self._slow: subprocess.Popen[str] | None = None
         self.addresses = [f"{NETWORK}.{number}" for number in range(1, count + 1)]
 
     def __enter__(self) -> Hosts:
@@ -63,6 +65,9 @@ class Hosts:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._slow is not None:
+            self._slow.kill()
+            self._slow.wait()
         for space in (*self.spaces, self._switch):
             subprocess.run(["ip", "netns", "del", space], capture_output=True)
             shutil.rmtree(Path("/etc/netns") / space, ignore_errors=True)
@@ -86,9 +91,30 @@ class Hosts:
         _ip("-n", self._switch, "link", "set", f"port{host}", "down")
 
     def slow_down(self, host: int, milliseconds: int) -> None:
-        """Let everything that a host sends take so long."""
-        tc = ["tc", "-n", self.spaces[host], "qdisc", "add", "dev", "cable0", "root", "netem", "delay"]
-        subprocess.run([*tc, f"{milliseconds}ms"], check=True, capture_output=True, text=True)
+        """Let everything that a host sends and receives take so long: its cable is led through a program."""
+        words = [sys.executable, str(Path(__file__).with_name("slow_cable.py")), str(milliseconds)]
+        self._slow = subprocess.Popen(
+            ["ip", "netns", "exec", self._switch, *words], stdout=subprocess.PIPE, text=True
+        )
+        assert self._slow.stdout is not None
+        with self._slow.stdout as said:
+            assert said.readline() == "ready\n"
+        # host -- port -- [second bridge -- left] program [right -- bridge] -- the others
+        _ip("-n", self._switch, "link", "add", "second", "type", "bridge")
+        for name, bridge in ((f"port{host}", "second"), ("left", "second"), ("right", "bridge")):
+            _ip("-n", self._switch, "link", "set", name, "master", bridge, "up")
+        _ip("-n", self._switch, "link", "set", "second", "up")
+
+    def round_trip(self, host: int, other: int) -> float:
+        """Milliseconds from one host to another and back, by a TCP connection that is refused."""
+        code = (
+            "import socket, sys, time; began = time.perf_counter(); s = socket.socket()\n"
+            "try: s.connect((sys.argv[1], 9))\n"
+            "except ConnectionRefusedError: print((time.perf_counter() - began) * 1000)"
+        )
+        words = [sys.executable, "-c", code, self.addresses[other]]
+        ran = subprocess.run(self.command(host, *words), check=True, capture_output=True, text=True)
+        return float(ran.stdout)
 
     def listening(self, host: int) -> list[str]:
         """The addresses that TCP sockets of a host listen on."""
