@@ -30,6 +30,7 @@ if WHY_NOT is not None:
 
 # Across hosts; a machine that runs the tests may have more to do than the program has time.
 LEFT_S = 15.0
+REFUSED_S = 5.0
 LONG = (
     "--max_new_tokens",
     "1800",
@@ -273,7 +274,9 @@ def is_refused(pair: Pair, code: int, *parts: str) -> None:
     pair.wait_said("serving node 0")  # the hosts have met
     met = time.monotonic()
     assert pair.chat.wait_end(READY_S) == code
-    print(f"refused {time.monotonic() - met:.1f} s after the hosts had met; machine {busyness():.1f}")
+    took, busy = time.monotonic() - met, busyness()
+    print(f"refused {took:.1f} s after the hosts had met; machine {busy:.1f}")
+    assert took <= REFUSED_S * busy
     assert pair.follower.wait(20) == code
     for said in (" ".join(pair.chat.text.split()), pair.said):
         assert not [part for part in parts if part not in said], said
