@@ -149,9 +149,10 @@ def second_turns(bench: Bench, rounds: int) -> None:
     compare(name, rounds, kept, lambda: bench.fresh(second, block))
 
 
-def against_generate(bench: Bench, rounds: int) -> None:
+def against_generate(bench: Bench, rounds: int, clock: Callable[[], float]) -> None:
     """`refine_iter auto` against transformers' generate (greedy, cache on) with the very same module.
 
+    `clock` may be that of this process's CPU time, which other load disturbs less; then take one thread.
     So that both are of one run, blocks refined until they are exact are timed too, and a window without look-ups.
     """
     prompt = bench.conversation()
@@ -163,19 +164,20 @@ def against_generate(bench: Bench, rounds: int) -> None:
     }
     replies: dict[str, Reply] = {}
     seconds: dict[str, list[float]] = {name: [] for name in sides}
-    generated: list[int] = []
 
     def ours(name: str) -> None:
         bench.drop_cache()
-        began = time.perf_counter()
+        began = clock()
         (replies[name],) = bench.answer((prompt,), sides[name])
-        seconds[name].append(time.perf_counter() - began)
+        seconds[name].append(clock() - began)
 
     theirs: list[float] = []
     for _ in range(rounds):
         for name in sides:
             ours(name)
-        theirs.append(timed(lambda: generated.extend(generate(bench, prompt))))
+        began = clock()
+        generated = generate(bench, prompt)
+        theirs.append(clock() - began)
     for name, mine in seconds.items():
         ratios = [other / one for one, other in zip(mine, theirs)]
         title = f"{NEW_TOKENS} tokens, `auto`, N = 7, {name} / transformers `generate`"
@@ -183,6 +185,22 @@ def against_generate(bench: Bench, rounds: int) -> None:
         same = sum(a == b for a, b in zip(replies[name].token_ids, generated))
         rate = replies[name].stats.tokens_per_forward
         print(f"| ... {rate:.2f} tokens a forward; {same} of {NEW_TOKENS} tokens the same | | | | |", flush=True)
+
+
+def widths(bench: Bench, rounds: int) -> None:
+    """What a window's pass costs by its N, in CPU time of all threads: whether fewer places would pay."""
+    prompt, lengths = bench.conversation(), (0, 1, 3, 7, 15)
+    spent: dict[int, list[float]] = {n: [] for n in lengths}
+    for _ in range(rounds):
+        for n in lengths:
+            settings = GenerationSettings(add_eos_length=n, refine_iter="auto", max_new_tokens=24, drafts="own")
+            bench.answer((prompt,), settings)  # reads the prompt
+            began = time.process_time()
+            (reply,) = bench.answer((prompt,), settings)
+            spent[n].append((time.process_time() - began) / reply.stats.forwards)
+    for n in lengths:
+        ratios = [seven / one for one, seven in zip(spent[n], spent[7])]
+        row(f"a pass of a window, N = {n} / N = 7", *map(statistics.median, (spent[n], spent[7])), ratios)
 
 
 def generate(bench: Bench, prompt: tuple[int, ...]) -> list[int]:
@@ -228,6 +246,7 @@ def main() -> None:
     parser.add_argument("checkpoint", nargs="?", default=str(demo_folder()))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--cpu_time", action="store_true", help="compare with generate by CPU time")
     parser.add_argument("--prompts", type=int, default=16, help="how many, in the row of many prompts")
     parser.add_argument(
         "--only", default="plain,packed,second,generate,batches,verdicts,defaults", help="parts, comma-separated"
@@ -239,7 +258,10 @@ def main() -> None:
         "plain": lambda: cached_against_plain(bench, options.rounds),
         "packed": lambda: packed_against_plain_weights(bench, options.rounds),
         "second": lambda: second_turns(bench, options.rounds),
-        "generate": lambda: against_generate(bench, options.rounds),
+        "generate": lambda: against_generate(
+            bench, options.rounds, time.process_time if options.cpu_time else time.perf_counter
+        ),
+        "widths": lambda: widths(bench, options.rounds),
         "batches": lambda: batches(bench, options.prompts),
         "verdicts": lambda: measure_verdicts(bench.pass_seconds()),
         "defaults": lambda: compare_defaults(options.checkpoint, options.rounds, options.threads),

@@ -41,12 +41,20 @@ def test_an_earlier_reply_is_followed_and_found_again_after_a_difference():
 def test_a_source_is_taken_by_its_record():
     drafts = Drafts({"lookup": LookUp()})
     text = [1, 2, 3, 4, 9, 2, 3]
-    # A look-up of two tokens begins below the own tail's record,
-    assert drafts.draft(text, (7, 7), 2) == (7, 7)
-    drafts.judge(0)
-    drafts.judge(0)
-    # and is tried when that has failed.
+    # A look-up of two tokens that goes on in another way begins far below the own tail's record,
+    for _ in range(6):
+        assert drafts.draft(text, (7, 7), 2) == (7, 7)
+        drafts.judge(0)
+    # and is tried when that has failed;
     assert drafts.draft(text, (7, 7), 2) == [4, 9]
     drafts.judge(2)
     assert drafts.accepted == {"own": 0, "lookup": 2}
     assert drafts.draft(text, (7, 7), 2, own=True) == (7, 7)
+
+
+def test_a_look_up_that_goes_on_as_the_tail_does_is_tried_sooner():
+    drafts = Drafts({"lookup": LookUp()})
+    text = [1, 2, 3, 4, 9, 2, 3]
+    for tail, drafted in (((4, 7), (4, 7)), ((4, 7), (4, 7)), ((4, 7), [4, 9])):
+        assert drafts.draft(text, tail, 2) == drafted
+        drafts.judge(0)
