@@ -43,7 +43,7 @@ class SessionRecord(Record):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointRecord(Record):
-    """What answers from here on: at the start, after `/load`, at every resume, around a reply taken over from another.
+    """What answers from here on: at the start, after `/load`, at every resume, around a reply that another made.
 
     `digest` is that of the checkpoint, `whole` that of its every byte if they were all read, `tokenizer` and
     `template` those of the tokenizer and the chat template ("" where it is not used); `world_size` counts the
