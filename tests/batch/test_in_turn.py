@@ -216,6 +216,32 @@ def test_a_step_that_changed_is_refused_and_one_that_is_gone_only_where_it_has_n
         missing.turn_to(0, print)
 
 
+def by_copies(asked: tuple[str, ...], engines: list[Engine]) -> int:
+    """Rank 0 on this thread, the other copies on theirs; gives the exit code."""
+    store, options = DictStore(), parse_options([*asked, "--batch_size", "1"])
+    others = [threading.Thread(target=serve, args=(engines[n], store, n)) for n in range(1, COPIES)]
+    for thread in others:
+        thread.start()
+    copies = Copies(engines[0], store, COPIES)
+    try:
+        return run_batch(
+            engines[0],
+            engines[0].tokenizer,
+            options,
+            SETTINGS,
+            read_prompts(options, io.BytesIO()),
+            Texts(),
+            DTYPE,
+            interrupted=lambda: False,
+            workers=copies,
+            steps=Turns(engines[0].tokenizer, engines[0], copies),
+        )
+    finally:
+        copies.let_go()
+        for thread in others:
+            thread.join(20)
+
+
 @pytest.mark.parametrize("there", [0, 25, 40])
 def test_all_copies_take_over_each_step_before_they_answer_for_it(
     run: Run,
@@ -229,32 +255,27 @@ def test_all_copies_take_over_each_step_before_they_answer_for_it(
     run(*asked)
     alone = (tmp_path / "r.jsonl").read_bytes()
     (tmp_path / "r.jsonl").write_bytes(b"".join(alone.splitlines(keepends=True)[:there]))
-    store, options = DictStore(), parse_options([*asked, "--batch_size", "1"])
     engines = [Engine(tokenizer, before_pass=lambda number: time.sleep(1e-3)) for _ in range(COPIES)]
-    others = [threading.Thread(target=serve, args=(engines[n], store, n)) for n in range(1, COPIES)]
-    for thread in others:
-        thread.start()
-    copies = Copies(engines[0], store, COPIES)
-    try:
-        code = run_batch(
-            engines[0],
-            tokenizer,
-            options,
-            SETTINGS,
-            read_prompts(options, io.BytesIO()),
-            Texts(),
-            DTYPE,
-            interrupted=lambda: False,
-            workers=copies,
-            steps=Turns(tokenizer, engines[0], copies),
-        )
-    finally:
-        copies.let_go()
-        for thread in others:
-            thread.join(20)
-    assert code == 0
+    assert by_copies(asked, engines) == 0
     assert (tmp_path / "r.jsonl").read_bytes() == alone
     assert all(engine.taken_over == ["/run/200", "/run/300"] and engine.turns for engine in engines[1:])
+
+
+def test_a_copy_that_cannot_take_over_a_step_ends_the_run(
+    asked: tuple[str, ...],
+    tmp_path: Path,
+    tokenizer: ChatTokenizer,  # noqa: F811
+) -> None:
+    (tmp_path / "p.txt").write_text("".join(f"prompt number-{number} ok\n" for number in range(40)))
+
+    class Torn(Engine):
+        def take_over(self, order: Load) -> None:
+            raise CheckpointError(f"{order.path} is torn.")
+
+    engines = [kind(tokenizer, before_pass=lambda number: time.sleep(1e-3)) for kind in (Engine, Engine, Torn)]
+    with pytest.raises(CheckpointError, match="/run/200 is torn"):
+        by_copies(asked, engines)
+    assert {record["step"] for record in records(tmp_path / "r.jsonl")} <= {100, 200}
 
 
 def test_the_table_counts_failures_and_what_one_reply_lacks() -> None:
