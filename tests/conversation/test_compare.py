@@ -43,9 +43,9 @@ def test_agreement_counts_equal_places_and_what_was_cut_off_not_at_all(ids, fini
 
 
 def test_without_the_greedy_reply_nothing_is_judged():
-    (one,) = judged({"a 1": a_reply([1])}, str)
+    (one,) = judged({"a 1": a_reply([1])}, lambda ids, stops: str(ids))
     assert (one.agreeing, one.judged) == (None, 0)
-    first, last = judged({"a 1": a_reply([1, 2]), GREEDY: a_reply([1, 3])}, str)
+    first, last = judged({"a 1": a_reply([1, 2]), GREEDY: a_reply([1, 3])}, lambda ids, stops: str(ids))
     assert (first.agreeing, last.agreeing) == (1, 2)
 
 
@@ -110,7 +110,7 @@ def test_the_first_difference_from_greedy_is_found(ids, finish, expected):
 def test_the_first_difference_is_marked_in_each_text():
     words = {1: "The", 2: " sky", 3: " is", 4: " blue", 5: " green", 0: ""}
 
-    def text(ids):
+    def text(ids, stops):
         return "".join(words[one] for one in ids)
 
     made = list(judged({"a 1": a_reply([1, 2, 3, 5, 0]), GREEDY: a_reply([1, 2, 3, 4, 0])}, text))
