@@ -288,7 +288,7 @@ OPTIONS: dict[str, Option] = {
             metavar="FILE",
             read=_path,
             help="decode every reply of a session (its name, or a .jsonl or .json file) again under its own "
-            "record; exit code 6 if any comes out otherwise",
+            "record, by CHECKPOINT or else by what made it; exit code 6 if any comes out otherwise",
         ),
         Option(name="debug", group=ALWAYS, help="show the traceback of an error"),
         Option(name="version", group=ALWAYS, help="print the version and exit"),
