@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,9 @@ BY_CHANCE = ("ttft_s", "decode_s", "tokens_per_s", "prefill_forwards")
 # How many ranks, and how the model is spread over them.
 STOPS = ("--stop", "zz", "--stop", "<|im_start|>", "--stop", "t")
 LAYOUTS = [(2, "auto"), (2, "fsdp"), (4, "copies:2"), (3, "copies:2")]
+
+TOO_LONG = "word " * 3000 + "end"
+PROMPTS = [TOO_LONG if number == 12 else f"Question {number}: what is {number} * 4?" for number in range(200)]
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -69,10 +74,12 @@ class Launched:
         (found,) = (pid for pid in children if b"\0RANK=%d\0" % rank in Path(f"/proc/{pid}/environ").read_bytes())
         return int(found)
 
-    def end(self) -> tuple[int, str, str]:
-        """Rank 0's exit code, and the launcher's stdout and stderr."""
+    def end(self) -> tuple[int | None, str, str]:
+        """Rank 0's exit code if it has left one, and the launcher's stdout and stderr."""
         out, err = self.launcher.communicate(timeout=300)
-        return int((self.run_dir / "status").read_text()), out, err
+        status = self.run_dir / "status"
+        assert status.exists() or self.launcher.returncode
+        return int(status.read_text()) if status.exists() else None, out, err
 
 
 Launch = Callable[..., Launched]
@@ -84,7 +91,7 @@ def launch(tiny_checkpoint: Callable[[str, int], Path], tmp_path: Path) -> Launc
     shutil.copytree(tiny_checkpoint("fsdp1", 2), checkpoint)
     add_step(checkpoint, 3, 7)
     prompts = tmp_path / "prompts.txt"
-    prompts.write_text("".join(f"Question {number}: what is {number} * 4?\n" for number in range(200)))
+    prompts.write_text("".join(f"{prompt}\n" for prompt in PROMPTS))
     count = iter(range(9))
 
     def launch(output: Path, size: int = 2, parallel: str = "auto", more: tuple[str, ...] = ()) -> Launched:
@@ -100,36 +107,67 @@ def results(path: Path) -> list[dict[str, Any]]:
     text = path.read_text()
     found = json.loads(text) if path.suffix == ".json" else [json.loads(line) for line in text.splitlines()]
     for record in found:
-        record["stats"] = {name: value for name, value in record["stats"].items() if name not in BY_CHANCE}
+        record["stats"] = {name: value for name, value in (record["stats"] or {}).items() if name not in BY_CHANCE}
     return list(found)
+
+
+def finished(path: Path) -> list[dict[str, Any]]:
+    """The first results of a run that did not end, before one that was cut short."""
+    whole, _, _ = path.read_bytes().rpartition(b"\n")
+    (copy := path.with_name("finished.jsonl")).write_bytes(whole + b"\n")
+    return list(takewhile(lambda record: record["finish_reason"] != "cancelled", results(copy)))
+
+
+# What happens to a run, the exit code that rank 0 leaves (None: it has left none) and words that say why.
+FAULTS = {
+    "a follower is killed": (5, "was killed"),
+    "rank 0 is killed": (None, ""),
+    "Ctrl-C": (130, "Interrupted"),
+    "the disk is full": (1, "cannot be written"),
+}
+
+
+def befall(run: Launched, size: int, fault: str) -> None:
+    if fault == "Ctrl-C":
+        # What a terminal does: the launcher gets the signal and hands it to every rank.
+        run.launcher.send_signal(signal.SIGINT)
+    elif fault == "the disk is full":
+        room = run.growing.stat().st_size + 500
+        resource.prlimit(run.process(0), resource.RLIMIT_FSIZE, (room, room))
+    else:
+        os.kill(run.process(0 if fault == "rank 0 is killed" else size - 1), signal.SIGKILL)
 
 
 @pytest.mark.drawn
 @pytest.mark.parametrize("steps", [(), (3, 7)])
+@pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize(("size", "parallel"), LAYOUTS)
-def test_after_the_death_of_a_follower_a_rerun_on_one_rank_completes_the_file(
-    launch: Launch, tmp_path: Path, size: int, parallel: str, steps: tuple[int, ...]
+def test_after_any_fault_a_rerun_on_one_rank_completes_the_file(
+    launch: Launch, tmp_path: Path, size: int, parallel: str, fault: str, steps: tuple[int, ...]
 ) -> None:
     output = tmp_path / "r.jsonl"
     more = ("--steps", ",".join(map(str, steps))) if steps else ()
-    killed = launch(output, size, parallel, more)
-    killed.wait_for_results(24)
-    os.kill(killed.process(size - 1), signal.SIGKILL)
-    code, out, err = killed.end()
-    assert (code, out) == (5, "")
-    assert f"Rank {size - 1} was killed" in err
-    kept = results(output)
+    broken = launch(output, size, parallel, more)
+    broken.wait_for_results(24)
+    befall(broken, size, fault)
+    code, out, err = broken.end()
+    assert (code, out) == (FAULTS[fault][0], ""), err
+    assert FAULTS[fault][1] in err
+    kept = finished(output)
     assert 24 <= len(kept) < 200 * max(1, len(steps))
-    # In another layout, which makes the same.
-    assert launch(output, 1, more=more).end()[0] == 0
+    # In another layout, which makes the same. The prompt that is too long is a result, too.
+    assert launch(output, 1, more=more).end()[0] == 4
     made = results(output)
     assert made[: len(kept)] == kept
     stopped = [one for one in made if one.get("stop_reason") == "t"]
     assert len(stopped) > 20
     assert not any("t" in one["response"] for one in made)
     assert [(one.get("step"), one["prompt"]) for one in made] == [
-        (step, f"Question {number}: what is {number} * 4?") for step in steps or (None,) for number in range(200)
+        (step, prompt) for step in steps or (None,) for prompt in PROMPTS
     ]
+    assert [one["finish_reason"] == "error" for one in made] == [prompt == TOO_LONG for prompt in PROMPTS] * max(
+        1, len(steps)
+    )
     assert not steps or [one["token_ids"] for one in made[:200]] != [one["token_ids"] for one in made[200:]]
 
 
@@ -138,7 +176,7 @@ def test_all_layouts_make_the_same(launch: Launch, tmp_path: Path) -> None:
     found = {}
     for number, (size, parallel) in enumerate([(1, "auto"), *LAYOUTS]):
         output = tmp_path / f"{number}.jsonl"
-        assert launch(output, size, parallel).end()[:2] == (0, "")
+        assert launch(output, size, parallel).end()[:2] == (4, "")
         found[size, parallel] = results(output)
     alone = found.pop((1, "auto"))
     assert len(alone) == 200
@@ -157,6 +195,6 @@ def test_ctrl_c_keeps_what_is_done_on_all_ranks(launch: Launch, tmp_path: Path) 
     assert not output.exists()
     kept = interrupted.growing.read_text().splitlines()
     assert json.loads(kept[-1])["finish_reason"] in ("cancelled", "length", "stop")
-    assert launch(output).end()[0] == 0
+    assert launch(output).end()[0] == 4
     assert len(results(output)) == 200
-    assert {record["finish_reason"] for record in results(output)} <= {"length", "stop"}
+    assert {record["finish_reason"] for record in results(output)} <= {"length", "stop", "error"}

@@ -20,7 +20,7 @@ def rank_environment(**more: str) -> dict[str, str]:
     """The environment of a rank in a test: the project importable, one thread, quiet."""
     return {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), str(SUPPORT), os.environ.get("PYTHONPATH", "")])),
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{SUPPORT}",
         "OMP_NUM_THREADS": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": "1",
@@ -46,8 +46,10 @@ def results_of_ranks(size: int, script: str, *arguments: str, timeout: float = 1
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def results_of_forks(sizes, work) -> dict:
+def results_of_forks(sizes, work, reach=None) -> dict:
     """{size: what `work(group)` gives on rank 0}, each time on so many forks of this process.
+
+    `reach` makes what is handed to `work`, which closes it, in place of a group of all ranks.
 
     For scripts whose imports take far longer than the work: they are made once, before the ranks are forked.
     """
@@ -59,7 +61,9 @@ def results_of_forks(sizes, work) -> dict:
     results = {}
     for size in sizes:
         port, answers = free_port(), context.SimpleQueue()
-        ranks = [context.Process(target=_fork, args=(rank, size, port, answers, work)) for rank in range(size)]
+        ranks = [
+            context.Process(target=_fork, args=(rank, size, port, answers, work, reach)) for rank in range(size)
+        ]
         for process in ranks:
             process.start()
         while answers.empty() and not any(process.exitcode for process in ranks):
@@ -75,13 +79,14 @@ def results_of_forks(sizes, work) -> dict:
     return results
 
 
-def _fork(rank: int, size: int, port: int, answers, work) -> None:
+def _fork(rank: int, size: int, port: int, answers, work, reach) -> None:
     from dist.group.group import open_group
 
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(size))
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    group = open_group()
+    group = reach() if reach else open_group()
     result = work(group)
     if group.rank == 0:
         answers.put(result)
-    group.close()
+    if reach is None:
+        group.close()
