@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from types import TracebackType
 
-NETWORK = "10.231.77"
+NETWORK, NETWORK_6 = "10.231.77", "fd77"
 
 
 def obstacle() -> str | None:
@@ -59,6 +59,7 @@ class Hosts:
             )
             _ip("-n", self._switch, "link", "set", f"port{number}", "master", "bridge", "up")
             _ip("-n", space, "addr", "add", f"{address}/24", "dev", "cable0")
+            _ip("-n", space, "addr", "add", f"{NETWORK_6}::{number + 1}/64", "dev", "cable0", "nodad")
             _ip("-n", space, "link", "set", "cable0", "up")
         return self
 
