@@ -154,8 +154,8 @@ set_variables() {
     keep_compiled
 }
 
-# Some images hold packages without Python's compiled files and forbid to write them: every start would compile all
-# of torch again, which takes longer than all else. They are kept among this program's own files then.
+# Some images ship packages without .pyc files and forbid writing them: every start would compile all of torch again,
+# which takes longer than everything else. They are then kept among this program's own files.
 keep_compiled() {
     local find='import importlib.util as u, os; f = u.find_spec("torch").origin; c = u.cache_from_source(f)
 print("there" if os.path.exists(c) else "missing")'

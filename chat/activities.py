@@ -63,7 +63,7 @@ def default_system(options: LaunchOptions) -> str:
 
 
 def answer_prompts(ready: Ready, prompts: Prompts, copies: Copies | None, steps: Sequence[AskedStep] = ()) -> int:
-    """One prompt or many, without a conversation, by each of the steps if there are any; returns the exit code."""
+    """Answer one prompt or many without a conversation, with each of the steps if any; returns the exit code."""
     from chat.batch.in_turn import InTurn
     from chat.batch.interruption import Interruption
     from chat.batch.measured import measured
@@ -121,7 +121,7 @@ def session_to_replay(options: LaunchOptions) -> Tree:
 
 
 def with_replayed_checkpoint(options: LaunchOptions) -> LaunchOptions:
-    """Where --replay comes without a checkpoint: the one that made the first reply.
+    """For --replay without a checkpoint: the one that made the first reply.
 
     What is wrong with the session is left for `session_to_replay` to say.
     """
@@ -139,7 +139,7 @@ def with_replayed_checkpoint(options: LaunchOptions) -> LaunchOptions:
 def replay_session(ready: Ready, tree: Tree) -> int:
     """Decode every reply again; returns 0 if all came out the same, else 6.
 
-    A checkpoint that was named decodes them all; else each is decoded by what made it.
+    A checkpoint that the user named decodes them all; else each is decoded by the one that made it.
     """
     from chat.batch.interruption import Interruption
     from chat.conversation.provenance import checkpoint_record

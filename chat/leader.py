@@ -257,7 +257,7 @@ def verify(checkpoint: Checkpoint, status: Status) -> str:
 def open_own_group(
     options: LaunchOptions, checkpoint: Checkpoint, ranks: Ranks | None, replies: int
 ) -> tuple[SoloGroup | TorchGroup, Division]:
-    """Rank 0: which ranks hold a model together, which all others are told, and the group of its own."""
+    """Rank 0: decides which ranks hold a model together, informs all others, and opens its own group."""
     from chat.loading.division import divide, undivided
     from dist.group.copies import open_copy, tell_free_memory
     from dist.group.group import SoloGroup

@@ -25,7 +25,7 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} TOKENIZERS_PARALLELISM=false HF_HUB
 if [[ -n ${PYTHON:-} ]]; then
     python=$PYTHON
 else
-    # shellcheck disable=SC2034 # told when .venv cannot be made
+    # shellcheck disable=SC2034 # shown when .venv cannot be made
     active_fault="the tests run in .venv; PYTHON=... names another"
     set_up chat demo test
     "$python" -m ruff check .

@@ -45,7 +45,7 @@ class Copies:
         self._made = {copy: Box(store, f"made/{copy}") for copy in range(1, count)}
         self._stop = Flag(store, STOP)
         self._stopped = False
-        # Copies that have loaded, and what each of them is at; and how often each is still to say that it has.
+        # What each copy that has loaded is working on; how many loads each has yet to report.
         self._at: dict[int, Batch | None] = {}
         self._loading = dict.fromkeys(self._work, 1)
         self._looked = 0.0
@@ -65,7 +65,7 @@ class Copies:
                 return
 
     def load(self, order: Load) -> None:
-        """Have the others take over other weights, when all batches are answered; they get no work before.
+        """Have the other copies load other weights, once all batches are answered; until then they get no work.
 
         What one cannot is raised by the next `work`.
         """

@@ -174,7 +174,7 @@ def _check_prompt(record: Record, job: Job | None, jobs: int, place: int, path: 
         raise other_run(path, f"Its result {place + 1} is for another prompt than this run's.")
 
 
-# What a setting was in results of a version that had it not.
+# The values of settings in results of versions that did not have them.
 DEFAULTS = json.loads(json.dumps(GenerationSettings().as_dict()))
 
 

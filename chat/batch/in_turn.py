@@ -1,6 +1,6 @@
-"""The checkpoints that `--steps` names, each loaded where the last one's weights lie. Knows no prompts.
+"""The checkpoints that `--steps` names, each loaded over the last one's weights. Knows no prompts.
 
-Each is what was opened at the start, or the run ends: a step that has changed since makes no results.
+A step that has changed since it was opened at the start ends the run: it makes no results.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def makers_of(steps: Sequence[AskedStep]) -> tuple[Maker, ...]:
 
 
 class InTurn:
-    """Turns to one step after the other; `loaded` is the folder whose weights answer by `tokenizer` at first."""
+    """Loads one step after the other; `loaded` is the folder loaded at first, with its `tokenizer`."""
 
     def __init__(
         self,
@@ -78,7 +78,7 @@ class InTurn:
         self._template = _template(tokenizer)
 
     def turn_to(self, step: int, say: Callable[[str], None]) -> ChatTokenizer:
-        """Have that one answer; gives its tokenizer. Raises CheckpointError if it cannot, or is not what it was."""
+        """Load that one; returns its tokenizer. Raises CheckpointError if it cannot be loaded or has changed."""
         asked = self._steps[step]
         if asked.checkpoint is None:
             assert asked.problem is not None

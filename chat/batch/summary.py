@@ -1,4 +1,4 @@
-"""What several checkpoints made of the same prompts, in a table. Holds figures and no reply; knows no file."""
+"""A table of what several checkpoints answered to the same prompts. Holds figures, no replies; knows no file."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from typing import Protocol
 COMMAND = re.compile(r"/([^\s/.]*)(?=\s|$)")
 
 # A piece of text with the names of its styles in the live zone, and one line of pieces. "" is ordinary text; what
-# is called a draft may still change, so it is told apart if it is cut off.
+# is styled as a draft may still change, so it is marked as one if it is cut off.
 Fragment = tuple[str, str]
 Line = tuple[Fragment, ...]
 

@@ -60,7 +60,7 @@ class Painter:
         self.redraw()
 
     def cut(self) -> None:
-        """Commit the live zone as it stands, drafts told apart: nothing that was seen is erased."""
+        """Commit the live zone as it stands, drafts marked as such: nothing that was seen is erased."""
         lines = self.live() if callable(self.live) else self.live
         fragments = [one for line in lines for one in (*line, ("", "\n"))]
         draft_at = next((at for at, (style, _) in enumerate(fragments) if DRAFT in style.split()), len(fragments))

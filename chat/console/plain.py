@@ -22,7 +22,7 @@ from chat.terminal.streams import Streams, columns_of
 from chat.text.cells import visible
 
 WAITS = "Not sent: send it again when this is done (Ctrl-C stops a reply)."
-# How long nothing is printed before a line says what is being done: at first, and then again and again.
+# Seconds of silence before a line says what is being done: the first time, and each time after that.
 SIGN_SECONDS, SIGNS_SECONDS = 3.0, 15.0
 LONGEST_LINE = 4096  # bytes that a terminal gathers of one line, its end included; it drops the rest in silence
 CUT_LINE = "Not sent: a terminal passes on 4,095 bytes of a line, and this one has more. /read takes a file."

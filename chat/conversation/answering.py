@@ -86,7 +86,7 @@ class Answering:
         )
 
     def go_on(self, text: str | None = None, reply: Node | None = None) -> None:
-        """Go on with a reply that is not whole, by default the last one; with `text` from that in its place.
+        """Continue an incomplete reply, by default the last one; with `text`, continue from that in its place.
 
         If nothing more gets finished, everything stays as it was. Raises ChatError.
         """

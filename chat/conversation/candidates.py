@@ -32,7 +32,7 @@ class Candidate:
 
     by       the checkpoint that makes it; None: the conversation's own
     earlier  replies to draw drafts from, at most one
-    trace    whether it is to be seen how near each choice was
+    trace    whether to record how near each choice was
     """
 
     number: int
@@ -58,7 +58,7 @@ class Made:
 def under(talk: Talk, page: Page, name: str, values: Sequence[str]) -> Iterator[Candidate]:
     """Replies under values of a setting, all checked; the greedy one has room for the longest of the others.
 
-    What their prompt leaves out is said.
+    A notice says what their prompt leaves out.
     """
     base, drawn = talk.settings, secrets.randbelow(MAX_SEED)
     question = talk.transcript.without_reply()

@@ -49,7 +49,7 @@ class Comparing:
         """Have each of the checkpoints answer the last message, one alone next to the present one.
 
         The present one answers again afterwards, whatever happens. Raises ChatError before anything is made,
-        RankError, or WeightsLost. What a checkpoint cannot do is said, and the others are asked.
+        RankError, or WeightsLost. An error of one checkpoint is shown, and the others still answer.
         """
         self._check_there_is_a_question()
         folders = folders_of(self._talk, words)

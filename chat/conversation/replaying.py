@@ -25,7 +25,7 @@ Decode = Callable[[Turn, str], "Decoded | None"]
 
 
 class Weights:
-    """What decodes replies again: the model that answers or, where it can `go` to others, for each what made it."""
+    """The weights that decode replies again: those loaded now or, given `go`, for each reply those that made it."""
 
     def __init__(self, decode: Decode, now: Guest, go: Callable[[Path], Guest] | None) -> None:
         self.decode = decode
@@ -47,7 +47,7 @@ class Weights:
         return self.now.use_template
 
     def turn_to(self, maker: CheckpointRecord | None) -> str:
-        """Load what made a reply, if that is wanted and it is not there; why that cannot be, or ""."""
+        """Load what made a reply, if asked to and not loaded yet; returns why that failed, or ""."""
         if self._go is None or maker is None or not is_other(maker, self.now.record):
             return ""
         which = (maker.path, maker.digest)

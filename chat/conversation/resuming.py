@@ -40,7 +40,7 @@ def resume(talk: Talk, page: Page, name: str) -> None:
 def take_up(talk: Talk, page: Page, said: Sequence[str] = ()) -> None:
     """Go on with the session that `talk` holds now: its settings, and what differs from when it was made.
 
-    `said` is what there is to say about its file.
+    `said` holds notices about its file.
     """
     for text in said:
         page.note(text)

@@ -1,4 +1,4 @@
-"""Other checkpoints answer for a while; then the one before answers again, whatever happened. Knows no reply.
+"""Lets other checkpoints answer for a while, then brings back the one before, whatever happens. Knows no reply.
 
 Only one model is ever held: each checkpoint's weights are read where the last one's are.
 """
@@ -73,7 +73,7 @@ class Visit:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Raises WeightsLost if nothing answers any more."""
+        """Raises WeightsLost if no weights are left to answer."""
         if self._here == self._home or isinstance(error, RankError):
             return
         talk, before = self._talk, self._talk.facts
@@ -92,7 +92,7 @@ class Visit:
                 self._page.note(f"{self._home} changed on disk in the meantime. What is there now answers.")
 
     def _stay(self, problem: ChatError) -> None:
-        """The way back is closed: what answers is the last guest, and nobody is to think otherwise."""
+        """There is no way back: the last guest goes on answering, and the user is shown that it does."""
         if self._here is None or self._guest is None:
             raise self._talk.lost(WeightsLost(problem.what, problem.why)) from problem
         self._talk.adopt(self._guest)

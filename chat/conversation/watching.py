@@ -10,7 +10,7 @@ from dist.errors import UsageError
 
 
 class Watching:
-    """Watches the run of the checkpoint that answers, or not."""
+    """Watches the run of the loaded checkpoint while that is switched on."""
 
     def __init__(self, talk: Talk, answering: Answering, page: Page) -> None:
         self._talk = talk

@@ -1,7 +1,7 @@
 """How likely the tokens of the last reply are to the model, for `/why`. The conversation stays as it is.
 
-One more forward over prompt and reply tells: whatever passes made the reply, each token is judged by the text that
-really stands before it.
+One more forward pass over prompt and reply shows it: whatever passes made the reply, each token is judged by the
+text that really stands before it.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def why(talk: Talk, work: Work, page: Page, word: str) -> None:
 
 
 def _prompt(talk: Talk, page: Page, reply: Node, made: Made) -> tuple[int, ...]:
-    """What the reply was made to, as it is put into tokens now."""
+    """The reply's prompt, as it is tokenized now."""
     asked = talk.tree.transcript(reply.parent).for_model().without_oldest(made.turn.left_out)
     recorded = GenerationSettings(template_args=parse_setting("template_args", made.settings.get("template_args")))
     ids = prompt_ids(asked, talk.tokenizer, talk.use_template, recorded.template_arguments)

@@ -17,7 +17,7 @@ NAMED_STEPS = 6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Surroundings:
-    """What words are about: the run's folder, None if `opened` lies in none, and the base model, if it is named."""
+    """What words refer to: the run's folder, None if `opened` lies in none, and the base model, if it is named."""
 
     opened: Path
     run: Path | None
@@ -60,7 +60,7 @@ class Surroundings:
         )
 
     def _base(self) -> Path:
-        """The model that training began with, as far as an option or the config tells where it is."""
+        """The model that training started from, if an option or the config says where it is."""
         if self.base and expand(self.base).is_dir():
             return expand(self.base).absolute()
         raise CheckpointError(

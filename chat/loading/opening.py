@@ -41,8 +41,8 @@ def import_libraries(options: LaunchOptions) -> None:
     import dist.model.load
     import dist.model.reload  # noqa: F401
 
-    # The collector would walk through all that was imported, in vain: 0.2 s in which no key and no pass gets on.
-    # The model comes later: a frozen one would not be let go by /load.
+    # The garbage collector would scan everything imported for nothing: 0.2 s without a key or a pass.
+    # Before the model is built: a frozen one would not be freed by /load.
     gc.freeze()
 
 
@@ -134,7 +134,7 @@ def open_folder(options: LaunchOptions, folder: str) -> Checkpoint:
 
 
 def refuse_early(options: LaunchOptions, checkpoint: Checkpoint) -> None:
-    """Refuse a template or a config that cannot be, before all of transformers is imported. Raises ChatError."""
+    """Refuse an unusable template or config before all of transformers is imported. Raises ChatError."""
     from chat.text.template import check_syntax
     from dist.checkpoint.model_config import describe
     from dist.checkpoint.templates import find_templates
@@ -200,7 +200,7 @@ def start_notices(
 def warm_up(engine: Engine, settings: GenerationSettings, origins: Mapping[str, str]) -> str | None:
     """Make a GPU's kernels and graphs ready for these settings, or for what is tried out where they are undecided.
 
-    Returns what is to be said of how answers are made, or None.
+    Returns a notice about how replies are made, or None.
     """
     if engine.captures:
         try:

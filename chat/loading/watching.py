@@ -1,6 +1,6 @@
 """Looks now and then whether a run has a newer complete step. Loads nothing and reads no half written one.
 
-By looking alone, so that it works over network folders too, on a thread that nobody waits for.
+It polls, so that it works on network folders too, on a thread that nobody waits for.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dist.checkpoint.folder import Step, latest_step, run_steps, step_fault
 from dist.errors import CheckpointError
 
 LOOK_S = 5.0
-# A folder that answers slowly is asked more seldom: a look takes a tenth of the time at most.
+# A folder that answers slowly is polled less often: a look takes a tenth of the time at most.
 SPARING = 10.0
 
 # What files a step's folder holds, with sizes and times.
@@ -53,7 +53,7 @@ class RunWatch:
         threading.Thread(target=self._watch, name="watch", daemon=True).start()
 
     def stop(self) -> None:
-        """Look no more; a look that hangs on a dead network folder is not waited for."""
+        """Stop looking; a look that hangs on a dead network folder is not waited for."""
         self._over.set()
 
     @property

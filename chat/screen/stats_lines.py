@@ -64,7 +64,7 @@ def stats_rows(reply: Reply) -> list[tuple[str, str]]:
 
 
 def _lossy(reply: Reply) -> list[str]:
-    """That a reply need not be the model's own, under the setting that makes it so."""
+    """A warning that a reply need not be the model's own, naming the setting that allows it."""
     least = reply.settings.accept
     return [] if least is None else [f"lossy: accept {least:g}"]
 

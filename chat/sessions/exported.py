@@ -32,7 +32,7 @@ class Conversation:
 
 
 def state_of(node: Node, following: Node | None) -> str:
-    """What is to be known of a message besides its text: stopped, cut, unanswered, made without others."""
+    """What to know about a message besides its text: stopped, cut, unanswered, made without others."""
     if node.made is None:
         answered = following is not None and following.role == ASSISTANT
         return "" if answered or node.role != USER else "unanswered"
@@ -43,7 +43,7 @@ def state_of(node: Node, following: Node | None) -> str:
 
 
 def with_states(conversation: Conversation) -> Iterator[tuple[Node, str]]:
-    """Every message, and what is to be known of it."""
+    """Every message, and what to know about it."""
     for node, following in zip(conversation.nodes, (*conversation.nodes[1:], None), strict=True):
         yield node, state_of(node, following)
 

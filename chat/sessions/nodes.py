@@ -9,7 +9,7 @@ from chat.sessions.records import CheckpointRecord, Plain, TurnRecord
 from chat.text.transcript import USER, Message
 
 ROOT = 0
-# How a reply ended of which the journal says nothing: the program did before it.
+# The end of a reply whose end is not in the journal: the program ended first.
 CUT = "cut"
 
 
@@ -40,7 +40,7 @@ class Made:
 
     @property
     def stopped(self) -> bool:
-        """Whether there would have been more of it."""
+        """Whether the reply would have gone on."""
         return self.finish in ("cancelled", "error", CUT)
 
     @property

@@ -11,7 +11,7 @@ from dist.errors import ChatError
 
 
 def put_in_order(journal: Journal, data: bytes, name: str) -> tuple[Tree, tuple[str, ...], tuple[str, ...]]:
-    """What a journal that holds `data` says, what there is to say about its file, and what of that is to be noted.
+    """Returns the tree that `data` holds, notices about the journal's file, and those of them to record in it.
 
     A damaged end is cut off; version 1 is rewritten, its old file kept beside it. Raises ChatError for a version
     that is not known yet, with nothing changed, and OSError.

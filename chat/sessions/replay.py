@@ -44,11 +44,11 @@ class Model(Protocol):
     def use_template(self) -> bool: ...
 
     def turn_to(self, maker: CheckpointRecord | None) -> str:
-        """Decode with what made a reply from here on, if that is wanted; why that cannot be, or ""."""
+        """Decode with what made a reply from here on, if asked to; returns why that cannot be done, or ""."""
         ...
 
     def decode(self, turn: Turn, doing: str) -> Decoded | None:
-        """Decode a turn, which is called so; None if the user stopped it. Raises UsageError if it cannot be."""
+        """Decode a turn, shown as `doing`; None if the user stopped it. Raises UsageError if it cannot."""
         ...
 
 

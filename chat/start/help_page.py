@@ -12,8 +12,8 @@ usage: bash run_chat.sh [COUNT] [CHECKPOINT] [PROMPT] [options]
 
 Talk to a verl checkpoint. Without a checkpoint the embedded model answers, without a prompt a
 conversation opens. COUNT is the number of processes, or auto. Of text that is piped in, each line
-is a prompt of its own, as with --prompts_file -; with - in place of PROMPT, or --prompt -, the whole
-of it is one prompt. Text that is piped in beside other prompts is refused.
+is a prompt of its own, as with --prompts_file -; with - in place of PROMPT, or --prompt -, all of
+it is one prompt. Text that is piped in beside other prompts is refused.
 
 Names may be written with _ or with -. The command line overrides the config file
 (dllm-chat/config.toml in the XDG config folder), which overrides the checkpoint's

@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> int:
 def complete_step(options: LaunchOptions) -> str | None:
     """The folder to open in place of a run whose step is half written, if there is one and the user wants it.
 
-    Raises CheckpointError if not. Whatever else is wrong with the folder is for the program to say.
+    Raises CheckpointError if not. Anything else wrong with the folder is left for the program to report.
     """
     folder = with_config(options, load_config()).checkpoint_dir
     try:

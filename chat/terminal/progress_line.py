@@ -1,4 +1,4 @@
-"""The one line that is drawn again and again while something lasts. Knows nothing of what it tells."""
+"""A progress line, redrawn in place while work lasts. Knows nothing about the work."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ class ChatTemplate:
     arguments: tuple[str, ...] = ()
 
     def check(self, given: Mapping[str, Any]) -> None:
-        """Raise UsageError for arguments that it does not read, or with which it makes no prompt of a message."""
+        """Raise UsageError for arguments that it does not read, or with which it cannot render a message."""
         known = self.arguments
         for name in given:
             if name not in known:

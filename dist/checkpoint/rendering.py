@@ -1,7 +1,7 @@
 """Chat templates at work, in a process of their own that is ended when one takes too long. Knows no tokenizer.
 
 A template is a program that came with the checkpoint: its sandbox keeps it from doing anything but text, and this
-keeps it from doing that for ever or without bounds.
+keeps it from doing that forever or without bounds.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ def score(
 def _logits(module: Any, text: list[int], begins: int, chunk: int) -> Iterator[tuple[int, torch.Tensor]]:
     """This rank's logits after each token from place `begins` on, with how many of them came before."""
     cache = SequenceCache()
-    # What stands before is only read, so parts end at `begins` and begin anew there.
+    # What stands before is only read, so parts end at `begins` and the next one begins there.
     for part in (range(begins), range(begins, len(text))):
         for start in range(part.start, part.stop, chunk):
             piece = text[start : min(start + chunk, part.stop)]

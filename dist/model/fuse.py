@@ -60,7 +60,7 @@ def fuse(module: Any, group: Group, *, exact: bool = False) -> bool:
 
 
 def _replace(module: nn.Module, rewrite: Callable[[Any], nn.Module | None]) -> None:
-    """Put into every part's place what `rewrite` makes of it, if it makes anything."""
+    """Replace every part by what `rewrite` returns for it, if anything."""
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
             replacement = rewrite(child)

@@ -1,4 +1,4 @@
-"""Opening a checkpoint: every layout is found, and every fault is said in words that mend it."""
+"""Opening a checkpoint: every layout is found, and every fault is reported with a way to fix it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that somebody made to do harm, or that chance did: clear errors, nothing run, nothing lost.
+"""Files damaged on purpose or by chance: clear errors, nothing run, nothing lost.
 
 Journals, exports, results, config files, checkpoints' JSON, prompt files, chat templates, what terminals reply.
 """

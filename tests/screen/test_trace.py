@@ -1,4 +1,4 @@
-"""The trace of a reply: what a pass changed and what is exact can be told at sight, on any terminal."""
+"""The trace of a reply: what a pass changed and what is exact can be seen at a glance, on any terminal."""
 
 from __future__ import annotations
 
