@@ -156,7 +156,7 @@ def load_tokenizer(
             )
     unread = [name for name in options.template_args if template is None or name not in template.arguments]
     if unread:
-        notices.append(f"template_args gives {', '.join(unread)}, which the chat template does not read.")
+        notices.append(f"template_args gives {', '.join(unread)}, which no chat template here reads.")
     ends = _ends(backend, generation_config or {}, options, template)
     late = [token for token, why in ends.items() if why == TURN_END]
     notices += [f"Replies also end at {backend.convert_ids_to_tokens(one)} ({one}): {TURN_END}." for one in late]
