@@ -145,7 +145,7 @@ class _Reader:
 
     def end_turn(self) -> Iterator[Record]:
         """The program ended here, or went on without a word on how the reply ended."""
-        if self._ids:
+        if self._ids and self._transcript.messages:
             self._transcript = self._transcript.with_reply(self._text, self._ids, stopped=True)
         elif self._before is not None:
             self._transcript = self._before

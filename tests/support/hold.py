@@ -21,6 +21,9 @@ class OneCheckpoint:
     def steps(self):
         raise UsageError("The checkpoint has no steps beside it.")
 
+    def check(self, path):
+        raise CheckpointError(f"There is no {path}.")
+
     def load(self, argument, progress=None, verifying=None):
         raise CheckpointError(f"There is no {argument}.")
 
