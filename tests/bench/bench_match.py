@@ -81,17 +81,17 @@ class Bench:
         return f"{device}, {versions}, {self.loaded.facts.dtype}. C: {way}"
 
     def run(
-        self, prompts: Sequence[tuple[int, ...]], wishes: Sequence[GenerationSettings], seconds: float
+        self, prompts: Sequence[tuple[int, ...]], all_settings: Sequence[GenerationSettings], seconds: float
     ) -> list[list[Comparison]]:
         """Per setting its comparisons, one a prompt. No prompt is begun after so many seconds."""
-        rows: list[list[Comparison]] = [[] for _ in wishes]
+        rows: list[list[Comparison]] = [[] for _ in all_settings]
         started = time.perf_counter()
         for done, prompt in enumerate(prompts, 1):
             if time.perf_counter() - started > seconds:
                 break
             self.loop.forget()
             self.judge.forget()
-            for row, settings in zip(rows, wishes):
+            for row, settings in zip(rows, all_settings):
                 row.append(compare(self.engine, self.loop, self.judge, prompt, settings))
             if done % 10 == 0:
                 print(f"{done} of {len(prompts)} prompts", file=sys.stderr, flush=True)
@@ -160,13 +160,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.base:
         write_merged(options.base, options.checkpoint)
     bench = Bench(options.checkpoint, options.dtype)
-    wishes = [settings_of(cell, options.max_new_tokens) for cell in options.cells]
+    all_settings = [settings_of(cell, options.max_new_tokens) for cell in options.cells]
     prompts = prompts_of(bench.tokenizer, options.prompts)
-    longest = max(map(len, prompts)) + options.max_new_tokens + max(wish.add_eos_length for wish in wishes)
+    longest = (
+        max(map(len, prompts)) + options.max_new_tokens + max(settings.add_eos_length for settings in all_settings)
+    )
     if longest > (bench.loaded.max_positions or longest):
         raise SystemExit(f"The model has {bench.loaded.max_positions} positions; {longest} would be needed.")
     started = time.perf_counter()
-    compared = bench.run(prompts, wishes, options.seconds)
+    compared = bench.run(prompts, all_settings, options.seconds)
     rows = [figures(cell, row) for cell, row in zip(options.cells, compared)]
     print(
         f"{bench.words()}\n{len(compared[0])} prompts, at most {options.max_new_tokens} tokens each; "

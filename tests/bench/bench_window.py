@@ -73,7 +73,7 @@ def sides(most: int, *, brief: bool) -> list[Side]:
     """Token by token, which the others are held to; blocks; windows. `brief`: only those that are compared."""
     lengths = (7, 15)
 
-    def wish(n: int, rounds: int | str, drafts: str = "all") -> GenerationSettings:
+    def settings(n: int, rounds: int | str, drafts: str = "all") -> GenerationSettings:
         return GenerationSettings(
             add_eos_length=n,
             refine_iter=rounds,
@@ -82,9 +82,12 @@ def sides(most: int, *, brief: bool) -> list[Side]:
         )
 
     blocks = lengths[:1] if brief else lengths
-    found = [Side("token by token", wish(0, 1)), *(Side(f"blocks, N = {n}", wish(n, n + 1)) for n in blocks)]
+    found = [
+        Side("token by token", settings(0, 1)),
+        *(Side(f"blocks, N = {n}", settings(n, n + 1)) for n in blocks),
+    ]
     for drafts in ("all",) if brief else ("own", "all"):
-        found += [Side(f"window, N = {n}, drafts {drafts}", wish(n, "auto", drafts)) for n in lengths]
+        found += [Side(f"window, N = {n}, drafts {drafts}", settings(n, "auto", drafts)) for n in lengths]
     return found
 
 

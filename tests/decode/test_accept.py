@@ -27,7 +27,7 @@ LEAST = st.sampled_from([0.002, 0.005, 0.02, 0.05, 0.7, None])
 def test_sure_choices_are_taken_as_the_rule_says(family, data):
     prompts = data.draw(st.lists(PROMPT, min_size=1, max_size=3))
     stop_ids = data.draw(STOPS)
-    wishes = [
+    all_settings = [
         GenerationSettings(
             add_eos_length=data.draw(LENGTHS),
             refine_iter=data.draw(st.sampled_from(["auto", "auto", 1, 2, 3])),
@@ -42,17 +42,17 @@ def test_sure_choices_are_taken_as_the_rule_says(family, data):
     ]
     engine = engine_of(family, data.draw(st.booleans()))
     right = []
-    for prompt, wish in zip(prompts, wishes):
-        if wish.accept is None or (wish.decoder, wish.refine_iter) == ("plain", "auto"):
-            right.append(plain_rule(tiny_model(family), prompt, wish, 2, stop_ids, LIMIT))
+    for prompt, wanted in zip(prompts, all_settings):
+        if wanted.accept is None or (wanted.decoder, wanted.refine_iter) == ("plain", "auto"):
+            right.append(plain_rule(tiny_model(family), prompt, wanted, 2, stop_ids, LIMIT))
         else:
-            right.append(plain_accept(tiny_model(family), prompt, wish, 2, stop_ids, LIMIT))
+            right.append(plain_accept(tiny_model(family), prompt, wanted, 2, stop_ids, LIMIT))
     for _ in range(2):  # The second time what the cache holds is the reply itself.
-        _, replies = answers(engine, prompts, wishes[0], stop_ids, row_settings=tuple(wishes))
+        _, replies = answers(engine, prompts, all_settings[0], stop_ids, row_settings=tuple(all_settings))
         assert [reply.token_ids for reply in replies] == right
         assert all(
             reply.stats.forwards <= len(reply.token_ids)
-            for reply, one in zip(replies, wishes)
+            for reply, one in zip(replies, all_settings)
             if (one.decoder, one.refine_iter) == ("cached", "auto")
         )
 
@@ -60,23 +60,23 @@ def test_sure_choices_are_taken_as_the_rule_says(family, data):
 def test_it_takes_more_a_pass_and_never_what_was_looked_up():
     """Four tokens at once, as the method's later checkpoints are decoded, are nearly all taken of a sure model."""
     prompt = tuple(3 + at % 5 for at in range(20))
-    wish = GenerationSettings(add_eos_length=3, refine_iter="auto", max_new_tokens=24)
-    _, (exact,) = answers(engine_of(), [prompt], wish)
-    sure = dataclasses.replace(wish, accept=1e-6)
+    settings = GenerationSettings(add_eos_length=3, refine_iter="auto", max_new_tokens=24)
+    _, (exact,) = answers(engine_of(), [prompt], settings)
+    sure = dataclasses.replace(settings, accept=1e-6)
     _, (all_taken,) = answers(engine_of(), [prompt], sure, earlier=(exact.token_ids,))
     assert all_taken.stats.accepted == (4,) * 6
     assert all_taken.stats.drafts["lookup"] == all_taken.stats.drafts["earlier"] == 0
     # What is never sure is decoded exactly, and at fixed R a block of which nothing is sure token by token.
     for rounds in ("auto", 1, 2):
-        never = dataclasses.replace(wish, refine_iter=rounds, accept=1.0)
+        never = dataclasses.replace(settings, refine_iter=rounds, accept=1.0)
         _, (reply,) = answers(engine_of(), [prompt], never)
         assert reply.token_ids == exact.token_ids
         assert reply.stats.forwards <= 24 * (1 if rounds == "auto" else rounds)
 
 
 def test_its_passes_have_the_widths_that_are_captured():
-    wish = GenerationSettings(add_eos_length=7, refine_iter="auto", max_new_tokens=40, accept=0.004)
+    settings = GenerationSettings(add_eos_length=7, refine_iter="auto", max_new_tokens=40, accept=0.004)
     engine = engine_of(fixed_widths=True)
-    _, (reply,) = answers(engine, [tuple(range(3, 60))], wish)
+    _, (reply,) = answers(engine, [tuple(range(3, 60))], settings)
     assert max(reply.stats.accepted) > 1
-    assert {size[1:] for size in engine._sequence._alone._widths} == set(pass_sizes(wish)) == {(8, 8), (15, 8)}
+    assert {size[1:] for size in engine._sequence._alone._widths} == set(pass_sizes(settings)) == {(8, 8), (15, 8)}

@@ -29,9 +29,9 @@ from dist.settings import GenerationSettings
 PROMPT = st.lists(st.integers(3, VOCABULARY - 1), min_size=1, max_size=60).map(tuple)
 
 
-def answers(engine, prompts, wish, stop_ids=(2,), poll=None):
-    turn = Turn(prompts=tuple(map(tuple, prompts)), settings=wish, placeholder=2, stop_ids=stop_ids)
-    events = list(engine.answer(turn, poll or (lambda: Control(settings=wish))))
+def answers(engine, prompts, settings, stop_ids=(2,), poll=None):
+    turn = Turn(prompts=tuple(map(tuple, prompts)), settings=settings, placeholder=2, stop_ids=stop_ids)
+    events = list(engine.answer(turn, poll or (lambda: Control(settings=settings))))
     replies = {event.row: event for event in events if isinstance(event, Reply)}
     assert sorted(replies) == list(range(len(prompts)))
     return events, [replies[row] for row in sorted(replies)]
@@ -93,10 +93,10 @@ def either(request):
     stop_ids=st.sampled_from([(2,), (2, 5, 11, 17), tuple(range(2, 40, 3))]),
 )
 def test_rows_get_the_tokens_of_the_plain_rule(either, family, prompts, n, rounds, new, room, stop_ids):
-    wish = GenerationSettings(add_eos_length=n, refine_iter=rounds, max_new_tokens=new, max_length=room)
-    _, replies = answers(either[family], prompts, wish, stop_ids)
+    wanted = GenerationSettings(add_eos_length=n, refine_iter=rounds, max_new_tokens=new, max_length=room)
+    _, replies = answers(either[family], prompts, wanted, stop_ids)
     for prompt, reply in zip(prompts, replies):
-        assert reply.token_ids == plain_rule(tiny_model(family), prompt, wish, 2, stop_ids)
+        assert reply.token_ids == plain_rule(tiny_model(family), prompt, wanted, 2, stop_ids)
         assert reply.prompt_len == len(prompt)
 
 
@@ -115,23 +115,23 @@ def test_storage_that_gives_rows_other_logits_is_found():
 
 
 def test_sampled_rows_are_those_of_each_prompt_alone(either):
-    wish = GenerationSettings(
+    settings = GenerationSettings(
         add_eos_length=7, refine_iter=2, max_new_tokens=30, temperature=0.9, top_p=0.9, seed=5
     )
     prompts = [(5, 9, 11), (40, 7), tuple(range(3, 50))]
-    _, replies = answers(either["qwen2"], prompts, wish)
+    _, replies = answers(either["qwen2"], prompts, settings)
     for prompt, reply in zip(prompts, replies):
-        assert reply.token_ids == plain_rule(tiny_model(), prompt, wish, 2, (2,))
+        assert reply.token_ids == plain_rule(tiny_model(), prompt, settings, 2, (2,))
 
 
 def test_rows_share_forwards_and_end_each_in_its_own_time(engines):
     engine = engine_of("qwen2")
-    wish = GenerationSettings(add_eos_length=3, refine_iter=2, max_new_tokens=40)
+    settings = GenerationSettings(add_eos_length=3, refine_iter=2, max_new_tokens=40)
     prompts = [(5 + i, 9, 11, 13 + 2 * i, 30 - i) for i in range(6)]
     engine._sequence._batch = VarlenForward(engine._module, WholeHead(), 6, 256)
     engine._sequence._asked = Storage(rows=6, capacity=256, row_bytes=1)
     with watched(engine) as passes:
-        events, replies = answers(engine, prompts, wish, (2, 5, 11, 17, 23))
+        events, replies = answers(engine, prompts, settings, (2, 5, 11, 17, 23))
     lengths = {len(reply.token_ids) for reply in replies}
     assert len(lengths) > 2
     # All prompts are read ahead in one forward.
@@ -149,32 +149,32 @@ def test_what_prompts_share_is_read_once(engines, family):
     prompts = [(*common, 5, 9), (*common, 5, 9), (*common[:30], 8), (11, 12), (*common, 5, 9, 13), common]
     other = tuple(range(20, 60))
     engine = engines[family]
-    wish = GenerationSettings(add_eos_length=3, refine_iter=2, max_new_tokens=12)
+    settings = GenerationSettings(add_eos_length=3, refine_iter=2, max_new_tokens=12)
     # Makes the storage.
-    answers(engine, [other] * 6, wish)
+    answers(engine, [other] * 6, settings)
     engine._sequence.forget()
     with watched(engine) as read:
-        _, replies = answers(engine, prompts, wish)
+        _, replies = answers(engine, prompts, settings)
         # The longest one is. Its last token is left to the first pass, and so is what fits into the widest one.
         assert read[:2] == [[42], [4, 4, 4, 5, 4, 4]]
         assert [reply.stats.prefill_forwards for reply in replies] == [0, 0, 0, 0, 1, 0]
         for prompt, reply in zip(prompts, replies):
-            assert reply.token_ids == plain_rule(tiny_model(family), prompt, wish, 2, (2,))
+            assert reply.token_ids == plain_rule(tiny_model(family), prompt, settings, 2, (2,))
         # In the next turn too, and prompts that share nothing are read in one forward.
         read.clear()
         again = [(*common, 7), other, other[::-1]]
-        _, replies = answers(engine, again, wish)
+        _, replies = answers(engine, again, settings)
         assert read[:2] == [[39, 39], [4, 4, 4]]
         for prompt, reply in zip(again, replies):
-            assert reply.token_ids == plain_rule(tiny_model(family), prompt, wish, 2, (2,))
+            assert reply.token_ids == plain_rule(tiny_model(family), prompt, settings, 2, (2,))
 
 
 @pytest.mark.parametrize("chunk", [5, 7, 64, 1000])
 def test_prompts_are_read_in_full_chunks(chunk):
     forward = VarlenForward(tiny_model(), WholeHead(), 4, 256)
     prompts = [[3 + i * row % 50 for i in range(length)] for row, length in enumerate((30, 1, 64, 41), start=1)]
-    wish = GenerationSettings(add_eos_length=0)
-    steps = [Pass(token_ids=prompt, wanted=1, settings=wish) for prompt in prompts]
+    settings = GenerationSettings(add_eos_length=0)
+    steps = [Pass(token_ids=prompt, wanted=1, settings=settings) for prompt in prompts]
     events = list(forward.prefill(range(4), steps, chunk))
     assert forward.cache.stored == [prompt[:-1] for prompt in prompts]
     assert [done for _, done, _ in events] == [min(chunk * (i + 1), 132) for i in range(len(events))]
@@ -202,10 +202,10 @@ def test_a_window_that_only_the_config_tells_of_is_kept_to():
     model = windowed_model()
     engine = Engine(model, SoloGroup(torch.device("cpu")), max_positions=512)
     prompts = [tuple(3 + i * step % 50 for i in range(60)) for step in (7, 11)]
-    wish = GenerationSettings(add_eos_length=3, refine_iter=2, max_new_tokens=24)
-    _, replies = answers(engine, prompts, wish)
+    settings = GenerationSettings(add_eos_length=3, refine_iter=2, max_new_tokens=24)
+    _, replies = answers(engine, prompts, settings)
     for prompt, reply in zip(prompts, replies):
-        assert reply.token_ids == plain_rule(model, prompt, wish, 2, (2,))
+        assert reply.token_ids == plain_rule(model, prompt, settings, 2, (2,))
 
 
 def test_prompts_that_cannot_be_read_together_are_answered_one_by_one_and_the_person_told():
@@ -216,10 +216,10 @@ def test_prompts_that_cannot_be_read_together_are_answered_one_by_one_and_the_pe
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
     engine = Engine(model, SoloGroup(torch.device("cpu")), max_positions=512)
     assert engine.slow_notice is None
-    prompts, wish = [(5, 9, 11), (40, 7)], GenerationSettings(add_eos_length=3, refine_iter=2, max_new_tokens=9)
-    _, replies = answers(engine, prompts, wish)
+    prompts, settings = [(5, 9, 11), (40, 7)], GenerationSettings(add_eos_length=3, refine_iter=2, max_new_tokens=9)
+    _, replies = answers(engine, prompts, settings)
     for prompt, reply in zip(prompts, replies):
-        assert reply.token_ids == plain_rule(model, prompt, wish, 2, (2,))
+        assert reply.token_ids == plain_rule(model, prompt, settings, 2, (2,))
     assert engine.slow_notice is not None and "one by one" in engine.slow_notice
 
 
@@ -227,27 +227,27 @@ def test_weights_without_numbers_leave_batches_on_for_the_next_weights():
     model = copy.deepcopy(tiny_model())
     good = copy.deepcopy(model.state_dict())
     engine = Engine(model, SoloGroup(torch.device("cpu")), max_positions=512)
-    prompts, wish = [(5, 9, 11), (40, 7)], GenerationSettings(add_eos_length=3, refine_iter=2, max_new_tokens=9)
+    prompts, settings = [(5, 9, 11), (40, 7)], GenerationSettings(add_eos_length=3, refine_iter=2, max_new_tokens=9)
     with torch.no_grad():
         model.get_parameter("model.norm.weight").fill_(torch.nan)
     with pytest.raises(PromptError, match="not a number"):
-        answers(engine, prompts, wish)
+        answers(engine, prompts, settings)
     model.load_state_dict(good)
     engine._sequence.forget()
     with watched(engine) as read:
-        _, replies = answers(engine, prompts, wish)
+        _, replies = answers(engine, prompts, settings)
     assert len(read[0]) == 2
     for prompt, reply in zip(prompts, replies):
-        assert reply.token_ids == plain_rule(tiny_model(), prompt, wish, 2, (2,))
+        assert reply.token_ids == plain_rule(tiny_model(), prompt, settings, 2, (2,))
 
 
 def test_storage_for_batches_counts_as_room_for_batches(monkeypatch):
     engine = engine_of("qwen2")
-    wish = GenerationSettings(add_eos_length=3, refine_iter=2, max_new_tokens=20)
+    settings = GenerationSettings(add_eos_length=3, refine_iter=2, max_new_tokens=20)
     total = 20 * row_bytes(engine._module, 23, 4)
     monkeypatch.setattr("dist.decode.engine.free_bytes", lambda device: total - engine._sequence.batch_bytes)
     assert engine.rows_that_fit(23, 4) == 10
-    answers(engine, [(5 + i, 9) for i in range(10)], wish)
+    answers(engine, [(5 + i, 9) for i in range(10)], settings)
     assert engine._sequence.batch_bytes > total / 4
     assert engine.rows_that_fit(23, 4) == 10
 
@@ -273,28 +273,28 @@ def test_more_prompts_than_there_is_room_for_are_answered_in_parts(engines, monk
     monkeypatch.setattr(engine._sequence, "_captured", captured)
     need = row_bytes(engine._module, 23, 4)
     monkeypatch.setattr("dist.decode.planner.free_bytes", lambda device: HEADROOM_BYTES + 2 * need + 1)
-    wish = GenerationSettings(add_eos_length=3, refine_iter=2, max_new_tokens=20)
+    settings = GenerationSettings(add_eos_length=3, refine_iter=2, max_new_tokens=20)
     prompts = [(5 + i, 9, 11) for i in range(5)]
     for _ in range(2):
-        _, replies = answers(engine, prompts, wish)
+        _, replies = answers(engine, prompts, settings)
         for prompt, reply in zip(prompts, replies):
-            assert reply.token_ids == plain_rule(tiny_model(), prompt, wish, 2, (2,))
+            assert reply.token_ids == plain_rule(tiny_model(), prompt, settings, 2, (2,))
     assert made == [(2, 256)]
 
 
 def test_cancelling_ends_every_row_with_its_finished_blocks(engines):
-    wish = GenerationSettings(add_eos_length=3, refine_iter=3, max_new_tokens=60)
+    settings = GenerationSettings(add_eos_length=3, refine_iter=3, max_new_tokens=60)
     asked = 0
 
     def poll():
         nonlocal asked
         asked += 1
         # Both prompts are read ahead in one forward, then come eight passes.
-        return Control(settings=wish, cancel=asked == 9)
+        return Control(settings=settings, cancel=asked == 9)
 
     prompts = [tuple(range(3, 20)), tuple(range(20, 45))]
-    whole = answers(engines["qwen2"], prompts, wish, ())[1]
-    stopped = answers(engines["qwen2"], prompts, wish, (), poll)[1]
+    whole = answers(engines["qwen2"], prompts, settings, ())[1]
+    stopped = answers(engines["qwen2"], prompts, settings, (), poll)[1]
     for reply, full in zip(stopped, whole):
         assert reply.finish == "cancelled"
         assert 4 <= len(reply.token_ids) <= 12
@@ -302,11 +302,11 @@ def test_cancelling_ends_every_row_with_its_finished_blocks(engines):
 
 
 def test_a_batch_leaves_the_conversations_cache_alone(engines):
-    wish = GenerationSettings(add_eos_length=3, refine_iter=2, max_new_tokens=12)
+    settings = GenerationSettings(add_eos_length=3, refine_iter=2, max_new_tokens=12)
     engine = engines["llama"]
-    answers(engine, [tuple(range(3, 40))], wish)
+    answers(engine, [tuple(range(3, 40))], settings)
     before = engine.cached_tokens
-    answers(engine, [(5, 6), (7, 8, 9)], dataclasses.replace(wish, max_new_tokens=5))
+    answers(engine, [(5, 6), (7, 8, 9)], dataclasses.replace(settings, max_new_tokens=5))
     assert engine.cached_tokens == before > 30
 
 
@@ -332,9 +332,9 @@ def test_every_row_has_its_own_length_end_and_settings_whatever_settings_come(ei
     )
     events = either["qwen2"].answer(turn, lambda: Control(settings=later))
     replies = {event.row: event for event in events if isinstance(event, Reply)}
-    for row, (prompt, wish) in enumerate(zip(prompts, own)):
-        assert replies[row].token_ids == plain_rule(tiny_model(), prompt, wish, 2, (2, 5, 11))
-        assert replies[row].settings == wish
+    for row, (prompt, wanted) in enumerate(zip(prompts, own)):
+        assert replies[row].token_ids == plain_rule(tiny_model(), prompt, wanted, 2, (2, 5, 11))
+        assert replies[row].settings == wanted
 
 
 def test_a_turn_has_settings_for_every_prompt_or_none():

@@ -48,13 +48,15 @@ def engine_of(family="qwen2", seed=0) -> Engine:
     return engine
 
 
-def events(engine, prompt, wish, stop_ids=(2,), trace=False, poll=None):
-    turn = Turn(prompts=(tuple(prompt),), settings=wish, placeholder=PLACEHOLDER, stop_ids=stop_ids, trace=trace)
-    return list(engine.answer(turn, poll or (lambda: Control(settings=wish))))
+def events(engine, prompt, settings, stop_ids=(2,), trace=False, poll=None):
+    turn = Turn(
+        prompts=(tuple(prompt),), settings=settings, placeholder=PLACEHOLDER, stop_ids=stop_ids, trace=trace
+    )
+    return list(engine.answer(turn, poll or (lambda: Control(settings=settings))))
 
 
-def reply(engine, prompt, wish, stop_ids=(2,)) -> Reply:
-    return events(engine, prompt, wish, stop_ids)[-1]
+def reply(engine, prompt, settings, stop_ids=(2,)) -> Reply:
+    return events(engine, prompt, settings, stop_ids)[-1]
 
 
 @pytest.mark.drawn
@@ -65,14 +67,14 @@ def test_fixed_widths_give_the_tokens_of_the_plain_rule_also_in_later_turns(fami
     engine = engine_of(family)
     prompt = data.draw(PROMPTS)
     for _ in range(2):
-        wish = GenerationSettings(
+        settings = GenerationSettings(
             add_eos_length=data.draw(st.sampled_from([0, 1, 3, 7, 31])),
             refine_iter=data.draw(st.sampled_from([1, 2, 3, 5, "auto"])),
             max_new_tokens=data.draw(st.integers(1, 40)),
             max_length=min(LIMIT, len(prompt) + data.draw(st.integers(1, 60))),
         )
-        expected = plain_rule(tiny_model(family), prompt, wish, PLACEHOLDER, (2, 7), LIMIT)
-        done = reply(engine, prompt, wish, (2, 7))
+        expected = plain_rule(tiny_model(family), prompt, settings, PLACEHOLDER, (2, 7), LIMIT)
+        done = reply(engine, prompt, settings, (2, 7))
         assert done.token_ids == expected
         prompt = (*prompt, *done.token_ids, *data.draw(PROMPTS))[:450]
 
@@ -80,10 +82,12 @@ def test_fixed_widths_give_the_tokens_of_the_plain_rule_also_in_later_turns(fami
 @many
 @given(prompt=PROMPTS, temperature=st.sampled_from([0.0, 0.7]))
 def test_sampling_and_candidates_are_those_of_the_cached_decoder(prompt, temperature):
-    wish = GenerationSettings(add_eos_length=7, refine_iter=3, max_new_tokens=20, temperature=temperature, seed=5)
+    settings = GenerationSettings(
+        add_eos_length=7, refine_iter=3, max_new_tokens=20, temperature=temperature, seed=5
+    )
     plain = Engine(tiny_model(), SoloGroup(torch.device("cpu")), max_positions=LIMIT)
     ours, theirs = (
-        [event for event in events(engine, prompt, wish, trace=True) if isinstance(event, BlockUpdate)]
+        [event for event in events(engine, prompt, settings, trace=True) if isinstance(event, BlockUpdate)]
         for engine in (engine_of(), plain)
     )
     assert [update.token_ids for update in ours] == [update.token_ids for update in theirs]
@@ -93,13 +97,13 @@ def test_sampling_and_candidates_are_those_of_the_cached_decoder(prompt, tempera
 
 def test_a_block_size_changed_in_mid_reply_is_served():
     prompt = tuple(range(3, 40))
-    wish = GenerationSettings(add_eos_length=31, refine_iter=2, max_new_tokens=120)
-    smaller = wish.with_value("add_eos_length", 3)
+    settings = GenerationSettings(add_eos_length=31, refine_iter=2, max_new_tokens=120)
+    smaller = settings.with_value("add_eos_length", 3)
 
     def run(engine):
         polls = iter(range(1000))
         return events(
-            engine, prompt, wish, (), poll=lambda: Control(settings=wish if next(polls) < 3 else smaller)
+            engine, prompt, settings, (), poll=lambda: Control(settings=settings if next(polls) < 3 else smaller)
         )[-1].token_ids
 
     plain = Engine(tiny_model(), SoloGroup(torch.device("cpu")), max_positions=LIMIT)
@@ -109,23 +113,23 @@ def test_a_block_size_changed_in_mid_reply_is_served():
 @pytest.mark.parametrize("more", [1, 2, 8, 9])
 def test_what_a_window_finds_unread_goes_through_its_width(more, monkeypatch):
     """More than its places is read in two passes of that width, not in one of another."""
-    engine, wish = engine_of(), GenerationSettings(add_eos_length=7, refine_iter="auto", max_new_tokens=20)
+    engine, settings = engine_of(), GenerationSettings(add_eos_length=7, refine_iter="auto", max_new_tokens=20)
     prompt = tuple(range(3, 40))
-    first = reply(engine, prompt, wish, ())
+    first = reply(engine, prompt, settings, ())
     other = []
     monkeypatch.setattr(VarlenForward, "_feed", lambda self, pieces: other.append(pieces))
     longer = (*prompt, *first.token_ids[:-1], *range(3, 3 + more))
-    second = reply(engine, longer, wish, ())
-    assert second.token_ids == plain_rule(tiny_model(), longer, wish, PLACEHOLDER, (), LIMIT)
+    second = reply(engine, longer, settings, ())
+    assert second.token_ids == plain_rule(tiny_model(), longer, settings, PLACEHOLDER, (), LIMIT)
     assert set(engine._sequence._alone._widths) == {(1, 8, 8)} and not other
     assert second.stats.prefill_forwards == (more > 1)
 
 
 def test_at_the_end_of_the_storage_nothing_is_written_past_it():
     prompt = tuple(token % 50 + 3 for token in range(LIMIT - 5))
-    wish = GenerationSettings(add_eos_length=31, refine_iter=2, max_new_tokens=40)
-    expected = plain_rule(tiny_model(), prompt, wish, PLACEHOLDER, (), LIMIT)
-    assert reply(engine_of(), prompt, wish, ()).token_ids == expected
+    settings = GenerationSettings(add_eos_length=31, refine_iter=2, max_new_tokens=40)
+    expected = plain_rule(tiny_model(), prompt, settings, PLACEHOLDER, (), LIMIT)
+    assert reply(engine_of(), prompt, settings, ()).token_ids == expected
 
 
 @pytest.mark.drawn
@@ -168,16 +172,18 @@ def test_positions_that_rotary_scaling_adds_are_positions_like_others():
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
     engine = Engine(model, SoloGroup(torch.device("cpu")), max_positions=128)
     engine._sequence = Fixed(model)
-    prompt, wish = tuple(range(3, 60)), GenerationSettings(add_eos_length=3, refine_iter=2, max_new_tokens=20)
-    assert reply(engine, prompt, wish, ()).token_ids == plain_rule(model, prompt, wish, PLACEHOLDER, (), 128)
+    prompt, settings = tuple(range(3, 60)), GenerationSettings(add_eos_length=3, refine_iter=2, max_new_tokens=20)
+    assert reply(engine, prompt, settings, ()).token_ids == plain_rule(
+        model, prompt, settings, PLACEHOLDER, (), 128
+    )
 
 
 def test_a_reply_ends_where_the_storage_ends_whatever_limit_comes_meanwhile():
     engine = engine_of()
     engine._sequence = Fixed(tiny_model(), capacity=64)
-    wish = GenerationSettings(add_eos_length=7, refine_iter=1, max_new_tokens=300, max_length=60)
-    longer = wish.with_value("max_length", 500)
-    done = events(engine, range(3, 30), wish, (), poll=lambda: Control(settings=longer))[-1]
+    settings = GenerationSettings(add_eos_length=7, refine_iter=1, max_new_tokens=300, max_length=60)
+    longer = settings.with_value("max_length", 500)
+    done = events(engine, range(3, 30), settings, (), poll=lambda: Control(settings=longer))[-1]
     assert (done.prompt_len + len(done.token_ids), done.finish) == (64, "length")
 
 
@@ -185,8 +191,8 @@ def test_a_warm_up_changes_no_reply():
     engine = engine_of()
     engine.warm_up(GenerationSettings(add_eos_length=7, max_length=100))
     # Begins as the last warm-up does.
-    prompt, wish = (3, 3, *range(3, 30)), GenerationSettings(add_eos_length=7, refine_iter=2, max_new_tokens=20)
-    assert reply(engine, prompt, wish).token_ids == plain_rule(tiny_model(), prompt, wish, 2, (2,), LIMIT)
+    prompt, settings = (3, 3, *range(3, 30)), GenerationSettings(add_eos_length=7, refine_iter=2, max_new_tokens=20)
+    assert reply(engine, prompt, settings).token_ids == plain_rule(tiny_model(), prompt, settings, 2, (2,), LIMIT)
 
 
 def test_captured_passes_serve_other_weights_in_the_same_place():
@@ -199,12 +205,12 @@ def test_captured_passes_serve_other_weights_in_the_same_place():
 
     engine = Engine(model, SoloGroup(torch.device("cpu")), max_positions=LIMIT, reloader=Weights())
     engine._sequence = Fixed(model)
-    prompt, wish = range(3, 40), GenerationSettings(add_eos_length=7, refine_iter=2, max_new_tokens=30)
-    reply(engine, prompt, wish)
+    prompt, settings = range(3, 40), GenerationSettings(add_eos_length=7, refine_iter=2, max_new_tokens=30)
+    reply(engine, prompt, settings)
     widths = dict(engine._sequence._alone._widths)
     engine._swap(Load(path="1", digest=""))
-    expected = plain_rule(tiny_model(seed=1), tuple(prompt), wish, PLACEHOLDER, (2,), LIMIT)
-    assert reply(engine, prompt, wish).token_ids == expected
+    expected = plain_rule(tiny_model(seed=1), tuple(prompt), settings, PLACEHOLDER, (2,), LIMIT)
+    assert reply(engine, prompt, settings).token_ids == expected
     assert widths and engine._sequence._alone._widths == widths
 
 

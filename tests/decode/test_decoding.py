@@ -45,13 +45,13 @@ def engine_of():
     return of
 
 
-def events(engine, prompt, wish, stop_ids=(2,), poll=None):
-    turn = Turn(prompts=(tuple(prompt),), settings=wish, placeholder=PLACEHOLDER, stop_ids=stop_ids)
-    return list(engine.answer(turn, poll or (lambda: Control(settings=wish))))
+def events(engine, prompt, settings, stop_ids=(2,), poll=None):
+    turn = Turn(prompts=(tuple(prompt),), settings=settings, placeholder=PLACEHOLDER, stop_ids=stop_ids)
+    return list(engine.answer(turn, poll or (lambda: Control(settings=settings))))
 
 
-def reply(engine, prompt, wish, stop_ids=(2,), poll=None) -> Reply:
-    return events(engine, prompt, wish, stop_ids, poll)[-1]
+def reply(engine, prompt, settings, stop_ids=(2,), poll=None) -> Reply:
+    return events(engine, prompt, settings, stop_ids, poll)[-1]
 
 
 @pytest.mark.drawn
@@ -60,23 +60,23 @@ def reply(engine, prompt, wish, stop_ids=(2,), poll=None) -> Reply:
 @given(data=st.data())
 def test_cached_decoding_gives_the_tokens_of_the_plain_rule(engine_of, family, data):
     prompt = data.draw(PROMPTS)
-    wish = GenerationSettings(
+    settings = GenerationSettings(
         add_eos_length=data.draw(LENGTHS),
         refine_iter=data.draw(ROUNDS),
         max_new_tokens=data.draw(st.integers(1, 40)),
         max_length=len(prompt) + data.draw(st.integers(1, 60)),
     )
     stop_ids = data.draw(STOPS)
-    expected = plain_rule(tiny_model(family), prompt, wish, PLACEHOLDER, stop_ids, LIMIT)
-    assert reply(engine_of(family), prompt, wish, stop_ids).token_ids == expected
+    expected = plain_rule(tiny_model(family), prompt, settings, PLACEHOLDER, stop_ids, LIMIT)
+    assert reply(engine_of(family), prompt, settings, stop_ids).token_ids == expected
 
 
 @many
 @given(prompt=PROMPTS, n=LENGTHS, rounds=ROUNDS, new=st.integers(1, 40), stop_ids=STOPS)
 def test_the_plain_decoder_gives_the_tokens_of_the_plain_rule(engine_of, prompt, n, rounds, new, stop_ids):
-    wish = GenerationSettings(add_eos_length=n, refine_iter=rounds, max_new_tokens=new, decoder="plain")
-    expected = plain_rule(tiny_model(), prompt, wish, PLACEHOLDER, stop_ids, LIMIT)
-    assert reply(engine_of(), prompt, wish, stop_ids).token_ids == expected
+    settings = GenerationSettings(add_eos_length=n, refine_iter=rounds, max_new_tokens=new, decoder="plain")
+    expected = plain_rule(tiny_model(), prompt, settings, PLACEHOLDER, stop_ids, LIMIT)
+    assert reply(engine_of(), prompt, settings, stop_ids).token_ids == expected
 
 
 @many
@@ -97,8 +97,8 @@ def test_auto_equals_greedy_token_by_token_and_never_needs_more_forwards(engine_
 def test_after_i_passes_the_first_i_tokens_are_greedy_and_exact_tokens_stay(engine_of, prompt, n):
     by_token = GenerationSettings(**GREEDY_BY_TOKEN, max_new_tokens=n + 1)
     greedy = reply(engine_of(), prompt, by_token, stop_ids=()).token_ids
-    wish = GenerationSettings(add_eos_length=n, refine_iter=n + 1, max_new_tokens=n + 1)
-    updates = [e for e in events(engine_of(), prompt, wish, ()) if isinstance(e, BlockUpdate)]
+    settings = GenerationSettings(add_eos_length=n, refine_iter=n + 1, max_new_tokens=n + 1)
+    updates = [e for e in events(engine_of(), prompt, settings, ()) if isinstance(e, BlockUpdate)]
     for update in updates:
         assert update.exact >= update.iteration or update.settled
         assert update.token_ids[: update.exact] == greedy[: update.exact]
@@ -108,17 +108,17 @@ def test_after_i_passes_the_first_i_tokens_are_greedy_and_exact_tokens_stay(engi
 @many
 @given(prompt=PROMPTS, n=LENGTHS, rounds=ROUNDS, room=st.integers(1, 20), new=st.integers(1, 20))
 def test_budgets_are_hard(engine_of, prompt, n, rounds, room, new):
-    wish = GenerationSettings(
+    settings = GenerationSettings(
         add_eos_length=n, refine_iter=rounds, max_new_tokens=new, max_length=len(prompt) + room
     )
-    done = reply(engine_of(), prompt, wish, stop_ids=())
+    done = reply(engine_of(), prompt, settings, stop_ids=())
     assert done.finish == "length"
     assert len(done.token_ids) == min(room, new)
 
 
 def test_the_models_position_limit_caps_max_length(engine_of):
-    wish = GenerationSettings(add_eos_length=7, refine_iter=2, max_new_tokens=100, max_length=8192)
-    done = reply(engine_of(), [5] * (LIMIT - 10), wish, stop_ids=())
+    settings = GenerationSettings(add_eos_length=7, refine_iter=2, max_new_tokens=100, max_length=8192)
+    done = reply(engine_of(), [5] * (LIMIT - 10), settings, stop_ids=())
     assert (len(done.token_ids), done.finish) == (10, "length")
 
 
@@ -140,15 +140,15 @@ def test_forgetting_to_refresh_stale_keys_and_values_changes_replies(engine_of, 
 
     rng = random.Random(0)
     prompts = [[rng.randrange(3, VOCABULARY) for _ in range(20)] for _ in range(20)]
-    wish = GenerationSettings(add_eos_length=7, refine_iter=2, max_new_tokens=40)
-    expected = [plain_rule(tiny_model(), prompt, wish, PLACEHOLDER, ()) for prompt in prompts]
-    assert [reply(engine_of(), prompt, wish, ()).token_ids for prompt in prompts] == expected
+    settings = GenerationSettings(add_eos_length=7, refine_iter=2, max_new_tokens=40)
+    expected = [plain_rule(tiny_model(), prompt, settings, PLACEHOLDER, ()) for prompt in prompts]
+    assert [reply(engine_of(), prompt, settings, ()).token_ids for prompt in prompts] == expected
     monkeypatch.setattr(SequenceCache, "rewind_to_shared", trusting)
     engine = Engine(tiny_model(), SoloGroup(torch.device("cpu")), max_positions=LIMIT)
     wrong = 0
     for prompt, right in zip(prompts, expected):
         engine._sequence.forget()
-        wrong += reply(engine, prompt, wish, ()).token_ids != right
+        wrong += reply(engine, prompt, settings, ()).token_ids != right
     assert wrong >= 5
 
 
@@ -158,8 +158,8 @@ def test_a_block_costs_r_forwards_and_feeds_only_what_is_stale(engine_of):
     hook = engine._module.register_forward_pre_hook(
         lambda module, args, kwargs: fed.append(kwargs["input_ids"].shape[1]), with_kwargs=True
     )
-    wish = GenerationSettings(add_eos_length=7, refine_iter=2, max_new_tokens=32)
-    done = reply(engine, list(range(3, 53)), wish, stop_ids=())
+    settings = GenerationSettings(add_eos_length=7, refine_iter=2, max_new_tokens=32)
+    done = reply(engine, list(range(3, 53)), settings, stop_ids=())
     hook.remove()
     assert done.stats.forwards == sum(done.stats.iterations) == len(fed) == 8
     first_passes, later_passes = fed[2::2], fed[1::2]
@@ -169,29 +169,29 @@ def test_a_block_costs_r_forwards_and_feeds_only_what_is_stale(engine_of):
 
 def test_a_second_turn_reads_only_what_is_new(engine_of):
     engine = engine_of()
-    wish = GenerationSettings(add_eos_length=3, refine_iter="auto", max_new_tokens=12)
+    settings = GenerationSettings(add_eos_length=3, refine_iter="auto", max_new_tokens=12)
     first = list(range(3, 60)) * 3
-    answer = reply(engine, first, wish, ())
+    answer = reply(engine, first, settings, ())
     second = [*first, *answer.token_ids, 9, 8, 7]
     fed = []
     hook = engine._module.register_forward_pre_hook(
         lambda module, args, kwargs: fed.append(kwargs["input_ids"].shape[1]), with_kwargs=True
     )
-    again = reply(engine, second, wish, ())
+    again = reply(engine, second, settings, ())
     hook.remove()
     assert fed[0] <= 3 + 2 * 4
-    assert again.token_ids == plain_rule(tiny_model(), second, wish, PLACEHOLDER, ())
+    assert again.token_ids == plain_rule(tiny_model(), second, settings, PLACEHOLDER, ())
 
 
 def test_earlier_turns_never_leak_into_a_reply(engine_of):
     """Undo, retry, an edited or shorter prompt: whatever the cache held, the tokens are those of the plain rule."""
     engine = engine_of()
     rng = random.Random(1)
-    wish = GenerationSettings(add_eos_length=7, refine_iter=2, max_new_tokens=20)
+    settings = GenerationSettings(add_eos_length=7, refine_iter=2, max_new_tokens=20)
     prompt = [rng.randrange(3, VOCABULARY) for _ in range(60)]
     for _ in range(12):
-        answer = reply(engine, prompt, wish)
-        assert answer.token_ids == plain_rule(tiny_model(), prompt, wish, PLACEHOLDER, (2,))
+        answer = reply(engine, prompt, settings)
+        assert answer.token_ids == plain_rule(tiny_model(), prompt, settings, PLACEHOLDER, (2,))
         prompt = [*prompt, *answer.token_ids, *(rng.randrange(3, VOCABULARY) for _ in range(4))]
         prompt = prompt[: rng.randrange(10, len(prompt))]
         prompt[rng.randrange(len(prompt))] = rng.randrange(3, VOCABULARY)
@@ -201,26 +201,26 @@ def test_long_prompts_are_read_in_chunks_that_count_as_prefill(engine_of):
     engine = Engine(tiny_model(), SoloGroup(torch.device("cpu")), max_positions=LIMIT)
     engine._chunk = 32
     prompt = [3 + i % 50 for i in range(200)]
-    wish = GenerationSettings(add_eos_length=7, refine_iter=2, max_new_tokens=8)
-    seen = events(engine, prompt, wish, ())
+    settings = GenerationSettings(add_eos_length=7, refine_iter=2, max_new_tokens=8)
+    seen = events(engine, prompt, settings, ())
     progress = [(e.done, e.total) for e in seen if isinstance(e, PrefillUpdate)]
     assert progress == [(32 * (i + 1), 207) for i in range(6)][: len(progress)]
     assert seen[-1].stats.prefill_forwards == len(progress) == 6
     assert seen[-1].stats.forwards == 2
-    assert seen[-1].token_ids == plain_rule(tiny_model(), prompt, wish, PLACEHOLDER, ())
+    assert seen[-1].token_ids == plain_rule(tiny_model(), prompt, settings, PLACEHOLDER, ())
 
 
 def test_cancelling_stops_within_one_pass_and_keeps_finished_blocks(engine_of):
-    wish = GenerationSettings(add_eos_length=3, refine_iter=3, max_new_tokens=100)
+    settings = GenerationSettings(add_eos_length=3, refine_iter=3, max_new_tokens=100)
     asked = 0
 
     def poll():
         nonlocal asked
         asked += 1
-        return Control(settings=wish, cancel=asked == 8)
+        return Control(settings=settings, cancel=asked == 8)
 
-    whole = reply(engine_of(), [5, 9, 11], wish, ())
-    done = reply(engine_of(), [5, 9, 11], wish, (), poll)
+    whole = reply(engine_of(), [5, 9, 11], settings, ())
+    done = reply(engine_of(), [5, 9, 11], settings, (), poll)
     assert done.finish == "cancelled"
     assert done.stats.forwards == 8
     assert done.token_ids == whole.token_ids[: 4 * len(done.stats.iterations)]
@@ -230,8 +230,8 @@ def test_cancelling_stops_within_one_pass_and_keeps_finished_blocks(engine_of):
 def test_cancelling_during_prefill_gives_an_empty_reply(engine_of):
     engine = Engine(tiny_model(), SoloGroup(torch.device("cpu")), max_positions=LIMIT)
     engine._chunk = 16
-    wish = GenerationSettings(add_eos_length=3)
-    done = reply(engine, [5] * 100, wish, (), lambda: Control(settings=wish, cancel=True))
+    settings = GenerationSettings(add_eos_length=3)
+    done = reply(engine, [5] * 100, settings, (), lambda: Control(settings=settings, cancel=True))
     assert (done.finish, done.token_ids, done.stats.prefill_forwards) == ("cancelled", (), 1)
 
 
@@ -259,12 +259,12 @@ def test_a_smaller_budget_in_mid_reply_ends_it_at_the_block(engine_of):
 
 def test_an_abandoned_iterator_ends_the_turn(engine_of):
     engine = engine_of()
-    wish = GenerationSettings(add_eos_length=3, refine_iter=2, max_new_tokens=50)
-    turn = Turn(prompts=((5, 9, 11),), settings=wish, placeholder=PLACEHOLDER, stop_ids=())
-    for _ in engine.answer(turn, lambda: Control(settings=wish)):
+    settings = GenerationSettings(add_eos_length=3, refine_iter=2, max_new_tokens=50)
+    turn = Turn(prompts=((5, 9, 11),), settings=settings, placeholder=PLACEHOLDER, stop_ids=())
+    for _ in engine.answer(turn, lambda: Control(settings=settings)):
         break
-    right = plain_rule(tiny_model(), [5, 9, 12], wish, PLACEHOLDER, ())
-    assert reply(engine, [5, 9, 12], wish, ()).token_ids == right
+    right = plain_rule(tiny_model(), [5, 9, 12], settings, PLACEHOLDER, ())
+    assert reply(engine, [5, 9, 12], settings, ()).token_ids == right
 
 
 def test_a_model_that_looks_ahead_is_decoded_by_the_plain_rule(engine_of):
@@ -282,30 +282,30 @@ def test_a_model_that_looks_ahead_is_decoded_by_the_plain_rule(engine_of):
     engine = Engine(model, SoloGroup(torch.device("cpu")), max_positions=LIMIT)
     assert engine.slow_reason == "its attention looks ahead (it is not causal)"
     for rounds in (1, 3, "auto"):
-        wish = GenerationSettings(add_eos_length=7, refine_iter=rounds, max_new_tokens=20)
-        expected = plain_rule(model, [5, 9, 11], wish, PLACEHOLDER, (2,))
-        assert reply(engine, [5, 9, 11], wish).token_ids == expected
+        settings = GenerationSettings(add_eos_length=7, refine_iter=rounds, max_new_tokens=20)
+        expected = plain_rule(model, [5, 9, 11], settings, PLACEHOLDER, (2,))
+        assert reply(engine, [5, 9, 11], settings).token_ids == expected
 
 
 def test_a_model_that_computes_nan_is_named_and_the_next_turn_works():
     model = tiny_model("llama", seed=6)
     engine = Engine(model, SoloGroup(torch.device("cpu")), max_positions=LIMIT)
-    wish = GenerationSettings(add_eos_length=3, refine_iter=2, max_new_tokens=8)
-    right = reply(engine, [5, 9], wish)
+    settings = GenerationSettings(add_eos_length=3, refine_iter=2, max_new_tokens=8)
+    right = reply(engine, [5, 9], settings)
     weight = model.lm_head.weight[3, 0].item()
     with torch.no_grad():
         model.lm_head.weight[3, 0] = float("nan")
     with pytest.raises(PromptError, match="not a number"):
-        reply(engine, [5, 9], wish)
+        reply(engine, [5, 9], settings)
     with torch.no_grad():
         model.lm_head.weight[3, 0] = weight
-    assert reply(engine, [5, 9], wish).token_ids == right.token_ids
+    assert reply(engine, [5, 9], settings).token_ids == right.token_ids
 
 
 def test_trace_names_the_likeliest_tokens_of_every_place(engine_of):
-    wish = GenerationSettings(add_eos_length=3, refine_iter="auto", max_new_tokens=12)
-    turn = Turn(prompts=((5, 9, 11),), settings=wish, placeholder=PLACEHOLDER, stop_ids=(), trace=True)
-    for event in engine_of().answer(turn, lambda: Control(settings=wish)):
+    settings = GenerationSettings(add_eos_length=3, refine_iter="auto", max_new_tokens=12)
+    turn = Turn(prompts=((5, 9, 11),), settings=settings, placeholder=PLACEHOLDER, stop_ids=(), trace=True)
+    for event in engine_of().answer(turn, lambda: Control(settings=settings)):
         if isinstance(event, BlockUpdate):
             assert event.candidates is not None
             assert tuple(places[0][0] for places in event.candidates) == event.token_ids
@@ -327,9 +327,9 @@ def test_a_model_whose_state_cannot_be_rewound_is_decoded_by_the_plain_rule():
     engine = Engine(model, SoloGroup(torch.device("cpu")), max_positions=None)
     assert engine.slow_reason is not None and "rewound" in engine.slow_reason
     for rounds in (1, 3, "auto"):
-        wish = GenerationSettings(add_eos_length=7, refine_iter=rounds, max_new_tokens=20)
-        expected = plain_rule(model, [5, 9, 11], wish, PLACEHOLDER, (2,))
-        assert reply(engine, [5, 9, 11], wish).token_ids == expected
+        settings = GenerationSettings(add_eos_length=7, refine_iter=rounds, max_new_tokens=20)
+        expected = plain_rule(model, [5, 9, 11], settings, PLACEHOLDER, (2,))
+        assert reply(engine, [5, 9, 11], settings).token_ids == expected
 
 
 def test_rotary_scaling_by_length_is_decoded_by_the_plain_rule_once_it_can_matter():
@@ -348,10 +348,10 @@ def test_rotary_scaling_by_length_is_decoded_by_the_plain_rule_once_it_can_matte
     engine = Engine(model, SoloGroup(torch.device("cpu")), max_positions=LIMIT)
     assert engine.slow_reason is None
     for length in (20, 50, 58, 63, 80):
-        wish = GenerationSettings(add_eos_length=7, refine_iter=2, max_new_tokens=24)
+        settings = GenerationSettings(add_eos_length=7, refine_iter=2, max_new_tokens=24)
         prompt = [3 + i % 50 for i in range(length)]
         # Blocks that straddle the limit see other frequencies in the whole block than in the cut one.
-        expected = plain_rule(model, prompt, wish, PLACEHOLDER, (), LIMIT)
-        assert reply(engine, prompt, wish, ()).token_ids == expected
+        expected = plain_rule(model, prompt, settings, PLACEHOLDER, (), LIMIT)
+        assert reply(engine, prompt, settings, ()).token_ids == expected
         assert (engine.cached_tokens > 0) == (length == 20)
         engine._sequence.forget()

@@ -32,9 +32,9 @@ PLENTY = 1 << 50
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_row_takes_no_more_than_it_is_said_to(family):
     engine = Engine(tiny_model(family), SoloGroup(torch.device("cpu")), max_positions=4096)
-    wish = GenerationSettings(add_eos_length=7, refine_iter=2, max_new_tokens=40)
-    turn = Turn(prompts=tuple((5 + row,) * 300 for row in range(4)), settings=wish, placeholder=2, stop_ids=())
-    for _ in engine.answer(turn, lambda: Control(settings=wish)):
+    settings = GenerationSettings(add_eos_length=7, refine_iter=2, max_new_tokens=40)
+    turn = Turn(prompts=tuple((5 + row,) * 300 for row in range(4)), settings=settings, placeholder=2, stop_ids=())
+    for _ in engine.answer(turn, lambda: Control(settings=settings)):
         pass
     layers = engine._sequence._batch.cache.layers.layers
     kept = sum(tensor.numel() * tensor.element_size() for layer in layers for tensor in (layer.keys, layer.values))
@@ -46,14 +46,14 @@ def test_a_row_takes_no_more_than_it_is_said_to(family):
 
 def test_what_a_turn_needs_is_known_before_any_memory_is_asked_for():
     model = tiny_model()
-    wish = GenerationSettings(add_eos_length=7, refine_iter=2, max_new_tokens=40, max_length=600)
+    settings = GenerationSettings(add_eos_length=7, refine_iter=2, max_new_tokens=40, max_length=600)
     longer = GenerationSettings(add_eos_length=15, refine_iter="auto", max_new_tokens=300, max_length=600)
     turn = Turn(
         prompts=((5,) * 300, (6,) * 200, (7,)),
-        settings=wish,
+        settings=settings,
         placeholder=2,
         stop_ids=(),
-        row_settings=(wish, longer, wish),
+        row_settings=(settings, longer, settings),
         together=2,
     )
     # 500 tokens and two blocks of 16, in a power of two; the end of a conversation, and two blocks of 16.

@@ -26,9 +26,9 @@ def engine_of(family="qwen2", chunk=5):
     return engine
 
 
-def answers(engine, prompts, wish, **more):
-    turn = Turn(prompts=prompts, settings=wish, placeholder=2, stop_ids=(2,), logprobs=3, **more)
-    events = list(engine.answer(turn, lambda: Control(settings=wish)))
+def answers(engine, prompts, settings, **more):
+    turn = Turn(prompts=prompts, settings=settings, placeholder=2, stop_ids=(2,), logprobs=3, **more)
+    events = list(engine.answer(turn, lambda: Control(settings=settings)))
     replies = sorted((event for event in events if isinstance(event, Reply)), key=lambda reply: reply.row)
     return replies, sum(isinstance(event, BlockUpdate) for event in events)
 
@@ -49,8 +49,8 @@ def check(model, prompt, reply):
 @pytest.mark.drawn
 @pytest.mark.parametrize("family", FAMILIES)
 def test_they_are_those_of_one_forward_over_the_text(family):
-    for wish in (BLOCKS, WINDOW, dataclasses.replace(BLOCKS, temperature=1.0, seed=3, decoder="plain")):
-        replies, _ = answers(engine_of(family), PROMPTS, wish)
+    for settings in (BLOCKS, WINDOW, dataclasses.replace(BLOCKS, temperature=1.0, seed=3, decoder="plain")):
+        replies, _ = answers(engine_of(family), PROMPTS, settings)
         for prompt, reply in zip(PROMPTS, replies, strict=True):
             check(tiny_model(family), prompt, reply)
 
@@ -59,8 +59,8 @@ def test_a_reply_that_is_there_is_judged_without_a_token_being_made():
     engine = engine_of()
     (whole,), _ = answers(engine, PROMPTS[:1], WINDOW)
     cached = engine.cached_tokens
-    wish = dataclasses.replace(BLOCKS, max_new_tokens=len(whole.token_ids))
-    (again,), passes = answers(engine, PROMPTS[:1], wish, begun=(whole.token_ids,))
+    settings = dataclasses.replace(BLOCKS, max_new_tokens=len(whole.token_ids))
+    (again,), passes = answers(engine, PROMPTS[:1], settings, begun=(whole.token_ids,))
     assert passes == 0
     assert again.token_ids == whole.token_ids
     check(tiny_model(), PROMPTS[0], again)

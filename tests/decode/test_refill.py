@@ -15,17 +15,17 @@ from dist.protocol import Control, PrefillUpdate, Reply, Turn
 from dist.settings import GenerationSettings
 
 
-def refilled(engine, prompts, wish, together, stop_ids=(2,), poll=None, own=None):
+def refilled(engine, prompts, settings, together, stop_ids=(2,), poll=None, own=None):
     """The events and the replies, in the order of the prompts."""
     turn = Turn(
         prompts=tuple(prompts),
-        settings=wish,
+        settings=settings,
         placeholder=2,
         stop_ids=stop_ids,
         row_settings=own,
         together=together,
     )
-    events = list(engine.answer(turn, poll or (lambda: Control(settings=wish))))
+    events = list(engine.answer(turn, poll or (lambda: Control(settings=settings))))
     replies = {event.row: event for event in events if isinstance(event, Reply)}
     assert sorted(replies) == list(range(len(prompts)))
     return events, [replies[row] for row in range(len(prompts))]
@@ -54,12 +54,14 @@ def test_whoever_takes_whose_place_each_gets_its_own_tokens(
     temperature,
     stop_ids,
 ):
-    wish = GenerationSettings(add_eos_length=n, refine_iter=rounds, temperature=temperature, seed=7, max_length=100)
+    wanted = GenerationSettings(
+        add_eos_length=n, refine_iter=rounds, temperature=temperature, seed=7, max_length=100
+    )
     own = tuple(
-        dataclasses.replace(wish, max_new_tokens=length, seed=7 + row)
+        dataclasses.replace(wanted, max_new_tokens=length, seed=7 + row)
         for row, length in enumerate(lengths[: len(prompts)])
     )
-    _, replies = refilled(either[family], prompts, wish, together, stop_ids, own=own)
+    _, replies = refilled(either[family], prompts, wanted, together, stop_ids, own=own)
     for prompt, settled, reply in zip(prompts, own, replies):
         assert reply.token_ids == plain_rule(tiny_model(family), prompt, settled, 2, stop_ids)
         assert reply.prompt_len == len(prompt)
@@ -67,11 +69,11 @@ def test_whoever_takes_whose_place_each_gets_its_own_tokens(
 
 def test_places_are_filled_as_they_get_free():
     engine = engine_of("qwen2")
-    wish = GenerationSettings(add_eos_length=3, refine_iter=2, max_new_tokens=64)
+    settings = GenerationSettings(add_eos_length=3, refine_iter=2, max_new_tokens=64)
     prompts = [(5 + i, 9, 11, 13 + 2 * i, 30 - i) for i in range(12)]
-    own = tuple(dataclasses.replace(wish, max_new_tokens=4 + 20 * (row % 4 == 0)) for row in range(12))
+    own = tuple(dataclasses.replace(settings, max_new_tokens=4 + 20 * (row % 4 == 0)) for row in range(12))
     with watched(engine) as passes:
-        events, replies = refilled(engine, prompts, wish, 4, own=own)
+        events, replies = refilled(engine, prompts, settings, 4, own=own)
     made = sum(reply.stats.forwards for reply in replies)
     decoding = [len(read) for read in passes if max(read) <= 7]
     assert max(decoding) == 4
@@ -87,11 +89,11 @@ def test_places_are_filled_as_they_get_free():
 def test_a_prompt_that_begins_like_a_running_one_is_not_read_again():
     engine = engine_of("qwen2")
     common = tuple(3 + i * 7 % 50 for i in range(60))
-    wish = GenerationSettings(add_eos_length=3, refine_iter=2, max_new_tokens=40)
+    settings = GenerationSettings(add_eos_length=3, refine_iter=2, max_new_tokens=40)
     prompts = [(*common, 5, 9), (11, 12), (*common, 7, 8, 9)]
-    own = tuple(dataclasses.replace(wish, max_new_tokens=length) for length in (40, 4, 8))
+    own = tuple(dataclasses.replace(settings, max_new_tokens=length) for length in (40, 4, 8))
     with watched(engine) as passes:
-        _, replies = refilled(engine, prompts, wish, 2, own=own)
+        _, replies = refilled(engine, prompts, settings, 2, own=own)
     assert sum(max(read) > 8 for read in passes) == 1
     for prompt, settled, reply in zip(prompts, own, replies):
         assert reply.token_ids == plain_rule(tiny_model(), prompt, settled, 2, (2,))
@@ -99,15 +101,15 @@ def test_a_prompt_that_begins_like_a_running_one_is_not_read_again():
 
 def test_a_cancelled_turn_gives_every_prompt_a_reply_with_what_is_finished():
     engine = engine_of("qwen2")
-    wish = GenerationSettings(add_eos_length=3, refine_iter=2, max_new_tokens=16)
+    settings = GenerationSettings(add_eos_length=3, refine_iter=2, max_new_tokens=16)
     prompts = [(5 + i, 9, 11) for i in range(7)]
-    whole = [plain_rule(tiny_model(), prompt, wish, 2, ()) for prompt in prompts]
+    whole = [plain_rule(tiny_model(), prompt, settings, 2, ()) for prompt in prompts]
     for at in (0, 3, 9, 13):
         asked = iter(range(100))
-        poll = lambda asked=asked, at=at: Control(settings=wish, cancel=next(asked) >= at)  # noqa: E731
-        _, replies = refilled(engine, prompts, wish, 2, stop_ids=(), poll=poll)
+        poll = lambda asked=asked, at=at: Control(settings=settings, cancel=next(asked) >= at)  # noqa: E731
+        _, replies = refilled(engine, prompts, settings, 2, stop_ids=(), poll=poll)
         for reply, tokens in zip(replies, whole):
             assert reply.token_ids == tokens[: len(reply.token_ids)]
             assert (reply.finish == "cancelled") == (len(reply.token_ids) < 16)
         assert [reply.token_ids for reply in replies[4:]] == [()] * 3
-    assert [reply.token_ids for reply in answers(engine, prompts, wish, ())[1]] == whole
+    assert [reply.token_ids for reply in answers(engine, prompts, settings, ())[1]] == whole

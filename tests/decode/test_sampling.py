@@ -25,9 +25,9 @@ def engine():
     return Engine(tiny_model(), SoloGroup(CPU), max_positions=512)
 
 
-def reply(engine, prompt, wish, stop_ids=(2,)) -> Reply:
-    turn = Turn(prompts=(tuple(prompt),), settings=wish, placeholder=2, stop_ids=stop_ids)
-    return list(engine.answer(turn, lambda: Control(settings=wish)))[-1]
+def reply(engine, prompt, settings, stop_ids=(2,)) -> Reply:
+    turn = Turn(prompts=(tuple(prompt),), settings=settings, placeholder=2, stop_ids=stop_ids)
+    return list(engine.answer(turn, lambda: Control(settings=settings)))[-1]
 
 
 def test_ties_go_to_the_lowest_id():
@@ -71,10 +71,10 @@ def test_filters_keep_the_likeliest():
 def test_sampled_tokens_follow_the_exact_distribution(top_k, top_p):
     """Chi-square of 20,000 draws of one token against the filtered softmax; p of a false alarm 1e-4."""
     logits = torch.randn(1, 24, generator=torch.Generator().manual_seed(3)) * 1.5
-    wish = GenerationSettings(temperature=0.8, top_k=top_k, top_p=top_p, seed=11)
+    settings = GenerationSettings(temperature=0.8, top_k=top_k, top_p=top_p, seed=11)
     exact = keep_likely(logits / 0.8, top_k, top_p).softmax(-1)[0].double()
     draws = 20_000
-    chosen = choose(logits.expand(draws, -1), range(draws), wish, WholeHead())
+    chosen = choose(logits.expand(draws, -1), range(draws), settings, WholeHead())
     counts = torch.bincount(chosen, minlength=24).double()
     likely = exact * draws >= 5
     assert counts[exact == 0].sum() == 0
@@ -88,19 +88,21 @@ def test_sampled_tokens_follow_the_exact_distribution(top_k, top_p):
 def test_sampling_gives_the_tokens_of_the_plain_rule(engine):
     for seed in range(6):
         for rounds in (1, 2, "auto"):
-            wish = GenerationSettings(
+            settings = GenerationSettings(
                 add_eos_length=7, refine_iter=rounds, max_new_tokens=30, temperature=0.9, top_p=0.9, seed=seed
             )
-            expected = plain_rule(tiny_model(), [5, 9, 11 + seed], wish, 2, (2,))
-            assert reply(engine, [5, 9, 11 + seed], wish).token_ids == expected
+            expected = plain_rule(tiny_model(), [5, 9, 11 + seed], settings, 2, (2,))
+            assert reply(engine, [5, 9, 11 + seed], settings).token_ids == expected
 
 
 def test_at_auto_the_sample_is_the_same_for_every_block_size(engine):
-    wish = GenerationSettings(add_eos_length=0, refine_iter=1, max_new_tokens=40, temperature=1.0, top_k=20, seed=4)
-    by_token = reply(engine, [5, 9, 11], wish, ()).token_ids
+    settings = GenerationSettings(
+        add_eos_length=0, refine_iter=1, max_new_tokens=40, temperature=1.0, top_k=20, seed=4
+    )
+    by_token = reply(engine, [5, 9, 11], settings, ()).token_ids
     assert len(set(by_token)) > 5
     for n in (1, 3, 7, 31, 127):
-        auto = dataclasses.replace(wish, add_eos_length=n, refine_iter="auto")
+        auto = dataclasses.replace(settings, add_eos_length=n, refine_iter="auto")
         assert reply(engine, [5, 9, 11], auto, ()).token_ids == by_token
-    other = dataclasses.replace(wish, seed=5)
+    other = dataclasses.replace(settings, seed=5)
     assert reply(engine, [5, 9, 11], other, ()).token_ids != by_token

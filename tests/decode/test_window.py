@@ -105,13 +105,13 @@ def engine_of(family="qwen2", fixed_widths=False, drafts=None) -> Engine:
     return engine
 
 
-def by_token(wish: GenerationSettings, **changes) -> GenerationSettings:
-    return dataclasses.replace(wish, add_eos_length=0, refine_iter=1, **changes)
+def by_token(settings: GenerationSettings, **changes) -> GenerationSettings:
+    return dataclasses.replace(settings, add_eos_length=0, refine_iter=1, **changes)
 
 
-def answers(engine, prompts, wish, stop_ids=(), poll=None, **more):
-    turn = Turn(prompts=tuple(map(tuple, prompts)), settings=wish, placeholder=2, stop_ids=stop_ids, **more)
-    events = list(engine.answer(turn, poll or (lambda: Control(settings=wish))))
+def answers(engine, prompts, settings, stop_ids=(), poll=None, **more):
+    turn = Turn(prompts=tuple(map(tuple, prompts)), settings=settings, placeholder=2, stop_ids=stop_ids, **more)
+    events = list(engine.answer(turn, poll or (lambda: Control(settings=settings))))
     replies = sorted((event for event in events if isinstance(event, Reply)), key=lambda reply: reply.row)
     return [event for event in events if isinstance(event, BlockUpdate)], replies
 
@@ -147,12 +147,12 @@ def test_whatever_is_drafted_the_reply_is_that_token_by_token_in_no_more_passes(
     salt, spread = draw.random(), draw.choice([1, 2, 5, 100])
     prompt = [draw.randrange(23) for _ in range(draw.randrange(1, 9))]
     truth = hash_reply(prompt, min(new, room), stop_ids, salt, spread)
-    wish = GenerationSettings(
+    wanted = GenerationSettings(
         add_eos_length=n, refine_iter="auto", max_new_tokens=new, max_length=len(prompt) + room
     )
     rule = Refinement(
         prompt,
-        wish,
+        wanted,
         placeholder=2,
         stop_ids=stop_ids,
         limit=10**6,
@@ -166,9 +166,9 @@ def test_whatever_is_drafted_the_reply_is_that_token_by_token_in_no_more_passes(
         known = (*prompt, *rule.token_ids)
         assert tuple(step.token_ids[: len(known)]) == known
         assert step.wanted <= n + 1 and len(step.token_ids) == len(known) + step.wanted - 1
-        assert len(step.token_ids) < wish.max_length and all(0 <= token < VOCABULARY for token in step.token_ids)
+        assert len(step.token_ids) < wanted.max_length and all(0 <= token < VOCABULARY for token in step.token_ids)
         choices = [hashed(step.token_ids[:place], salt, spread) for place in step.positions]
-        update = rule.accept(choices, wish)
+        update = rule.accept(choices, wanted)
         assert 1 <= update.settled == update.exact == rule.accepted[-1] <= n + 1
         assert update.token_ids[: update.settled] == rule.token_ids[-update.settled :]
     assert rule.token_ids == truth
@@ -187,7 +187,7 @@ def test_whatever_is_drafted_the_reply_is_that_token_by_token_in_no_more_passes(
 @given(data=st.data())
 def test_drawn_drafters_change_no_reply_of_any_family(family, data):
     prompts = data.draw(st.lists(PROMPT, min_size=1, max_size=3))
-    wish = GenerationSettings(
+    wanted = GenerationSettings(
         add_eos_length=data.draw(LENGTHS),
         refine_iter="auto",
         max_new_tokens=data.draw(st.integers(1, 24)),
@@ -197,19 +197,19 @@ def test_drawn_drafters_change_no_reply_of_any_family(family, data):
         seed=5,
     )
     stop_ids, kind = data.draw(STOPS), data.draw(st.sampled_from(KINDS))
-    truths = [plain_rule(tiny_model(family), one, by_token(wish), 2, stop_ids, LIMIT) for one in prompts]
+    truths = [plain_rule(tiny_model(family), one, by_token(wanted), 2, stop_ids, LIMIT) for one in prompts]
     engine = engine_of(
         family,
         data.draw(st.booleans()),
         lambda turn, row: Drafter(kind, len(turn.prompts[row]), truths[row], stop_ids),
     )
     for _ in range(2):  # The second time what the cache holds is the reply itself.
-        _, replies = answers(engine, prompts, wish, stop_ids)
+        _, replies = answers(engine, prompts, wanted, stop_ids)
         assert [reply.token_ids for reply in replies] == truths
         for reply, truth in zip(replies, truths):
             assert reply.stats.forwards == len(reply.stats.accepted) <= len(truth)
             if kind == "the true reply":
-                assert reply.stats.forwards == -(-len(truth) // (wish.add_eos_length + 1))
+                assert reply.stats.forwards == -(-len(truth) // (wanted.add_eos_length + 1))
 
 
 @settings(quick, max_examples=6)
@@ -264,9 +264,9 @@ def test_recorded_changes_come_into_force_at_their_places():
 
 
 def test_a_window_has_one_width_and_reads_no_token_twice():
-    engine, wish = engine_of(fixed_widths=True), GenerationSettings(add_eos_length=7, refine_iter="auto")
+    engine, settings = engine_of(fixed_widths=True), GenerationSettings(add_eos_length=7, refine_iter="auto")
     prompt = tuple(3 + i * 7 % 50 for i in range(60))
-    _, (reply,) = answers(engine, [prompt], dataclasses.replace(wish, max_new_tokens=40))
+    _, (reply,) = answers(engine, [prompt], dataclasses.replace(settings, max_new_tokens=40))
     assert len(set(reply.stats.accepted)) > 1
     assert set(engine._sequence._alone._widths) == {(1, 8, 8)}
     # As it comes: one token of the text, then the draft.
@@ -274,16 +274,16 @@ def test_a_window_has_one_width_and_reads_no_token_twice():
     engine._module.register_forward_pre_hook(
         lambda module, args, named: read.append(named["input_ids"].shape[1]), with_kwargs=True
     )
-    _, (reply,) = answers(engine, [prompt], dataclasses.replace(wish, max_new_tokens=40))
+    _, (reply,) = answers(engine, [prompt], dataclasses.replace(settings, max_new_tokens=40))
     assert read[0] == 60 + 7 and max(read[1:]) == 8 and len(read) == reply.stats.forwards
 
 
 def test_cancelling_keeps_every_exact_token():
-    wish = GenerationSettings(add_eos_length=7, refine_iter="auto", max_new_tokens=60)
-    truth = plain_rule(tiny_model(), (5, 9, 11), by_token(wish), 2, ())
+    settings = GenerationSettings(add_eos_length=7, refine_iter="auto", max_new_tokens=60)
+    truth = plain_rule(tiny_model(), (5, 9, 11), by_token(settings), 2, ())
     polls = iter(range(100))
     _, (reply,) = answers(
-        engine_of(), [(5, 9, 11)], wish, poll=lambda: Control(settings=wish, cancel=next(polls) == 3)
+        engine_of(), [(5, 9, 11)], settings, poll=lambda: Control(settings=settings, cancel=next(polls) == 3)
     )
     assert (reply.finish, reply.stats.forwards, len(reply.stats.accepted)) == ("cancelled", 4, 4)
     assert reply.token_ids == truth[: sum(reply.stats.accepted)]
@@ -300,23 +300,23 @@ def test_a_causal_model_whose_cache_cannot_be_rewound_is_decoded_through_a_windo
             model.backbone.embeddings.weight.normal_()
     engine = Engine(model, SoloGroup(torch.device("cpu")), max_positions=None)
     assert engine.slow_reason is not None and "rewound" in engine.slow_reason
-    wish = GenerationSettings(add_eos_length=7, refine_iter="auto", max_new_tokens=30)
-    _, (reply,) = answers(engine, [(5, 9, 11)], wish)
-    assert reply.token_ids == plain_rule(model, (5, 9, 11), by_token(wish), 2, ())
+    settings = GenerationSettings(add_eos_length=7, refine_iter="auto", max_new_tokens=30)
+    _, (reply,) = answers(engine, [(5, 9, 11)], settings)
+    assert reply.token_ids == plain_rule(model, (5, 9, 11), by_token(settings), 2, ())
     assert reply.stats.forwards == len(reply.stats.accepted) <= 30
 
 
 def test_an_earlier_reply_costs_few_passes_and_is_counted_as_what_gave_the_tokens():
-    wish = GenerationSettings(add_eos_length=7, refine_iter="auto", max_new_tokens=40)
+    settings = GenerationSettings(add_eos_length=7, refine_iter="auto", max_new_tokens=40)
     prompt = tuple(3 + i * 7 % 50 for i in range(30))
-    _, (first,) = answers(engine_of(), [prompt], wish)
-    _, (again,) = answers(engine_of(), [prompt], wish, earlier=(first.token_ids,))
+    _, (first,) = answers(engine_of(), [prompt], settings)
+    _, (again,) = answers(engine_of(), [prompt], settings, earlier=(first.token_ids,))
     assert again.token_ids == first.token_ids and again.stats.forwards == 5
     assert again.stats.drafts == {"own": 0, "lookup": 0, "earlier": 35}
     # A reply of other weights helps as far as it goes, and changes nothing.
     other = (*first.token_ids[:20], 5, *first.token_ids[22:])
-    _, (near,) = answers(engine_of(), [prompt], wish, earlier=(other,))
+    _, (near,) = answers(engine_of(), [prompt], settings, earlier=(other,))
     assert near.token_ids == first.token_ids and near.stats.forwards <= 12
-    _, (own,) = answers(engine_of(), [prompt], dataclasses.replace(wish, drafts="own"), earlier=(other,))
+    _, (own,) = answers(engine_of(), [prompt], dataclasses.replace(settings, drafts="own"), earlier=(other,))
     assert own.token_ids == first.token_ids and set(own.stats.drafts) == {"own", "lookup", "earlier"}
     assert own.stats.drafts["lookup"] == own.stats.drafts["earlier"] == 0

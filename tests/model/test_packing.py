@@ -52,9 +52,9 @@ def test_packed_models_give_the_tokens_of_the_plain_rule(family, decoder):
     assert engine.slow_reason is None
     for length in (1, 9, 70, 300):
         prompt = tuple(3 + (5 * place + length) % 50 for place in range(length))
-        for wish in (SETTINGS, SETTINGS.with_value("refine_iter", "auto").with_value("add_eos_length", 31)):
-            got = reply_of(engine, prompt, wish.with_value("decoder", decoder))
-            assert got == plain_rule(tiny_model(family), prompt, wish, 2, ())
+        for settings in (SETTINGS, SETTINGS.with_value("refine_iter", "auto").with_value("add_eos_length", 31)):
+            got = reply_of(engine, prompt, settings.with_value("decoder", decoder))
+            assert got == plain_rule(tiny_model(family), prompt, settings, 2, ())
 
 
 @pytest.mark.parametrize("family", FAMILIES)

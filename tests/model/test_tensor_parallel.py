@@ -15,7 +15,7 @@ from checkpoints import VOCABULARY, save_tokenizer
 from plain_accept import plain_accept
 from plain_rule import plain_rule
 from ranks import rank_environment
-from ranks_tp import GREEDY, PROMPTS, SURE, WISHES
+from ranks_tp import GREEDY, PROMPTS, SURE, VARIANTS
 from tiny_models import COMMON, tiny_model
 
 import dist.model.layout
@@ -106,8 +106,8 @@ def test_a_rank_holds_its_part_of_every_weight_bit_for_bit(on_ranks, model, size
 @pytest.mark.parametrize(("model", "size"), CASES)
 def test_ranks_choose_the_tokens_of_one(on_ranks, models, model, size):
     got = on_ranks[model, size]
-    for name, wish in WISHES.items():
-        assert got[name] == list(plain_rule(models[model], PROMPTS[0], wish, 2, (2,))), name
+    for name, settings in VARIANTS.items():
+        assert got[name] == list(plain_rule(models[model], PROMPTS[0], settings, 2, (2,))), name
     assert got["sure"] == list(plain_accept(models[model], PROMPTS[0], SURE, 2, (2,)))
     ids = got["cached"]
     logits = models[model](torch.tensor([[*PROMPTS[0], *ids[:-1]]])).logits[0, len(PROMPTS[0]) - 1 :]

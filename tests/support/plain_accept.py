@@ -10,23 +10,26 @@ from dist.settings import GenerationSettings
 
 
 @torch.no_grad()
-def plain_accept(model, prompt, wish: GenerationSettings, placeholder, stop_ids, limit=10**9):
+def plain_accept(model, prompt, settings: GenerationSettings, placeholder, stop_ids, limit=10**9):
     """The reply's tokens: each pass reads everything; a window's passes, and a block's last, take sure choices."""
     text, tail, draft, passes = list(prompt), [], None, 0
-    budget = min(wish.max_new_tokens, min(wish.max_length, limit) - len(prompt))
+    budget = min(settings.max_new_tokens, min(settings.max_length, limit) - len(prompt))
     while True:
         room = len(prompt) + budget - len(text)
-        window = wish.refine_iter == "auto"
+        window = settings.refine_iter == "auto"
         if window or draft is None:
-            draft, passes = [*tail, *[placeholder] * wish.add_eos_length][: min(wish.add_eos_length, room - 1)], 0
+            draft, passes = (
+                [*tail, *[placeholder] * settings.add_eos_length][: min(settings.add_eos_length, room - 1)],
+                0,
+            )
         passes += 1
         logits = model(torch.tensor([text + draft])).logits[0, len(text) - 1 :]
         positions = range(len(text), len(text) + len(draft) + 1)
-        chosen = choose(logits, positions, wish, WholeHead()).tolist()
+        chosen = choose(logits, positions, settings, WholeHead()).tolist()
         count = next((at for at, (a, b) in enumerate(zip(draft, chosen)) if a != b), len(draft)) + 1
-        if window or passes == wish.refine_iter:
+        if window or passes == settings.refine_iter:
             shares = logits.softmax(dim=-1)
-            while count < len(chosen) and shares[count, chosen[count]] >= wish.accept:
+            while count < len(chosen) and shares[count, chosen[count]] >= settings.accept:
                 count += 1
             ended = True
         else:

@@ -65,7 +65,7 @@ def check(engine: Engine, family: str) -> None:
         stop_ids=st.sampled_from([(2,), (2, 5, 11, 17), tuple(range(2, 40, 3))]),
     )
     def same(prompt, n, rounds, new, room, temperature, stop_ids):
-        wish = GenerationSettings(
+        settings = GenerationSettings(
             add_eos_length=n,
             refine_iter=rounds,
             max_new_tokens=new,
@@ -73,10 +73,10 @@ def check(engine: Engine, family: str) -> None:
             temperature=temperature,
             seed=7,
         )
-        turn = Turn(prompts=(prompt,), settings=wish, placeholder=2, stop_ids=stop_ids)
-        reply = list(engine.answer(turn, lambda: Control(settings=wish)))[-1]
+        turn = Turn(prompts=(prompt,), settings=settings, placeholder=2, stop_ids=stop_ids)
+        reply = list(engine.answer(turn, lambda: Control(settings=settings)))[-1]
         assert isinstance(reply, Reply)
-        assert reply.token_ids == plain_rule(tiny_model(family), prompt, wish, 2, stop_ids, 512)
+        assert reply.token_ids == plain_rule(tiny_model(family), prompt, settings, 2, stop_ids, 512)
 
     same()
 

@@ -88,9 +88,9 @@ def change_settings(engine: Engine) -> None:
 
 
 def leader(engine: Engine) -> dict:
-    def run(wish, prompt=PROMPT, poll=None, stop_ids=(2,)):
-        turn = Turn(prompts=(prompt,), settings=wish, placeholder=2, stop_ids=stop_ids)
-        return list(engine.answer(turn, poll or (lambda: Control(settings=wish))))
+    def run(settings, prompt=PROMPT, poll=None, stop_ids=(2,)):
+        turn = Turn(prompts=(prompt,), settings=settings, placeholder=2, stop_ids=stop_ids)
+        return list(engine.answer(turn, poll or (lambda: Control(settings=settings))))
 
     polls = 0
 
@@ -123,9 +123,9 @@ def leader(engine: Engine) -> dict:
     assert isinstance(last, Reply) and last.logprobs is not None
     results["logprobs"] = [value for value, _ in last.logprobs]
     # A reply's own last but three token ends it; the followers do not know which that is.
-    for name, wish in (("blocks", GREEDY), ("window", dataclasses.replace(GREEDY, refine_iter="auto"))):
+    for name, settings in (("blocks", GREEDY), ("window", dataclasses.replace(GREEDY, refine_iter="auto"))):
         target = str(results["greedy" if name == "blocks" else "auto"][-4])
-        stopped = run(dataclasses.replace(wish, stop=(target,)))[-1]
+        stopped = run(dataclasses.replace(settings, stop=(target,)))[-1]
         results[f"stopped, {name}"] = [stopped.finish, stopped.token_ids]
     return results
 

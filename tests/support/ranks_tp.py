@@ -28,7 +28,7 @@ from dist.settings import GenerationSettings
 PROMPTS = (tuple(3 + i * 7 % 200 for i in range(25)), (5, 9), tuple(range(40, 71)))
 GREEDY = GenerationSettings(add_eos_length=3, refine_iter=2, max_new_tokens=12)
 SAMPLED = dataclasses.replace(GREEDY, temperature=0.9, seed=2**62 + 5)
-WISHES = {
+VARIANTS = {
     "cached": GREEDY,
     "plain": dataclasses.replace(GREEDY, decoder="plain"),
     "sampled": SAMPLED,
@@ -73,7 +73,7 @@ def load(folder: str, group) -> dict:
         # step.
         engine.warm_up(GREEDY)
         replies(engine, ((3, 3, 5, 9),), GREEDY)
-        result |= {name: replies(engine, PROMPTS[:1], wish)[0] for name, wish in WISHES.items()}
+        result |= {name: replies(engine, PROMPTS[:1], settings)[0] for name, settings in VARIANTS.items()}
         result["sure"] = replies(engine, PROMPTS[:1], SURE)[0]
         result["batch"] = replies(engine, PROMPTS, GREEDY)
         result["together"] = engine._sequence._batch is not None
@@ -114,9 +114,9 @@ def heads_apart(group) -> dict:
     return told
 
 
-def replies(engine, prompts, wish) -> list:
-    turn = Turn(prompts=prompts, settings=wish, placeholder=2, stop_ids=(2,))
-    events = engine.answer(turn, lambda: Control(settings=wish))
+def replies(engine, prompts, settings) -> list:
+    turn = Turn(prompts=prompts, settings=settings, placeholder=2, stop_ids=(2,))
+    events = engine.answer(turn, lambda: Control(settings=settings))
     rows = {event.row: list(event.token_ids) for event in events if isinstance(event, Reply)}
     return [rows[row] for row in sorted(rows)]
 

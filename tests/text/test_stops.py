@@ -50,9 +50,9 @@ def drawn_stops(draw, text):
     return tuple(dict.fromkeys([*found, *draw.sample(["xyz", "<|turn|>", "abcabcabc"], 1)]))
 
 
-def answer(engine, prompts, wish, **more):
-    turn = Turn(prompts=prompts, settings=wish, placeholder=EOS, stop_ids=(EOS,), **more)
-    return list(engine.answer(turn, lambda: Control(settings=wish)))
+def answer(engine, prompts, settings, **more):
+    turn = Turn(prompts=prompts, settings=settings, placeholder=EOS, stop_ids=(EOS,), **more)
+    return list(engine.answer(turn, lambda: Control(settings=settings)))
 
 
 @functools.cache
@@ -76,8 +76,8 @@ def test_a_reply_ends_where_a_stop_text_is_first_complete(draw, prompts, rule):
     plain = base if rounds != "auto" else dataclasses.replace(base, add_eos_length=0, refine_iter=1)
     whole = [plain_rule(tiny_model(), prompt, plain, EOS, (EOS,)) for prompt in prompts]
     stops = drawn_stops(draw, TOKENIZER.decode(draw.choice(whole)))
-    wish = dataclasses.replace(base, stop=stops)
-    events = answer(engine_of(), tuple(prompts), wish)
+    wanted = dataclasses.replace(base, stop=stops)
+    events = answer(engine_of(), tuple(prompts), wanted)
     replies = {event.row: event for event in events if isinstance(event, Reply)}
     for row, truth in enumerate(whole):
         ids, text, stop = cut_by_hand(truth, stops)
@@ -99,9 +99,9 @@ def test_a_reply_ends_where_a_stop_text_is_first_complete(draw, prompts, rule):
 
 
 def test_a_stop_text_that_is_set_in_mid_reply_ends_at_the_next_place():
-    wish = GenerationSettings(add_eos_length=3, refine_iter="auto", max_new_tokens=200)
+    settings = GenerationSettings(add_eos_length=3, refine_iter="auto", max_new_tokens=200)
     prompt = tuple(range(6, 30))
-    (reply,) = [one for one in answer(engine_of(), (prompt,), wish) if isinstance(one, Reply)]
+    (reply,) = [one for one in answer(engine_of(), (prompt,), settings) if isinstance(one, Reply)]
     text = TOKENIZER.decode(reply.token_ids)
     stop = next(text[at : at + 2] for at in range(len(text)) if text.count(text[at : at + 2]) > 4)
     polls = 0
@@ -109,9 +109,9 @@ def test_a_stop_text_that_is_set_in_mid_reply_ends_at_the_next_place():
     def poll():
         nonlocal polls
         polls += 1
-        return Control(settings=wish if polls < 12 else dataclasses.replace(wish, stop=(stop,)))
+        return Control(settings=settings if polls < 12 else dataclasses.replace(settings, stop=(stop,)))
 
-    turn = Turn(prompts=(prompt,), settings=wish, placeholder=EOS, stop_ids=(EOS,))
+    turn = Turn(prompts=(prompt,), settings=settings, placeholder=EOS, stop_ids=(EOS,))
     *_, last = engine_of().answer(turn, poll)
     assert isinstance(last, Reply)
     assert last.finish == "stop"
