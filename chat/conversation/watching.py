@@ -17,7 +17,7 @@ class Watching:
         self._answering = answering
         self._page = page
         self._watch: RunWatch | None = None
-        self._told: int | None = None
+        self._announced: int | None = None
 
     @property
     def newer(self) -> int | None:
@@ -39,7 +39,7 @@ class Watching:
         """Watch no more."""
         if self._watch is not None:
             self._watch.stop()
-        self._watch, self._told = None, None
+        self._watch, self._announced = None, None
         self._talk.show_newer(None)
 
     def load(self) -> None:
@@ -60,6 +60,6 @@ class Watching:
         if self._watch is None:  # it was ended in the middle of a look
             return
         self._talk.show_newer(newest)
-        if newest is not None and newest != self._told and not self._page.redraws:
+        if newest is not None and newest != self._announced and not self._page.redraws:
             self._page.note(f"Step {newest} is complete. /watch load goes on with it.")
-        self._told = newest
+        self._announced = newest

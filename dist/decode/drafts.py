@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dist.protocol import Turn
 
 OWN, LOOK_UP, EARLIER = "own", "lookup", "earlier"
-# What is told apart of a guess: its source, how sure that is, and whether it goes on as the last pass's choices do.
+# What distinguishes guesses: their source, how sure it is, and whether they go on as the last pass's choices do.
 Kind = tuple[str, int, bool]
 # Tokens of a guess that are expected to be right at first, and how fast the record of what was right forgets. An
 # earlier reply goes before all others as long as it is followed. Figures in tests/MEASURED.md.

@@ -414,12 +414,12 @@ def test_what_fits_is_asked_for_the_longest_prompt_of_a_turn(run: Run, tmp_path:
 
 
 def test_what_the_first_prompts_show_of_the_model_is_told_once(run: Run, prompts: str) -> None:
-    told = "These are read one by one."
-    ran = run("--prompts_file", prompts, remark_after=lambda turns: told if turns else None)
-    assert ran.err.count(told) == 1
-    # What was known before is told when the model is ready.
-    ran = run("--prompts_file", prompts, remark_after=lambda turns: told)
-    assert told not in ran.err
+    reported = "These are read one by one."
+    ran = run("--prompts_file", prompts, remark_after=lambda turns: reported if turns else None)
+    assert ran.err.count(reported) == 1
+    # What was known before is shown when the model is ready.
+    ran = run("--prompts_file", prompts, remark_after=lambda turns: reported)
+    assert reported not in ran.err
 
 
 def test_greedy_samples_are_made_with_a_word_on_it(run: Run) -> None:

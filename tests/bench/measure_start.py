@@ -99,9 +99,9 @@ class Watch:
 
     def write(self, *, ready: bool) -> None:
         """What is known so far; the last that is written counts."""
-        told = dict(self.seconds) | ({"ready": time.time() - float(os.environ[BEGAN])} if ready else {})
+        reported = dict(self.seconds) | ({"ready": time.time() - float(os.environ[BEGAN])} if ready else {})
         rank = os.environ.get("RANK", "0")
-        Path(os.environ[FOLDER], f"rank{rank}.json").write_text(json.dumps(told))
+        Path(os.environ[FOLDER], f"rank{rank}.json").write_text(json.dumps(reported))
 
 
 def watch_this_process() -> None:

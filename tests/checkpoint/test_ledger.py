@@ -144,12 +144,12 @@ def test_the_report_tells_template_stop_tokens_and_what_is_not_used(
     change_json(folder / "generation_config.json", eos_token_id=0)
     change_json(folder / "tokenizer_config.json", eos_token="<|endoftext|>")
     assert main([str(folder)]) == 0
-    told = capsys.readouterr().out
-    assert "chat template   chat_template.jinja\n" in told
-    assert "replies end at  <|endoftext|> (EOS), [0] (generation_config.json), <|im_end|> (the chat" in told
-    assert "repetition_penalty 1.2, min_p 0.1 (not supported: replies are made without it)" in told
-    assert "mystery 1 (not known to transformers' Qwen2Config)" in told
-    assert "optimizer.pt (optimizer state, for training)" in told
+    reported = capsys.readouterr().out
+    assert "chat template   chat_template.jinja\n" in reported
+    assert "replies end at  <|endoftext|> (EOS), [0] (generation_config.json), <|im_end|> (the chat" in reported
+    assert "repetition_penalty 1.2, min_p 0.1 (not supported: replies are made without it)" in reported
+    assert "mystery 1 (not known to transformers' Qwen2Config)" in reported
+    assert "optimizer.pt (optimizer state, for training)" in reported
     change_json(folder / "config.json", model_type="t5")
     assert main([str(folder)]) == 3
     assert capsys.readouterr().err.startswith("t5 is an encoder-decoder model: ")

@@ -96,9 +96,9 @@ def test_what_training_names_is_told_at_once_if_it_is_whole_and_what_cannot_be_o
 
 
 def test_a_disk_that_fails_says_nothing_and_a_run_that_goes_ends_the_watch_quietly(run, tmp_path, monkeypatch):
-    told = []
+    reported = []
     shutil.copytree(tmp_path / "made" / "global_step_7", run / "global_step_7")
-    watch = a_watch(run, tell=told.append)
+    watch = a_watch(run, tell=reported.append)
     watch.look()
     watch.look()
     with monkeypatch.context() as broken:
@@ -111,7 +111,7 @@ def test_a_disk_that_fails_says_nothing_and_a_run_that_goes_ends_the_watch_quiet
         assert watch.newest == 7 and not watch.is_over
     shutil.rmtree(run)
     watch.start()
-    wait_for(lambda: watch.is_over and told == [None])
+    wait_for(lambda: watch.is_over and reported == [None])
     wait_for(lambda: not any(thread.name == "watch" for thread in threading.enumerate()))
 
 

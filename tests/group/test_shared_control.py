@@ -42,10 +42,10 @@ def ranks(count: int, follow: Callable[[SharedControl, int], object]) -> Iterato
             finally:
                 os._exit(code)
         processes[rank] = process
-    told = " ".join(map(str, processes.values())).encode()
+    reported = " ".join(map(str, processes.values())).encode()
     control = SharedControl(memory.bytes, 0, processes, 60.0)
     for pipe in begun:
-        os.write(pipe, told)
+        os.write(pipe, reported)
     try:
         yield control, [process for rank, process in processes.items() if rank]
     finally:

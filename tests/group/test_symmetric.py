@@ -86,26 +86,26 @@ def test_what_is_added_may_lie_as_it_likes(sums, added):
 
 def on_gloo(group) -> dict:
     """Two real ranks without GPUs."""
-    told = {"opened": group.open_sums(), "devices": group._ranks.devices}
+    reported = {"opened": group.open_sums(), "devices": group._ranks.devices}
     ones = torch.ones(8)
     group.sum_in_place(ones, torch.full((8,), 0.5))
-    told["sum"] = ones.tolist()
+    reported["sum"] = ones.tolist()
     try:
         open_peer_sums(group, torch_dist.distributed_c10d._get_default_group(), group._ranks.devices)
     except NoPeerSums as refusal:
-        told["refused"] = str(refusal)
+        reported["refused"] = str(refusal)
     # After a refusal the ranks are in step.
-    told["smallest"] = group.smallest(group.rank + 5)
-    return told
+    reported["smallest"] = group.smallest(group.rank + 5)
+    return reported
 
 
 def test_ranks_without_gpus_sum_as_ever_and_are_told_of_no_choice():
-    told = results_of_forks([2], on_gloo)[2]
-    assert told["opened"] is None
-    assert told["devices"] == [-1, -1]
-    assert told["sum"] == [2.5] * 8
-    assert told["smallest"] == 5
-    assert told["refused"]
+    reported = results_of_forks([2], on_gloo)[2]
+    assert reported["opened"] is None
+    assert reported["devices"] == [-1, -1]
+    assert reported["sum"] == [2.5] * 8
+    assert reported["smallest"] == 5
+    assert reported["refused"]
 
 
 class TwoRanks(SoloGroup):

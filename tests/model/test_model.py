@@ -290,9 +290,9 @@ def test_running_out_of_a_gpus_memory_is_told_with_torchs_numbers_where_one_proc
         with report_oom(group, "linear layers were joined", "Use more GPUs."):
             raise torch.OutOfMemoryError("Tried to allocate 2.00 GiB.\nIf reserved but unallocated memory is large")
 
-    with pytest.raises(CheckpointError) as told:
+    with pytest.raises(CheckpointError) as reported:
         runs_out(solo)
-    assert str(told.value) == (
+    assert str(reported.value) == (
         "Out of GPU memory while linear layers were joined. Tried to allocate 2.00 GiB. Use more GPUs."
     )
     # One of two: the other one waits for it, so the run must end.

@@ -16,14 +16,14 @@ SIZE = 8 << 20
 def in_cache(path) -> int:
     """How many bytes of a file are in the page cache; to look does not bring them there."""
     libc = ctypes.CDLL(None, use_errno=True)
-    told = (ctypes.c_ubyte * (SIZE // mmap.PAGESIZE))()
+    reported = (ctypes.c_ubyte * (SIZE // mmap.PAGESIZE))()
     with path.open("rb") as file, mmap.mmap(file.fileno(), SIZE, access=mmap.ACCESS_COPY) as view:
         start = ctypes.c_char.from_buffer(view)
-        code = libc.mincore(ctypes.byref(start), ctypes.c_size_t(SIZE), told)
+        code = libc.mincore(ctypes.byref(start), ctypes.c_size_t(SIZE), reported)
         del start
     if code:
         raise OSError(ctypes.get_errno(), "mincore")
-    return sum(page & 1 for page in told) * mmap.PAGESIZE
+    return sum(page & 1 for page in reported) * mmap.PAGESIZE
 
 
 @pytest.fixture

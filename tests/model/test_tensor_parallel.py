@@ -154,9 +154,9 @@ def test_other_weights_are_read_in_place_also_where_embeddings_are_tied(on_ranks
 
 @pytest.mark.parametrize("size", [2, 3, 4])
 def test_a_head_over_all_ranks_chooses_and_gathers_as_a_whole_one(on_ranks, size):
-    told = on_ranks["head", size]
-    assert len(told) == 6
-    assert not any(told.values()), told
+    reported = on_ranks["head", size]
+    assert len(reported) == 6
+    assert not any(reported.values()), reported
 
 
 @pytest.mark.parametrize(

@@ -168,7 +168,7 @@ def test_the_script_may_be_called_through_links(machine: Machine) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "reported"),
     [
         (["0"], "COUNT cannot be 0. It is the number of processes: 1 to 9999, or auto.\n"),
         (["123456789", "c"], "COUNT cannot be 123456789. It is"),
@@ -179,11 +179,11 @@ def test_the_script_may_be_called_through_links(machine: Machine) -> None:
     ],
 )
 def test_arguments_that_cannot_be_are_refused_before_anything_runs(
-    machine: Machine, arguments: list[str], told: str
+    machine: Machine, arguments: list[str], reported: str
 ) -> None:
     run = machine.start(*arguments)
     assert (run.returncode, run.stdout, machine.calls()) == (2, "", [])
-    assert run.stderr.startswith(told)
+    assert run.stderr.startswith(reported)
 
 
 def test_bad_options_are_refused_before_anything_is_set_up(machine: Machine) -> None:

@@ -46,10 +46,10 @@ def load(root: str, way: str, group) -> dict:
         logits = loaded.module(input_ids=ids).logits
         again = loaded.module(input_ids=ids).logits
     difference = differing(root, loaded.module) if way == "resident" else []
-    told = group.gather_errors(", ".join(difference) or None)
+    reported = group.gather_errors(", ".join(difference) or None)
     most = -group.smallest(-loaded.facts.load_bytes)
     return {
-        "differing": told,
+        "differing": reported,
         "logits": [round(value, 6) for value in logits[0, -1].tolist()],
         "steady": torch.equal(logits, again),
         "most_bytes_read": most,

@@ -94,7 +94,7 @@ def load(folder: str, group) -> dict:
 def heads_apart(group) -> dict:
     """{vocabulary: which of the rows a head over all ranks chooses or gathers otherwise than a whole one}."""
     nan, low = float("nan"), float("-inf")
-    told = {}
+    reported = {}
     for vocabulary in (331, 9, 2):
         torch.manual_seed(vocabulary)
         # Few values, so that most rows have ties within and between shares.
@@ -110,8 +110,8 @@ def heads_apart(group) -> dict:
             joined = head.whole(mine[:, None])[:, 0]
             other |= ~torch.isclose(joined, whole, rtol=0, atol=0, equal_nan=True).all(-1)
             wrong = other.nonzero().flatten().tolist()
-            told[f"{vocabulary} {dtype}"] = group.gather_errors(str(wrong) if wrong else None)
-    return told
+            reported[f"{vocabulary} {dtype}"] = group.gather_errors(str(wrong) if wrong else None)
+    return reported
 
 
 def replies(engine, prompts, settings) -> list:
