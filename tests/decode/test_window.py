@@ -271,10 +271,11 @@ def test_a_window_has_one_width_and_reads_no_token_twice():
     assert set(engine._sequence._alone._widths) == {(1, 8, 8)}
     # As it comes: one token of the text, then the draft.
     engine, read = engine_of(), []
-    engine._module.register_forward_pre_hook(
+    hook = engine._module.register_forward_pre_hook(
         lambda module, args, named: read.append(named["input_ids"].shape[1]), with_kwargs=True
     )
     _, (reply,) = answers(engine, [prompt], dataclasses.replace(settings, max_new_tokens=40))
+    hook.remove()  # the model is shared with other tests
     assert read[0] == 60 + 7 and max(read[1:]) == 8 and len(read) == reply.stats.forwards
 
 
