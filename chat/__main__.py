@@ -15,16 +15,8 @@ from functools import cache, partial
 from typing import TYPE_CHECKING, NoReturn
 
 from chat.start.options import LaunchOptions, asked_options, load_config, parse_options, with_config
-from chat.terminal.lifeline import (
-    LEAVE_S,
-    TORCHRUN_PID,
-    Lifeline,
-    die_with_parent,
-    end_within,
-    watch_rank_0,
-    write_ending,
-    write_status,
-)
+from chat.terminal.lifeline import LEAVE_S, TORCHRUN_PID, Lifeline, watch_rank_0
+from chat.terminal.process import die_with_parent, end_within, write_ending, write_status
 from chat.terminal.streams import Streams, open_streams, text_waits
 from chat.terminal.streams import say as say_on
 from dist.errors import ChatError, CheckpointError, RankError

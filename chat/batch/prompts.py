@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from chat.files import expand, has_lone_surrogates
-from chat.start.options import STDIN, LaunchOptions
+from chat.start.option_checks import STDIN
+from chat.start.options import LaunchOptions
 from chat.text.transcript import ASSISTANT, USER, Message, Transcript
 from dist.errors import ChatError, UsageError
 from dist.plain_json import parse_json

@@ -6,11 +6,12 @@ Knows no key and no command.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
+from chat.conversation.answer import Answer
 from chat.conversation.divergence import Margins, divergence
 from chat.conversation.going_on import Begun, edited, going_on
 from chat.conversation.page import Page
@@ -18,17 +19,15 @@ from chat.conversation.state import Talk
 from chat.conversation.work import Work
 from chat.screen.draw import ReplyView
 from chat.sessions.nodes import Made, Node
-from chat.sessions.session import Asked, Session
-from chat.text.prompt import FittedPrompt, most_tokens
-from chat.text.running_text import RunningText
-from chat.text.stops import held_back
+from chat.sessions.session import Asked
+from chat.text.prompt import FittedPrompt
 from chat.text.thinking import ThinkingText, opens_thinking
 from chat.text.trace import Trace
 from chat.text.transcript import Transcript
 from dist.decode.trial import Trial, trial_turn
 from dist.errors import ChatError, PromptError, UsageError
 from dist.protocol import BlockUpdate, Reply, Turn
-from dist.settings import MAX_SEED, GenerationSettings
+from dist.settings import MAX_SEED
 
 # Whether every pass is written into the scrollback; "top" with the candidates of what it changed.
 TraceMode = Literal["off", "on", "top"]
@@ -232,71 +231,6 @@ class Answering:
             self._say_nothing_finished(answer)
 
 
-class Answer:
-    """The reply in the making: its text, and what is journaled of it. Made once its turn is in the journal.
-
-    What it begins with is journaled with the first tokens that are finished.
-    """
-
-    def __init__(self, talk: Talk, begun: Begun) -> None:
-        self.text = RunningText(talk.reply_text, lambda text: held_back(text, talk.settings.stop))
-        self._talk = talk
-        self.start = begun
-        self.text.extend(begun.token_ids)
-        self._question = talk.tree.head
-        self.has_tokens = False  # whether anything of it is finished
-        self._in_force = talk.settings
-
-    @property
-    def withdrawn(self) -> bool:
-        """Whether it ended with nothing finished, and what was there before holds again."""
-        return not self.has_tokens and self._talk.tree.head != self._question
-
-    def settings(self, seed: int) -> GenerationSettings:
-        """Those of the next block."""
-        return most_tokens(with_seed(self._talk.settings, seed), self.start.before)
-
-    def take(self, update: BlockUpdate) -> None:
-        """Write down what a pass finished, then the settings that came into force behind it."""
-        if not update.settled:
-            return
-        if not self.has_tokens:
-            self.has_tokens, self._talk.prefill = True, ""
-            begun, before = self.start.token_ids, self.text.text
-            if begun:
-                self._talk.journal(lambda session: session.tokens(begun, before))
-        # Of what a stop text ended, only the end of the reply tells where its text ends.
-        ended = update.finish == "stop" and update.settled_ids[-1] not in self._talk.tokenizer.stop_ids
-        text = "" if ended else self.text.extend(update.settled_ids)
-        self._talk.journal(lambda session: session.tokens(update.settled_ids, text))
-        if update.finish is None:
-            self.note_settings()
-
-    def note_settings(self) -> None:
-        """Write down which settings are others from here on."""
-        before, self._in_force = self._in_force.as_dict(), self._talk.settings
-        for name, value in self._in_force.as_dict().items():
-            if value != before[name]:
-                self._talk.journal(partial(Session.setting, name=name, value=value))
-
-    def end(self, reply: Reply) -> None:
-        """Write down how it ended."""
-        text = self._talk.reply_text(reply.token_ids, reply.settings.stop)
-        self.text.finish(reply.token_ids, text)
-        self._end(reply.finish, reply.stats.as_dict())
-
-    def fail(self) -> None:
-        """It was broken off by an error: what is finished of it stays."""
-        self._end("error", {})
-
-    def _end(self, finish: str, stats: Mapping[str, Any]) -> None:
-        if self.has_tokens:
-            whole = self.text.text
-            self._talk.journal(lambda session: session.reply(finish, whole, stats))
-        else:
-            self._talk.journal(Session.no_reply)
-
-
 def left_out_note(fitted: FittedPrompt, transcript: Transcript) -> str:
     """Which exchanges of `transcript` its prompt has no room for, in words."""
     openings = ", ".join(f'"{group[0].content[:30]}"' for group in fitted.left_out[:3])
@@ -305,8 +239,3 @@ def left_out_note(fitted: FittedPrompt, transcript: Transcript) -> str:
         f"The conversation no longer fits {fitted.limit:,} tokens: the oldest {len(fitted.left_out)} of "
         f"{len(transcript.for_model().exchanges)} exchanges are left out of the prompt ({openings}{more})."
     )
-
-
-def with_seed(settings: GenerationSettings, drawn: int) -> GenerationSettings:
-    """The settings with the seed that was drawn for this turn, if they sample and set none."""
-    return replace(settings, seed=drawn) if settings.samples and settings.seed is None else settings

@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from chat.conversation.answering import left_out_note, with_seed
+from chat.conversation.answer import with_seed
+from chat.conversation.answering import left_out_note
 from chat.conversation.divergence import Margins
 from chat.conversation.page import Page
 from chat.conversation.state import Talk

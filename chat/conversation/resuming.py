@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from chat.conversation.page import Page
 from chat.conversation.provenance import differences, settings_of, unknown_settings
-from chat.conversation.state import COMMAND_LINE, OF_SESSION, Talk
+from chat.conversation.state import Talk
 from chat.sessions.nodes import CUT, Node
 from chat.sessions.reimport import import_session, is_file_to_import
 from chat.sessions.session import Session
@@ -14,6 +14,9 @@ from chat.sessions.tree import Tree
 from chat.text.counted import counted
 from chat.text.transcript import USER
 from dist.errors import UsageError
+
+# Origins of settings.
+COMMAND_LINE, OF_SESSION = "command line", "the session"
 
 
 def resume(talk: Talk, page: Page, name: str) -> None:

@@ -6,18 +6,16 @@ What cannot be raises and changes nothing; what has changed is journaled.
 from __future__ import annotations
 
 import dataclasses
-import threading
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from chat.conversation.kept import Kept
 from chat.conversation.page import Page
 from chat.conversation.provenance import checkpoint_record
-from chat.loading.checkpoints import Adopted, Steps
+from chat.conversation.toolbar import Toolbar, Used
+from chat.loading.checkpoints import Adopted, Checkpoints
 from chat.loading.facts import CheckpointFacts
-from chat.loading.progress import OnBytes, paced
-from chat.loading.watching import RunWatch
+from chat.loading.progress import paced
 from chat.sessions.folder import Sessions
 from chat.sessions.nodes import Made, Node
 from chat.sessions.records import CheckpointRecord
@@ -33,23 +31,11 @@ from dist.errors import PromptError, UsageError, WeightsLost
 from dist.protocol import Reply
 from dist.settings import DEFAULT, SETTINGS, GenerationSettings
 
-# The origins of a setting that was changed while the conversation went on, and of one that a session brought along.
+# The origins of a setting that was changed while the conversation went on, and of one that was measured.
 BY_HAND = "this conversation"
-OF_SESSION = "the session"
 MEASURED = "measured on a first block"
-COMMAND_LINE = "command line"
 # What happens when a conversation no longer fits: its oldest exchanges are left out, or the message is refused.
 Overflow = Literal["drop", "refuse"]
-
-
-class Checkpoints(Protocol):
-    """What the conversation needs to turn to another checkpoint; checkpoints.Checkpoints is one."""
-
-    def steps(self) -> Steps: ...
-    def weights_folder(self, argument: str) -> Path: ...
-    def check(self, folder: Path) -> str: ...
-    def watch(self, loaded: Callable[[], int | None], tell: Callable[[int | None], None]) -> RunWatch: ...
-    def load(self, argument: str, progress: OnBytes | None = None, verifying: OnBytes | None = None) -> Adopted: ...
 
 
 class Talk(Kept):
@@ -87,10 +73,7 @@ class Talk(Kept):
         self.use_template = use_template
         self.checkpoints = checkpoints
         self.positions = positions
-        self._newer: int | None = None
-        self._showing = threading.Lock()
-        self._used: tuple[int, int] | None = None
-        self._used_at = -1  # where in the tree that was so
+        self._toolbar = Toolbar(page.console.set_toolbar)
         if not session.tree.checkpoints:
             self.journal(lambda session: session.checkpoint(self.checkpoint_record()))
         self.show_toolbar()
@@ -240,34 +223,21 @@ class Talk(Kept):
 
     def show_newer(self, step: int | None) -> None:
         """The toolbar names a newer step of the run, or none. May be called from any thread."""
-        self._newer = step
+        self._toolbar.newer = step
         self.show_toolbar()
 
     def show_toolbar(self) -> None:
         """May be called from any thread; the last call shows what holds then."""
-        with self._showing:
-            self._show_toolbar()
-
-    def _show_toolbar(self) -> None:
-        s = self.settings
-        sampling = f"temperature {s.temperature:g}" if s.samples else "greedy"
-        step = "" if self.facts.step is None else f"  step {self.facts.step}"
-        if self._newer is not None and self._newer > (self.facts.step or -1):
-            step += f", new: {self._newer} (/watch load)"
-        saved = "not saved  " if self.session.fault else ""
-        used = f"{self._used[0]:,} of {self._used[1]:,} tokens  " if self._used else ""
-        settings = f"N {s.add_eos_length}  R {s.refine_iter}  {sampling}{step}"
-        self._page.console.set_toolbar(f"{self.session.name}  {used}{saved}{settings}")
+        self._toolbar.show(self.session, lambda: (self.settings, self.facts.step))
 
     def head_moved(self) -> None:
         """What the context holds is not known any more where the conversation is now."""
-        if self._used and self.tree.head != self._used_at:
-            self._used = None
+        if self._toolbar.forget_used(self.tree.head):
             self.show_toolbar()
 
     def show_used(self, used: int, limit: int) -> None:
         """How much of the context the conversation takes, after a reply."""
-        self._used, self._used_at = (used, limit), self.tree.head
+        self._toolbar.used = Used(tokens=used, limit=limit, head=self.tree.head)
         self.show_toolbar()
 
     @property

@@ -16,7 +16,7 @@ from typing import Any
 
 from chat.demo.adapter import merge_adapter
 from chat.demo.tokenizer import build_tokenizer, check_tokenizer, read_vocabulary, sample_ids
-from chat.terminal.lifeline import die_with_parent
+from chat.terminal.process import die_with_parent
 
 # Ids that the tokenizer just built makes of known texts, for `finish` to hold the reloaded one to.
 SAMPLES = "samples.json"

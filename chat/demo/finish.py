@@ -12,7 +12,7 @@ from pathlib import Path
 
 from chat.demo.expand import SAMPLES
 from chat.demo.tokenizer import BOS_ID, EOS_ID, check_tokenizer, write_tokenizer_config
-from chat.terminal.lifeline import die_with_parent
+from chat.terminal.process import die_with_parent
 
 # Until nothing changes: what is said is then what greedy decoding says. MODEL_CARD.md has the figures.
 GENERATION = {

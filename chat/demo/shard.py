@@ -10,7 +10,7 @@ import signal
 import sys
 from pathlib import Path
 
-from chat.terminal.lifeline import die_with_parent
+from chat.terminal.process import die_with_parent
 
 
 def write_shards(rank: int, world_size: int, rendezvous: Path, source: Path, folder: Path) -> None:

@@ -18,7 +18,8 @@ from typing import Any
 
 from chat.start.options import LaunchOptions, asked_options, load_config, version_text, with_config
 from chat.terminal.fate import in_words
-from chat.terminal.lifeline import TORCHRUN_PID, die_with_parent, watch_rank_0, write_ending, write_status
+from chat.terminal.lifeline import TORCHRUN_PID, watch_rank_0
+from chat.terminal.process import die_with_parent, write_ending, write_status
 from chat.terminal.streams import NoticeStream
 from dist.errors import ChatError
 from dist.group.hosts import Hosts, check_interfaces, host_name, own_address, resolve

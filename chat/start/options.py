@@ -11,23 +11,19 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TextIO
 
-from chat.files import expand
 from chat.start.config_file import ConfigFile, config_path, read_config, settle
 from chat.start.help_page import help_text
+from chat.start.option_checks import STDIN, check_output_file, check_prompts_file, check_together
 from chat.start.option_table import CONFIG_READERS, OPTIONS, Option
 from chat.terminal.streams import write_out
 from dist.errors import UsageError
 from dist.settings import SETTINGS, GenerationSettings, SettingValue
 
 VERSION = "0.1.0"
-STDIN = "-"
 # torchrun refuses `--n` after `-m chat`, as a shortened option of its own; `-n` it passes on.
 SHORT = {"-h": "--help", "-n": "--n"}
-PROMPT_SUFFIXES = ("", ".txt", ".jsonl", ".parquet")
-OUTPUT_SUFFIXES = (".json", ".jsonl")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,15 +101,15 @@ def parse_options(
                 "Standard input is not one, so each of its lines is a prompt.",
                 "Start the program on a terminal, or leave --resume out.",
             )
-    _check_together(options)
+    check_together(options)
     if options.has_prompts and not options.reads_stdin and text_is_piped():
         raise UsageError(
             "Prompts were given, and text is piped in: it would not be read.",
             "With - in place of PROMPT the piped text is the prompt; without a prompt each of its lines is one.",
             "Add </dev/null if it is not meant to be read, as in a loop that reads lines.",
         )
-    _check_prompts_file(options)
-    _check_output_file(options)
+    check_prompts_file(options)
+    check_output_file(options)
     return options
 
 
@@ -199,79 +195,6 @@ def _is_option(word: str) -> bool:
 
 def _spellings() -> tuple[str, ...]:
     return (*OPTIONS, *(f"no_{row.name}" for row in OPTIONS.values() if row.negated))
-
-
-def _check_together(options: LaunchOptions) -> None:
-    """Refuse options that contradict each other or would have no effect."""
-    if options.prompt is not None and options.prompts_file is not None:
-        raise UsageError("--prompt and --prompts_file cannot be given together.", hint="Leave one of them out.")
-    if options.has_prompts and options.resume is not None:
-        raise UsageError(
-            "--resume opens a conversation, so it cannot be given together with prompts.",
-            hint="Leave --resume or the prompts out.",
-        )
-    if options.replay is not None and (options.has_prompts or options.resume is not None):
-        raise UsageError(
-            "--replay decodes the replies of a session again, so it stands alone.",
-            hint="Leave --resume and the prompts out.",
-        )
-    if options.parallel.startswith("copies") and "parallel" in options.given and not options.has_prompts:
-        raise UsageError(
-            f"--parallel {options.parallel} is for prompts given at the start, and there are none.",
-            hint="A conversation is held by one model: leave it out, or choose another way.",
-        )
-    if options.steps and options.parallel == "verl":
-        raise UsageError(
-            "--steps and --parallel verl cannot be given together.",
-            "verl's loader leaves the weights in a form that other checkpoints cannot be read into.",
-        )
-    for name in ("output_file", "json", "verbose_trace", "n", "batch_size", "steps"):
-        if name in options.given and not options.has_prompts:
-            raise UsageError(
-                f"--{name} is for prompts given at the start, and there are none.",
-                hint="Add --prompt TEXT or --prompts_file FILE.",
-            )
-
-
-def _check_prompts_file(options: LaunchOptions) -> None:
-    if options.prompts_file in (None, STDIN):
-        return
-    path = expand(options.prompts_file or "")
-    _check_suffix("prompts", path, PROMPT_SUFFIXES)
-    if not path.exists():
-        raise UsageError(f"No such prompts file: {path}.", hint="Check the path given to --prompts_file.")
-    if path.is_dir() or not os.access(path, os.R_OK):
-        why = "It is a folder." if path.is_dir() else "Permission denied."
-        raise UsageError(f"The prompts file cannot be read: {path}.", why)
-
-
-def _check_output_file(options: LaunchOptions) -> None:
-    if options.output_file is None:
-        return
-    path = expand(options.output_file)
-    _check_suffix("output", path, OUTPUT_SUFFIXES)
-    if not path.parent.is_dir():
-        raise UsageError(
-            f"No such folder for the output file: {path.parent}.", hint=f"Make it first: mkdir -p {path.parent}"
-        )
-    target = path if path.exists() else path.parent
-    if path.is_dir() or not os.access(target, os.W_OK):
-        why = "It is a folder." if path.is_dir() else f"Permission denied for {target}."
-        raise UsageError(f"The output file cannot be written: {path}.", why)
-    if options.prompts_file not in (None, STDIN) and _same_file(path, expand(options.prompts_file or "")):
-        raise UsageError("--output_file and --prompts_file are the same file.", hint="Choose another output file.")
-
-
-def _same_file(one: Path, other: Path) -> bool:
-    return one.resolve() == other.resolve()
-
-
-def _check_suffix(what: str, path: Path, known: tuple[str, ...]) -> None:
-    if path.suffix.lower() not in known:
-        raise UsageError(
-            f"The {what} file {path} has an unknown extension: {path.suffix or 'none'}.",
-            f"It takes {', '.join(known[:-1]).lstrip(', ')} or {known[-1]}.",
-        )
 
 
 def load_config(environ: Mapping[str, str] = os.environ) -> ConfigFile:

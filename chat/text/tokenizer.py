@@ -11,17 +11,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from chat.text.stop_tokens import TURN_END, ends_of, model_eos
 from chat.text.template import ChatTemplate, take_template
 from chat.text.tokenizer_file import TokenizerFile, as_the_file_says, read_tokenizer_file
 from dist.checkpoint.config_keys import tokenizer_entries
 from dist.checkpoint.folder import read_json
-from dist.checkpoint.ledger import TEMPLATES, Entry, short
+from dist.checkpoint.ledger import TEMPLATES, Entry
 from dist.checkpoint.templates import Template, find_templates
 from dist.errors import CheckpointError, UsageError
 from dist.plain_json import parse_json
 
 COPY_AGAIN = "Copy the tokenizer's files again from the model that was trained."
-TURN_END = "the chat template ends turns with it"
 # Tokens that stand for images and sound have no embeddings in the text part of some models, and need none.
 FOR_MEDIA = ("image", "audio", "video", "vision", "boi", "eoi")
 # What is remembered of texts that were encoded: how many, up to which length.
@@ -157,7 +157,7 @@ def load_tokenizer(
     unread = [name for name in options.template_args if template is None or name not in template.arguments]
     if unread:
         notices.append(f"template_args gives {', '.join(unread)}, which no chat template here reads.")
-    ends = _ends(backend, generation_config or {}, options, template)
+    ends = ends_of(backend, generation_config or {}, options, template)
     late = [token for token, why in ends.items() if why == TURN_END]
     notices += [f"Replies also end at {backend.convert_ids_to_tokens(one)} ({one}): {TURN_END}." for one in late]
     eos_id = int(backend.eos_token_id)
@@ -174,7 +174,7 @@ def load_tokenizer(
             *found.entries,
             *entries,
             *unchosen,
-            *_model_eos(generation_config or {}, options),
+            *model_eos(generation_config or {}, options),
             *(() if template is None else template.entries(options.template_args)),
         ),
         notices=tuple(notices),
@@ -240,34 +240,6 @@ def _check_ids(backend: Any, file: TokenizerFile, rows: int | None) -> None:
         )
 
 
-def _model_eos(generation_config: Mapping[str, Any], options: TokenizerOptions) -> tuple[Entry, ...]:
-    """What becomes of eos_token_id in config.json."""
-    if options.model_eos is None:
-        return ()
-    used = generation_config.get("eos_token_id") is None
-    why = "ends replies" if used else "generation_config.json names what ends replies"
-    return (Entry("config.json", "eos_token_id", used, why, short(options.model_eos)),)
-
-
-def _ends(
-    backend: Any, generation_config: Mapping[str, Any], options: TokenizerOptions, template: ChatTemplate | None
-) -> dict[int, str]:
-    """The ids that end a reply, each with the reason."""
-    ends = {int(backend.eos_token_id): "EOS"}
-    named = _stop_ids(generation_config.get("eos_token_id"), "generation_config.json")
-    ends.update((one, "generation_config.json") for one in named if one not in ends)
-    if generation_config.get("eos_token_id") is None:
-        of_model = _stop_ids(options.model_eos, "config.json")
-        ends.update((one, "config.json") for one in of_model if one not in ends)
-    if template is not None:
-        after = template.behaviour.turn_end.lstrip()
-        added = sorted(backend.added_tokens_decoder.items(), key=lambda item: -len(item[1].content))
-        end = next((number for number, token in added if after.startswith(token.content)), None)
-        if end is not None:
-            ends.setdefault(end, TURN_END)
-    return ends
-
-
 def _broken(folder: Path, error: Exception) -> CheckpointError:
     """Why the tokenizer cannot be loaded: the file that is no JSON, else what transformers says."""
     why = f"{type(error).__name__}: {error}"
@@ -298,15 +270,3 @@ def _check_config(folder: Path, trust_remote_code: bool) -> None:
             str(error).strip().splitlines()[-1].strip(),
             "Copy the file again from the model that was trained, or install the transformers that wrote it.",
         ) from error
-
-
-def _stop_ids(named: Any, file: str) -> tuple[int, ...]:
-    """The ids under `eos_token_id`, which may be missing, null, a number or a list of numbers."""
-    ids = named if isinstance(named, list) else [] if named is None else [named]
-    if any(isinstance(one, bool) or not isinstance(one, int) or one < 0 for one in ids):
-        raise CheckpointError(
-            f"In the checkpoint's {file}, eos_token_id cannot be {named!r}.",
-            "It takes a token id or a list of token ids.",
-            "Correct the file.",
-        )
-    return tuple(ids)

@@ -464,7 +464,8 @@ def main() -> None:
     elif options.rank:
         bench = Bench(folder, options)
         measure(bench)
-        from chat.terminal.lifeline import LEAVE_S, end_within
+        from chat.terminal.lifeline import LEAVE_S
+        from chat.terminal.process import end_within
 
         end_within(LEAVE_S, 0)
         bench.engine.close()

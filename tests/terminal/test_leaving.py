@@ -19,7 +19,8 @@ SHORT = ("--max_new_tokens", "8", "--add_eos_length", "7", "--refine_iter", "2")
 
 def run_child(code: str, **more) -> tuple[int, float]:
     """The exit code of `code`, and how long it took from its first line of output to its end."""
-    program = f"from chat.terminal.lifeline import *\nimport sys, time\nprint(flush=True)\n{code}"
+    imports = "from chat.terminal.lifeline import *\nfrom chat.terminal.process import *\nimport sys, time\n"
+    program = f"{imports}print(flush=True)\n{code}"
     with subprocess.Popen(
         [sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, **more
     ) as child:
