@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from types import ModuleType
 from typing import Any
 
@@ -28,16 +28,19 @@ def import_libraries(*, spare: bool = True) -> None:
 
     if torch.cuda.is_available():
         threading.Thread(target=_wake_gpu, name="wake-gpu", daemon=True).start()
-    with ExitStack() as less:
-        if spare:
-            less.enter_context(_absent(UNUSED))
-            less.enter_context(_compiler_put_off())
-            less.enter_context(_no_distributed())
+    with lean_imports() if spare else nullcontext():
         # What every causal model imports, and with it much of what is absent meanwhile.
         import transformers.generation.utils
         import transformers.modeling_utils
         import transformers.models.auto.modeling_auto
         import transformers.models.auto.tokenization_auto  # noqa: F401
+
+
+@contextmanager
+def lean_imports() -> Iterator[None]:
+    """While it lasts, importing transformers leaves out what a model that only answers does not need."""
+    with _absent(UNUSED), _compiler_put_off(), _no_distributed():
+        yield
 
 
 def _wake_gpu() -> None:
