@@ -75,7 +75,7 @@ def one_try(chat: Chat, journal: Path, turns: int) -> dict[str, float]:
     chat.type("/resume long")
     chat.wait_for("/resume long")
     chat.send("\r")
-    seconds["/resume"] = until(lambda: f"{turns} exchanges" in chat.text)
+    seconds["/resume"] = until(lambda: f"{turns:,} exchanges" in chat.text)
     chat.wait_for("Alt-Enter new line")
     chat.type("And now?")
     chat.wait_for("And now?")
