@@ -38,13 +38,13 @@ class CapturedForward(VarlenForward):
         super().__init__(module, head, rows, capacity)
         # One pool for all widths: what a replay leaves is read before the next one.
         self._pool = torch.cuda.graph_pool_handle() if capture else None
-        self._widths: dict[tuple[int, int, int], FixedWidth] = {}
+        self.widths: dict[tuple[int, int, int], FixedWidth] = {}
 
     def close(self) -> None:
         """Destroy the graphs: NCCL does not let go of a group whose collectives a living graph has captured."""
-        for passed in self._widths.values():
+        for passed in self.widths.values():
             passed.close()
-        self._widths.clear()
+        self.widths.clear()
 
     def _most_unread(self, step: Pass) -> int:
         """What the widest of the captured passes takes; a window's takes no more than its places."""
@@ -53,7 +53,7 @@ class CapturedForward(VarlenForward):
     def _feed(self, pieces: Sequence[Piece]) -> torch.Tensor:
         """A few tokens, as a short message has before its first pass, by a width that is captured already."""
         longest, room = max(len(one.token_ids) for one in pieces), self.capacity - max(one.start for one in pieces)
-        fits = [size for size in self._widths if size[0] == len(pieces) and longest <= size[1] <= room]
+        fits = [size for size in self.widths if size[0] == len(pieces) and longest <= size[1] <= room]
         if not fits or any(one.kept > 1 for one in pieces):
             return super()._feed(pieces)
         passed, places = self._run(*min(fits), pieces)
@@ -92,13 +92,13 @@ class CapturedForward(VarlenForward):
         whole = [_padded(piece, width, kept) for piece in pieces]
         whole += [whole[-1]] * (count - len(whole))
         order = order_of(whole, self.capacity, self._limit)
-        if (count, width, kept) not in self._widths:
+        if (count, width, kept) not in self.widths:
             forward = functools.partial(
                 self._forward, tokens=count * width, pieces=count, kept=count * kept, longest=width
             )
             passed = FixedWidth(forward, self._head, len(order), count * kept, self._device)
-            self._widths[count, width, kept] = passed
-        passed = self._widths[count, width, kept]
+            self.widths[count, width, kept] = passed
+        passed = self.widths[count, width, kept]
         passed.run(order, self._pool)
         places = []
         for index, piece in enumerate(pieces):

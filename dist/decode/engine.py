@@ -48,7 +48,8 @@ class Engine:
     weights stay as they are. `head` says which tokens' logits this rank computes, by default all.
     `packed` holds the weights of the module given as `dist.model.onednn` does. `captured` says that they stay in
     place between forwards, so that a GPU's passes can be captured. `drafts` makes what fills the window of a turn's
-    row, the same on every rank. `ends` finds stop texts, on the rank that leads.
+    row, the same on every rank. `ends` finds stop texts, on the rank that leads. `forwards` makes the passes, and
+    `chunk` is how many tokens of a prompt are read in one; both suit the device by default.
     """
 
     slow_reason: str | None
@@ -65,10 +66,12 @@ class Engine:
         captured: bool = True,
         drafts: Callable[[Turn, int], Drafts] = drafts_for,
         ends: EndsAt | None = None,
+        forwards: SequenceForward | None = None,
+        chunk: int | None = None,
     ) -> None:
         self.max_positions = max_positions
         self._group = group
-        self._module = module
+        self.module = module
         self._reloader = reloader
         self._drafts = drafts
         self._ends = ends
@@ -77,19 +80,19 @@ class Engine:
             pack(module)
         self._head = head or WholeHead()
         self._plain = PlainForward(module, self._head)
-        self._sequence = SequenceForward(module, self._head, group, max_positions, captured=captured)
-        self._chunk = CHUNK_GPU if group.device.type == "cuda" else CHUNK_CPU
+        self.forwards = forwards or SequenceForward(module, self._head, group, max_positions, captured=captured)
+        self._chunk = chunk or (CHUNK_GPU if group.device.type == "cuda" else CHUNK_CPU)
         self._examine()
 
     def _examine(self) -> None:
         """Find out what can be relied on with these weights."""
-        self._causality = probe_causality(self._module, self._head)
+        self._causality = probe_causality(self.module, self._head)
         self.slow_reason = self._causality.problem
 
     @property
     def captures(self) -> bool:
         """Whether passes are to be captured as CUDA graphs, so that a warm-up pays."""
-        return self._sequence.captures
+        return self.forwards.captures
 
     @property
     def slow_notice(self) -> str | None:
@@ -97,7 +100,7 @@ class Engine:
         if self.slow_reason is not None:
             greedy = "" if self._causality.causal else " Its replies at refine_iter auto are not greedy."
             return f"Every pass reads everything again, which is slow: {self.slow_reason}.{greedy}"
-        return self._sequence.notice
+        return self.forwards.notice
 
     @property
     def auto_length(self) -> int:
@@ -107,7 +110,7 @@ class Engine:
     @property
     def cached_tokens(self) -> int:
         """Tokens whose keys and values are kept from the last turn."""
-        return len(self._sequence.token_ids)
+        return len(self.forwards.token_ids)
 
     def answer(self, turn: Turn, poll: Poll) -> Iterator[Event]:
         """Rank 0: answer a turn on all ranks; `poll` is asked once per pass for what the user wants.
@@ -148,9 +151,9 @@ class Engine:
 
         `block` is how many tokens are chosen in a pass. This rank's memory counts; all ranks hold equal models.
         """
-        free = free_bytes(self._group.device) + self._sequence.batch_bytes
+        free = free_bytes(self._group.device) + self.forwards.batch_bytes
         return rows_together(
-            self._module,
+            self.module,
             tokens,
             block,
             free,
@@ -190,14 +193,14 @@ class Engine:
     def _swap(self, order: Load, ready: Ready | None = None, progress: OnProgress | None = None) -> None:
         assert self._reloader is not None
         if self._packed:
-            unpack(self._module)
+            unpack(self.module)
         try:
             self._reloader.swap(order, ready, progress)
         finally:
             if self._packed:
-                pack(self._module)
+                pack(self.module)
         # The weights are where the old ones were, so captured passes hold; what they computed does not.
-        self._sequence.forget()
+        self.forwards.forget()
         self._examine()
 
     def warm_up(self, settings: GenerationSettings) -> None:
@@ -223,7 +226,7 @@ class Engine:
 
     def close(self) -> None:
         """All ranks, after the last turn: destroy captured graphs, then leave the group."""
-        self._sequence.close()
+        self.forwards.close()
         self._group.close()
 
     def _run(self, turn: Turn, poll: Poll | None) -> Iterator[Event]:
@@ -231,7 +234,7 @@ class Engine:
             self._is_causal_for(prompt, turn.settings_of(row)) for row, prompt in enumerate(turn.prompts)
         )
         rewinds = causal and self._causality.problem is None
-        forward = self._sequence.for_turn(turn) if rewinds else self._plain
+        forward = self.forwards.for_turn(turn) if rewinds else self._plain
         begin = partial(self._refinement, turn, causal=causal, capacity=forward.capacity)
         replies = Replies(turn, forward, begin, self._group, poll=poll, ends=self._ends, chunk=self._chunk)
         for event in replies.events():
@@ -243,7 +246,7 @@ class Engine:
         if turn.logprobs is None or not reply.token_ids or not self._is_causal_for(prompt, reply.settings):
             return reply
         chunk = self._chunk if self._causality.problem is None else None
-        scores = score(self._module, self._head, prompt, reply.token_ids, turn.logprobs, chunk)
+        scores = score(self.module, self._head, prompt, reply.token_ids, turn.logprobs, chunk)
         return replace(reply, logprobs=scores)
 
     def _refinement(self, turn: Turn, row: int, *, causal: bool, capacity: int) -> Refinement:
@@ -256,7 +259,7 @@ class Engine:
             causal=causal,
             row=row,
             drafts=self._drafts(turn, row),
-            vocabulary=self._module.config.get_text_config().vocab_size,
+            vocabulary=self.module.config.get_text_config().vocab_size,
             changes=turn.changes[row] if turn.changes else (),
             begun=turn.begun_of(row),
         )

@@ -31,7 +31,7 @@ class SequenceForward:
     """The forwards of turns: of one prompt, whose keys and values stay for the next one, and of several together.
 
     `notice` says in words why a GPU's passes are not captured, or is None; `captures` says whether they are to be,
-    where that works.
+    where that works. `alone` and `batch` are the forwards in use.
     """
 
     def __init__(
@@ -43,8 +43,8 @@ class SequenceForward:
         self._head = head
         self._group = group
         self._max_positions = max_positions
-        self._alone: CachedForward | CapturedForward = CachedForward(module, head)
-        self._batch: VarlenForward | None = None
+        self.alone: CachedForward | CapturedForward = CachedForward(module, head)
+        self.batch: VarlenForward | None = None
         self._batches_work = True
         # What was needed of batches, of which memory may have granted fewer rows; what there was no room for.
         self._asked: Storage | None = None
@@ -53,27 +53,27 @@ class SequenceForward:
     @property
     def token_ids(self) -> list[int]:
         """The conversation's tokens whose keys and values are kept."""
-        return self._alone.cache.token_ids
+        return self.alone.cache.token_ids
 
     def forget(self) -> None:
         """Drop all keys and values: the weights that made them are gone."""
         self._batches_work = True
-        self._alone.cache.truncate(0)
-        if self._batch is not None:
-            self._batch.cache.truncate(0)
+        self.alone.cache.truncate(0)
+        if self.batch is not None:
+            self.batch.cache.truncate(0)
 
     def close(self) -> None:
         """Destroy every captured graph."""
-        for forward in (self._alone, self._batch):
+        for forward in (self.alone, self.batch):
             if isinstance(forward, CapturedForward):
                 forward.close()
 
     @property
     def batch_bytes(self) -> int:
         """What this rank holds for batches, and gives up for a larger one."""
-        if self._batch is None:
+        if self.batch is None:
             return 0
-        return storage_bytes(self._module, self._batch.rows * self._batch.capacity)
+        return storage_bytes(self._module, self.batch.rows * self.batch.capacity)
 
     def for_turn(self, turn: Turn) -> Forward:
         """All ranks: the forward for the turn's prompts, all together where the model allows it.
@@ -90,36 +90,36 @@ class SequenceForward:
     def _for_one(self, turn: Turn) -> CachedForward | CapturedForward:
         """With room for all that a conversation may grow to."""
         need = conversation_storage(self._module, turn, self._max_positions)
-        kept = isinstance(self._alone, CapturedForward) and self._alone.capacity >= need.capacity
+        kept = isinstance(self.alone, CapturedForward) and self.alone.capacity >= need.capacity
         if self.captures and not kept and not (self._refused and need.holds(self._refused)):
             # The old storage goes before there is new; so does that of batches, if it takes the room.
-            self._alone = CachedForward(self._module, self._head)
+            self.alone = CachedForward(self._module, self._head)
             if not need.within(self._free()).rows:
-                self._batch = None
+                self.batch = None
             free = self._free()
             if need.within(free).rows:
-                self._alone = self._captured(1, need.capacity) or self._alone
+                self.alone = self._captured(1, need.capacity) or self.alone
             else:
                 self._refused = need
                 self.notice = (
                     f"{NOT_CAPTURED}: keys and values of {need.capacity} tokens take {gib(need.row_bytes)}, "
                     f"and {gib(free)} are free for them. A lower max_length needs less."
                 )
-        if is_exact(self._module) and not isinstance(self._alone, CapturedForward):
+        if is_exact(self._module) and not isinstance(self.alone, CapturedForward):
             raise PromptError("--exact cannot be kept.", self.notice or NOT_CAPTURED, "Or leave --exact out.")
-        return self._alone
+        return self.alone
 
     def _for_batch(self, turn: Turn) -> VarlenForward | None:
         """With room for these prompts and their replies, or for as many of them at once as memory holds."""
         need = batch_storage(self._module, turn, self._max_positions)
-        if self._batch is None or not (self._asked and self._asked.holds(need)):
-            self._batch, self._asked = None, need
+        if self.batch is None or not (self._asked and self._asked.holds(need)):
+            self.batch, self._asked = None, need
             granted = need.within(self._free())
             if self.captures and granted.rows > 1:
-                self._batch = self._captured(granted.rows, granted.capacity)
+                self.batch = self._captured(granted.rows, granted.capacity)
             if not self.captures and granted.rows > 1 and self._batches_work:
-                self._batch = self._uncaptured(granted.rows, granted.capacity)
-        return self._batch
+                self.batch = self._uncaptured(granted.rows, granted.capacity)
+        return self.batch
 
     def _free(self) -> int:
         """Bytes for keys and values, on each rank."""

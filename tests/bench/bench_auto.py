@@ -89,7 +89,7 @@ class Bench:
         replies = {}
         for n in replayed:
             self.reply(n, 1.0, new=40)  # captures
-        forward: Any = self.engine._sequence._alone
+        forward: Any = self.engine.forwards.alone
         for _ in range(ROUNDS):
             for n in replayed:
                 width = n + 1
@@ -118,7 +118,7 @@ class Bench:
             for noise in NOISES:
                 self.change(before, noise)
                 self.reply(n, temperature, first.token_ids)
-                self.engine._sequence.forget()
+                self.engine.forwards.forget()
                 again = self.reply(n, temperature, first.token_ids)
                 pairs = zip(first.token_ids, again.token_ids)
                 alike = next((at for at, (a, b) in enumerate(pairs) if a != b), len(again.token_ids))
@@ -140,7 +140,7 @@ class Bench:
             one.copy_(before[name])
             if noise and one.dim() > 1:
                 one.add_(torch.randn_like(one), alpha=noise * float(one.float().std()))
-        self.engine._sequence.forget()
+        self.engine.forwards.forget()
 
 
 def write(folder: Path, layers: int) -> None:

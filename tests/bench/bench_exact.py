@@ -88,7 +88,7 @@ class Bench:
                 print(f"| {name} | {way} | {same} of {count} | {time.monotonic() - began:.0f} |", flush=True)
 
         def fresh(prompt: tuple[int, ...], n: int, new: int = NEW) -> tuple[int, ...]:
-            self.engine._sequence.forget()
+            self.engine.forwards.forget()
             return self.replies([prompt], n, new)[0]
 
         began = time.monotonic()
@@ -112,7 +112,7 @@ class Bench:
                 kept = self.replies([second], 7, SECOND)[0]
                 same += kept == fresh(second, 7, SECOND)
             tell("second turn and from scratch", same, began)
-        self.engine._sequence.close()
+        self.engine.forwards.close()
         return fine
 
 

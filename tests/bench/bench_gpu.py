@@ -150,7 +150,7 @@ class Bench:
         from dist.kernels import overlap
 
         overlap._can_overlap = lambda device: False
-        self.engine._sequence.close()
+        self.engine.forwards.close()
         self.engine = self.new_engine()
 
     def say(self, text: str) -> None:
@@ -182,7 +182,7 @@ class Bench:
         """From nothing to the first block of a prompt of so many tokens."""
         spans = []
         for seed in range(3):
-            self.engine._sequence.forget()
+            self.engine.forwards.forget()
             torch.cuda.synchronize()
             started = time.perf_counter()
             self.answer([self.prompt(tokens + NEW_TOKENS, seed)], 7, 1, 8)
@@ -193,7 +193,7 @@ class Bench:
         """One captured pass of so many tokens after `start` others, without the host's part."""
         from dist.decode.packed_batch import Piece
 
-        forward = self.engine._sequence._alone
+        forward = self.engine.forwards.alone
         passed, _ = forward._run(1, width, kept, [Piece(0, start, [5] * width, width - kept, kept)])
         return event_seconds(passed._graph.replay, 20)
 
@@ -203,7 +203,7 @@ class Bench:
 
         from dist.decode.packed_batch import Piece
 
-        forward = self.engine._sequence._alone
+        forward = self.engine.forwards.alone
         passed, _ = forward._run(1, width, kept, [Piece(0, start, [5] * width, width - kept, kept)])
         with profile(activities=[ProfilerActivity.CUDA]) as profiler:
             for _ in range(PROFILED):
@@ -246,7 +246,7 @@ class Bench:
         for turns in ([prompts], alone):
             self.answer(turns[0], n, rounds, NEW_BATCHED)  # captures
             # Else what they have read of the prompts would not be read again.
-            self.engine._sequence.forget()
+            self.engine.forwards.forget()
             torch.cuda.synchronize()
             started = time.perf_counter()
             for turn in turns:

@@ -86,7 +86,7 @@ class Sides:
         return time.perf_counter() - started
 
     def _timed(self, turns: list[range]) -> tuple[list[Ids], float]:
-        self.bench.engine._sequence.forget()
+        self.bench.engine.forwards.forget()
         found: dict[int, Ids] = {}
         self.passes = 0
         started = time.perf_counter()

@@ -168,7 +168,7 @@ def family(name: str) -> bool:
             same += reply == expected
             count += 1
             prompt = (*prompt, *reply, *(draw.randrange(3, VOCABULARY) for _ in range(9)))
-    forward = type(engine._sequence._alone).__name__
+    forward = type(engine.forwards.alone).__name__
     common = tuple(draw.randrange(3, VOCABULARY) for _ in range(40))
     for n, rounds in ((3, 2), (7, "auto"), (31, 2)):
         settings = GenerationSettings(add_eos_length=n, refine_iter=rounds, max_new_tokens=30, max_length=500)
@@ -181,7 +181,7 @@ def family(name: str) -> bool:
             with torch.device("cuda"):
                 same += reply == plain_rule(model, prompt, settings, 2, (2, 7), 512)
             count += 1
-    forward += f", batches {type(engine._sequence._batch).__name__}"
+    forward += f", batches {type(engine.forwards.batch).__name__}"
     print(
         f"{name}: {same} of {count} replies the same, {forward}, {time.monotonic() - started:.1f} s; "
         f"{engine.slow_notice or 'captured'}",

@@ -62,7 +62,7 @@ def answers_by(repl, run: Path, step: int) -> bool:
 
 
 def weights(repl) -> list[int]:
-    module = repl._engine._module
+    module = repl._engine.module
     return [parameter.data_ptr() for parameter in module.parameters()]
 
 

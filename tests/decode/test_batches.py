@@ -55,7 +55,7 @@ def watched(engine):
         if "pieces" in kwargs:
             read.append(kwargs["pieces"].table_S4[:, 1].tolist())
 
-    hook = engine._module.register_forward_pre_hook(note, with_kwargs=True)
+    hook = engine.module.register_forward_pre_hook(note, with_kwargs=True)
     try:
         yield read
     finally:
@@ -64,10 +64,8 @@ def watched(engine):
 
 def engine_of(family, fixed_widths=False) -> Engine:
     group = SoloGroup(torch.device("cpu"))
-    engine = Engine(tiny_model(family), group, max_positions=512)
-    if fixed_widths:
-        engine._sequence = FixedWidths(tiny_model(family), WholeHead(), group, 512)
-    return engine
+    forwards = FixedWidths(tiny_model(family), WholeHead(), group, 512) if fixed_widths else None
+    return Engine(tiny_model(family), group, max_positions=512, forwards=forwards)
 
 
 @pytest.fixture(scope="module")
@@ -128,8 +126,8 @@ def test_rows_share_forwards_and_end_each_in_its_own_time(engines):
     engine = engine_of("qwen2")
     settings = GenerationSettings(add_eos_length=3, refine_iter=2, max_new_tokens=40)
     prompts = [(5 + i, 9, 11, 13 + 2 * i, 30 - i) for i in range(6)]
-    engine._sequence._batch = VarlenForward(engine._module, WholeHead(), 6, 256)
-    engine._sequence._asked = Storage(rows=6, capacity=256, row_bytes=1)
+    engine.forwards.batch = VarlenForward(engine.module, WholeHead(), 6, 256)
+    engine.forwards._asked = Storage(rows=6, capacity=256, row_bytes=1)
     with watched(engine) as passes:
         events, replies = answers(engine, prompts, settings, (2, 5, 11, 17, 23))
     lengths = {len(reply.token_ids) for reply in replies}
@@ -152,7 +150,7 @@ def test_what_prompts_share_is_read_once(engines, family):
     settings = GenerationSettings(add_eos_length=3, refine_iter=2, max_new_tokens=12)
     # Makes the storage.
     answers(engine, [other] * 6, settings)
-    engine._sequence.forget()
+    engine.forwards.forget()
     with watched(engine) as read:
         _, replies = answers(engine, prompts, settings)
         # The longest one is. Its last token is left to the first pass, and so is what fits into the widest one.
@@ -233,7 +231,7 @@ def test_weights_without_numbers_leave_batches_on_for_the_next_weights():
     with pytest.raises(PromptError, match="not a number"):
         answers(engine, prompts, settings)
     model.load_state_dict(good)
-    engine._sequence.forget()
+    engine.forwards.forget()
     with watched(engine) as read:
         _, replies = answers(engine, prompts, settings)
     assert len(read[0]) == 2
@@ -244,11 +242,11 @@ def test_weights_without_numbers_leave_batches_on_for_the_next_weights():
 def test_storage_for_batches_counts_as_room_for_batches(monkeypatch):
     engine = engine_of("qwen2")
     settings = GenerationSettings(add_eos_length=3, refine_iter=2, max_new_tokens=20)
-    total = 20 * row_bytes(engine._module, 23, 4)
-    monkeypatch.setattr("dist.decode.engine.free_bytes", lambda device: total - engine._sequence.batch_bytes)
+    total = 20 * row_bytes(engine.module, 23, 4)
+    monkeypatch.setattr("dist.decode.engine.free_bytes", lambda device: total - engine.forwards.batch_bytes)
     assert engine.rows_that_fit(23, 4) == 10
     answers(engine, [(5 + i, 9) for i in range(10)], settings)
-    assert engine._sequence.batch_bytes > total / 4
+    assert engine.forwards.batch_bytes > total / 4
     assert engine.rows_that_fit(23, 4) == 10
 
 
@@ -267,11 +265,11 @@ def test_more_prompts_than_there_is_room_for_are_answered_in_parts(engines, monk
 
     def captured(rows, capacity):
         made.append((rows, capacity))
-        return FixedWidths._uncaptured(engine._sequence, rows, capacity)
+        return FixedWidths._uncaptured(engine.forwards, rows, capacity)
 
-    monkeypatch.setattr(engine._sequence, "captures", True)
-    monkeypatch.setattr(engine._sequence, "_captured", captured)
-    need = row_bytes(engine._module, 23, 4)
+    monkeypatch.setattr(engine.forwards, "captures", True)
+    monkeypatch.setattr(engine.forwards, "_captured", captured)
+    need = row_bytes(engine.module, 23, 4)
     monkeypatch.setattr("dist.decode.planner.free_bytes", lambda device: HEADROOM_BYTES + 2 * need + 1)
     settings = GenerationSettings(add_eos_length=3, refine_iter=2, max_new_tokens=20)
     prompts = [(5 + i, 9, 11) for i in range(5)]

@@ -36,16 +36,15 @@ class Fixed(SequenceForward):
 
     def __init__(self, module, capacity=LIMIT):
         super().__init__(module, WholeHead(), SoloGroup(torch.device("cpu")), LIMIT)
-        self._alone = CapturedForward(module, WholeHead(), 1, capacity, capture=False)
+        self.alone = CapturedForward(module, WholeHead(), 1, capacity, capture=False)
 
     def _uncaptured(self, rows, capacity):
         return CapturedForward(self._module, WholeHead(), rows, capacity, capture=False)
 
 
-def engine_of(family="qwen2", seed=0) -> Engine:
-    engine = Engine(tiny_model(family, seed), SoloGroup(torch.device("cpu")), max_positions=LIMIT)
-    engine._sequence = Fixed(tiny_model(family, seed))
-    return engine
+def engine_of(family="qwen2", seed=0, capacity=LIMIT) -> Engine:
+    model = tiny_model(family, seed)
+    return Engine(model, SoloGroup(torch.device("cpu")), max_positions=LIMIT, forwards=Fixed(model, capacity))
 
 
 def events(engine, prompt, settings, stop_ids=(2,), trace=False, poll=None):
@@ -121,7 +120,7 @@ def test_what_a_window_finds_unread_goes_through_its_width(more, monkeypatch):
     longer = (*prompt, *first.token_ids[:-1], *range(3, 3 + more))
     second = reply(engine, longer, settings, ())
     assert second.token_ids == plain_rule(tiny_model(), longer, settings, PLACEHOLDER, (), LIMIT)
-    assert set(engine._sequence._alone._widths) == {(1, 8, 8)} and not other
+    assert set(engine.forwards.alone.widths) == {(1, 8, 8)} and not other
     assert second.stats.prefill_forwards == (more > 1)
 
 
@@ -170,8 +169,7 @@ def test_positions_that_rotary_scaling_adds_are_positions_like_others():
     config = transformers.Qwen2Config(**{**COMMON, "max_position_embeddings": 32}, rope_parameters=YARN)
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
-    engine = Engine(model, SoloGroup(torch.device("cpu")), max_positions=128)
-    engine._sequence = Fixed(model)
+    engine = Engine(model, SoloGroup(torch.device("cpu")), max_positions=128, forwards=Fixed(model))
     prompt, settings = tuple(range(3, 60)), GenerationSettings(add_eos_length=3, refine_iter=2, max_new_tokens=20)
     assert reply(engine, prompt, settings, ()).token_ids == plain_rule(
         model, prompt, settings, PLACEHOLDER, (), 128
@@ -179,8 +177,7 @@ def test_positions_that_rotary_scaling_adds_are_positions_like_others():
 
 
 def test_a_reply_ends_where_the_storage_ends_whatever_limit_comes_meanwhile():
-    engine = engine_of()
-    engine._sequence = Fixed(tiny_model(), capacity=64)
+    engine = engine_of(capacity=64)
     settings = GenerationSettings(add_eos_length=7, refine_iter=1, max_new_tokens=300, max_length=60)
     longer = settings.with_value("max_length", 500)
     done = events(engine, range(3, 30), settings, (), poll=lambda: Control(settings=longer))[-1]
@@ -203,15 +200,16 @@ def test_captured_passes_serve_other_weights_in_the_same_place():
             for name, parameter in model.named_parameters():
                 parameter.data.copy_(tiny_model(seed=int(order.path)).get_parameter(name))
 
-    engine = Engine(model, SoloGroup(torch.device("cpu")), max_positions=LIMIT, reloader=Weights())
-    engine._sequence = Fixed(model)
+    engine = Engine(
+        model, SoloGroup(torch.device("cpu")), max_positions=LIMIT, reloader=Weights(), forwards=Fixed(model)
+    )
     prompt, settings = range(3, 40), GenerationSettings(add_eos_length=7, refine_iter=2, max_new_tokens=30)
     reply(engine, prompt, settings)
-    widths = dict(engine._sequence._alone._widths)
+    widths = dict(engine.forwards.alone.widths)
     engine._swap(Load(path="1", digest=""))
     expected = plain_rule(tiny_model(seed=1), tuple(prompt), settings, PLACEHOLDER, (2,), LIMIT)
     assert reply(engine, prompt, settings).token_ids == expected
-    assert widths and engine._sequence._alone._widths == widths
+    assert widths and engine.forwards.alone.widths == widths
 
 
 def test_on_a_cpu_a_sequence_is_decoded_as_it_comes():

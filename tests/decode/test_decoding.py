@@ -147,7 +147,7 @@ def test_forgetting_to_refresh_stale_keys_and_values_changes_replies(engine_of, 
     engine = Engine(tiny_model(), SoloGroup(torch.device("cpu")), max_positions=LIMIT)
     wrong = 0
     for prompt, right in zip(prompts, expected):
-        engine._sequence.forget()
+        engine.forwards.forget()
         wrong += reply(engine, prompt, settings, ()).token_ids != right
     assert wrong >= 5
 
@@ -155,7 +155,7 @@ def test_forgetting_to_refresh_stale_keys_and_values_changes_replies(engine_of, 
 def test_a_block_costs_r_forwards_and_feeds_only_what_is_stale(engine_of):
     engine = engine_of()
     fed = []
-    hook = engine._module.register_forward_pre_hook(
+    hook = engine.module.register_forward_pre_hook(
         lambda module, args, kwargs: fed.append(kwargs["input_ids"].shape[1]), with_kwargs=True
     )
     settings = GenerationSettings(add_eos_length=7, refine_iter=2, max_new_tokens=32)
@@ -174,7 +174,7 @@ def test_a_second_turn_reads_only_what_is_new(engine_of):
     answer = reply(engine, first, settings, ())
     second = [*first, *answer.token_ids, 9, 8, 7]
     fed = []
-    hook = engine._module.register_forward_pre_hook(
+    hook = engine.module.register_forward_pre_hook(
         lambda module, args, kwargs: fed.append(kwargs["input_ids"].shape[1]), with_kwargs=True
     )
     again = reply(engine, second, settings, ())
@@ -198,8 +198,7 @@ def test_earlier_turns_never_leak_into_a_reply(engine_of):
 
 
 def test_long_prompts_are_read_in_chunks_that_count_as_prefill(engine_of):
-    engine = Engine(tiny_model(), SoloGroup(torch.device("cpu")), max_positions=LIMIT)
-    engine._chunk = 32
+    engine = Engine(tiny_model(), SoloGroup(torch.device("cpu")), max_positions=LIMIT, chunk=32)
     prompt = [3 + i % 50 for i in range(200)]
     settings = GenerationSettings(add_eos_length=7, refine_iter=2, max_new_tokens=8)
     seen = events(engine, prompt, settings, ())
@@ -228,8 +227,7 @@ def test_cancelling_stops_within_one_pass_and_keeps_finished_blocks(engine_of):
 
 
 def test_cancelling_during_prefill_gives_an_empty_reply(engine_of):
-    engine = Engine(tiny_model(), SoloGroup(torch.device("cpu")), max_positions=LIMIT)
-    engine._chunk = 16
+    engine = Engine(tiny_model(), SoloGroup(torch.device("cpu")), max_positions=LIMIT, chunk=16)
     settings = GenerationSettings(add_eos_length=3)
     done = reply(engine, [5] * 100, settings, (), lambda: Control(settings=settings, cancel=True))
     assert (done.finish, done.token_ids, done.stats.prefill_forwards) == ("cancelled", (), 1)
@@ -354,4 +352,4 @@ def test_rotary_scaling_by_length_is_decoded_by_the_plain_rule_once_it_can_matte
         expected = plain_rule(model, prompt, settings, PLACEHOLDER, (), LIMIT)
         assert reply(engine, prompt, settings, ()).token_ids == expected
         assert (engine.cached_tokens > 0) == (length == 20)
-        engine._sequence.forget()
+        engine.forwards.forget()

@@ -36,7 +36,7 @@ def test_a_row_takes_no_more_than_it_is_said_to(family):
     turn = Turn(prompts=tuple((5 + row,) * 300 for row in range(4)), settings=settings, placeholder=2, stop_ids=())
     for _ in engine.answer(turn, lambda: Control(settings=settings)):
         pass
-    layers = engine._sequence._batch.cache.layers.layers
+    layers = engine.forwards.batch.cache.layers.layers
     kept = sum(tensor.numel() * tensor.element_size() for layer in layers for tensor in (layer.keys, layer.values))
     # 340 tokens and two blocks of 8, in a power of two.
     assert kept == 4 * 2 * len(layers) * 2 * 8 * 512 * 4

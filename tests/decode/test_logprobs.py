@@ -21,9 +21,7 @@ WINDOW = dataclasses.replace(BLOCKS, add_eos_length=7, refine_iter="auto")
 
 
 def engine_of(family="qwen2", chunk=5):
-    engine = Engine(tiny_model(family), SoloGroup(torch.device("cpu")), max_positions=512)
-    engine._chunk = chunk
-    return engine
+    return Engine(tiny_model(family), SoloGroup(torch.device("cpu")), max_positions=512, chunk=chunk)
 
 
 def answers(engine, prompts, settings, **more):

@@ -87,22 +87,20 @@ class FixedWidths(SequenceForward):
 
     def __init__(self, module, rows=1):
         super().__init__(module, WholeHead(), SoloGroup(torch.device("cpu")), LIMIT)
-        self._alone = CapturedForward(module, WholeHead(), 1, LIMIT + 64, capture=False)
+        self.alone = CapturedForward(module, WholeHead(), 1, LIMIT + 64, capture=False)
 
     def _uncaptured(self, rows, capacity):
         return CapturedForward(self._module, WholeHead(), rows, capacity, capture=False)
 
 
 def engine_of(family="qwen2", fixed_widths=False, drafts=None) -> Engine:
-    engine = Engine(
+    return Engine(
         tiny_model(family),
         SoloGroup(torch.device("cpu")),
         max_positions=LIMIT,
-        drafts=drafts or (drafts_for),
+        drafts=drafts or drafts_for,
+        forwards=FixedWidths(tiny_model(family)) if fixed_widths else None,
     )
-    if fixed_widths:
-        engine._sequence = FixedWidths(tiny_model(family))
-    return engine
 
 
 def by_token(settings: GenerationSettings, **changes) -> GenerationSettings:
@@ -268,10 +266,10 @@ def test_a_window_has_one_width_and_reads_no_token_twice():
     prompt = tuple(3 + i * 7 % 50 for i in range(60))
     _, (reply,) = answers(engine, [prompt], dataclasses.replace(settings, max_new_tokens=40))
     assert len(set(reply.stats.accepted)) > 1
-    assert set(engine._sequence._alone._widths) == {(1, 8, 8)}
+    assert set(engine.forwards.alone.widths) == {(1, 8, 8)}
     # As it comes: one token of the text, then the draft.
     engine, read = engine_of(), []
-    hook = engine._module.register_forward_pre_hook(
+    hook = engine.module.register_forward_pre_hook(
         lambda module, args, named: read.append(named["input_ids"].shape[1]), with_kwargs=True
     )
     _, (reply,) = answers(engine, [prompt], dataclasses.replace(settings, max_new_tokens=40))

@@ -76,7 +76,7 @@ def load(folder: str, group) -> dict:
         result |= {name: replies(engine, PROMPTS[:1], settings)[0] for name, settings in VARIANTS.items()}
         result["sure"] = replies(engine, PROMPTS[:1], SURE)[0]
         result["batch"] = replies(engine, PROMPTS, GREEDY)
-        result["together"] = engine._sequence._batch is not None
+        result["together"] = engine.forwards.batch is not None
         result["trace"] = traced(engine)
         scored = Turn(prompts=PROMPTS[:1], settings=GREEDY, placeholder=2, stop_ids=(2,), logprobs=2)
         *_, last = engine.answer(scored, lambda: Control(settings=GREEDY))
