@@ -139,15 +139,7 @@ def run(options: LaunchOptions, streams: Streams, lifeline: Lifeline) -> int:
         ),
     )
     # 4. What it is for.
-    copies = open_copies(engine, ranks, division)
-    try:
-        code = use(ready, asked, copies)
-    except WeightsLost as error:
-        # The ranks are well, and the followers wait for orders.
-        let_go(error.exit_code, lifeline, engine, ranks, division, copies)
-        raise
-    let_go(code, lifeline, engine, ranks, division, copies)
-    return code
+    return use_to_the_end(ready, asked, ranks, division)
 
 
 def ask(options: LaunchOptions, config: ConfigFile, status: Status) -> Asked:
@@ -211,6 +203,19 @@ def open_copies(engine: Engine, ranks: Ranks | None, division: Division) -> Copi
     from chat.batch.copies import Copies
 
     return Copies(engine, ranks.store, division.copies)
+
+
+def use_to_the_end(ready: Ready, asked: Asked, ranks: Ranks | None, division: Division) -> int:
+    """Do what the model was loaded for, then let all ranks go; returns the exit code. Raises ChatError."""
+    copies = open_copies(ready.engine, ranks, division)
+    try:
+        code = use(ready, asked, copies)
+    except WeightsLost as error:
+        # The ranks are well, and the followers wait for orders.
+        let_go(error.exit_code, ready.lifeline, ready.engine, ranks, division, copies)
+        raise
+    let_go(code, ready.lifeline, ready.engine, ranks, division, copies)
+    return code
 
 
 def use(ready: Ready, asked: Asked, copies: Copies | None) -> int:

@@ -117,19 +117,12 @@ def run_batch(
             missing, count = output.missing(number)
             if not count:
                 continue
-            task = Task(
-                tokenizer=turns.turn_to(number, output.say),
-                settings=settings,
-                use_template=use_template,
-                system=options.system,
-                trace=options.verbose_trace,
-                batch_size=options.batch_size,
-                shared=Circumstances(
-                    settings={**conditions, **maker.conditions},
-                    numbered=settings.samples or options.n > 1,
-                    step=maker.name,
-                ),
+            shared = Circumstances(
+                settings={**conditions, **maker.conditions},
+                numbered=settings.samples or options.n > 1,
+                step=maker.name,
             )
+            task = _task(turns.turn_to(number, output.say), options, settings, shared, use_template)
             answerer = Answerer(
                 engine, workers or OneWorker(engine), task, output, lambda: interrupted() or output.nobody_reads
             )
@@ -143,6 +136,24 @@ def run_batch(
         if not output.nobody_reads:
             output.tell_interrupted()
         return INTERRUPTED
+
+
+def _task(
+    tokenizer: ChatTokenizer,
+    options: LaunchOptions,
+    settings: GenerationSettings,
+    shared: Circumstances,
+    use_template: bool,
+) -> Task:
+    return Task(
+        tokenizer=tokenizer,
+        settings=settings,
+        use_template=use_template,
+        system=options.system,
+        trace=options.verbose_trace,
+        batch_size=options.batch_size,
+        shared=shared,
+    )
 
 
 def _output(

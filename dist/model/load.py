@@ -103,10 +103,8 @@ def load_model(
     if parallel not in MODES:
         raise UsageError(f"--parallel cannot be {parallel}.", f"It takes {', '.join(MODES[:-1])} or {MODES[-1]}.")
     torch_dtype = choose_dtype(dtype, checkpoint.dtype, checkpoint.config, group.device)
-    if parallel == "verl" and exact:
-        raise UsageError("--exact cannot be promised.", "verl's loader leaves the model as transformers made it.")
     if parallel == "verl":
-        return _load_by_verl(checkpoint, group, torch_dtype, trust_remote_code)
+        return _load_by_verl(checkpoint, group, torch_dtype, trust_remote_code, exact=exact)
     planned = together(group, lambda: plan_fill(checkpoint, torch_dtype, trust_remote_code))
     plan = planned.fill
     layout = together(group, lambda: choose_layout(parallel, keep, plan, group))
@@ -158,8 +156,12 @@ def _check_exact(module: Any, layout: Layout, group: Group, sums: str | None) ->
         raise CheckpointError("--exact cannot be promised.", why, "Leave --exact out.")
 
 
-def _load_by_verl(checkpoint: Checkpoint, group: Group, dtype: torch.dtype, trust_remote_code: bool) -> LoadedModel:
-    """The model as verl itself loads it; its weights are gathered in every forward."""
+def _load_by_verl(
+    checkpoint: Checkpoint, group: Group, dtype: torch.dtype, trust_remote_code: bool, *, exact: bool
+) -> LoadedModel:
+    """The model as verl itself loads it; its weights are gathered in every forward. UsageError if `exact`."""
+    if exact:
+        raise UsageError("--exact cannot be promised.", "verl's loader leaves the model as transformers made it.")
     from dist.model.verl_loader import load_by_verl
 
     started = time.monotonic()
