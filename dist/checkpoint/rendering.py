@@ -13,6 +13,7 @@ import os
 import select
 import subprocess
 import sys
+import threading
 import time
 import weakref
 from collections.abc import Mapping, Sequence
@@ -40,7 +41,10 @@ class Stopped(Exception):
 
 
 class Renderer:
-    """One template with the special tokens that it is given. Its process begins at once and ends with this."""
+    """One template with the special tokens that it is given. Its process begins at once and ends with this.
+
+    Threads may share it: each is given the answer to what it asked.
+    """
 
     def __init__(self, template: str, tokens: Mapping[str, Any], *, seconds: float = RENDER_S) -> None:
         """`seconds` is what one rendering may take."""
@@ -48,6 +52,7 @@ class Renderer:
         self._tokens = dict(tokens)
         self._seconds = seconds
         self._child = _Child()
+        self._asking = threading.Lock()
 
     def render(self, messages: Messages, begin_reply: bool, arguments: Mapping[str, Any] | None = None) -> str:
         """The text of messages, and of a reply's beginning. Raises Refused, Stopped.
@@ -64,11 +69,12 @@ class Renderer:
         return list(self._answer({})["names"])
 
     def _answer(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
-        try:
-            found = self._child.ask({"template": self._template, **request}, self._seconds)
-        except Stopped:
-            self._child = _Child()
-            raise
+        with self._asking:
+            try:
+                found = self._child.ask({"template": self._template, **request}, self._seconds)
+            except Stopped:
+                self._child = _Child()
+                raise
         if "stopped" in found:
             raise Stopped(found["stopped"])
         if "error" in found:

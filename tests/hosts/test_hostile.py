@@ -10,6 +10,7 @@ import json
 import random
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -384,6 +385,16 @@ REAL = {
     "macro": "{% macro f(x, y='<') %}{{ x ~ y }}{% endmacro %}{% set n = namespace(s='') %}{% for m in messages %}"
     "{% set n.s = n.s ~ f(m.content) %}{% endfor %}{{ n.s }}{{ eos_token is defined }}",
 }
+
+
+def test_threads_that_share_a_template_each_get_their_own_text():
+    renderer = Renderer("{{ messages[0].content }}", {})
+
+    def texts(who: int) -> list[str]:
+        return [renderer.render([{"role": "user", "content": f"{who} {n}"}], True) for n in range(50)]
+
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(texts, range(4))) == [[f"{who} {n}" for n in range(50)] for who in range(4)]
 
 
 @pytest.mark.parametrize("name", REAL)

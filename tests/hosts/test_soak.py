@@ -169,7 +169,9 @@ def is_level(curves: list[dict[int, dict[str, int]]], share: float) -> None:
     for rank in curves[0]:
         for what in ("files", "sockets", "threads"):
             held = [one[rank][what] for one in curves]
-            assert max(held[len(held) // 2 :]) <= max(held[: len(held) // 2]), (rank, what, held)
+            # The pipes of the last checkpoint's template process stay open until the collector finds it.
+            spare = 2 if what == "files" else 0
+            assert max(held[len(held) // 2 :]) <= max(held[: len(held) // 2]) + spare, (rank, what, held)
         first, last = curves[0][rank]["memory"], curves[-1][rank]["memory"]
         assert last <= first * (1 + share), (rank, first, last)
 

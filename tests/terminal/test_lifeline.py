@@ -21,10 +21,11 @@ import json, os, subprocess, sys, time
 from pathlib import Path
 from chat.terminal import lifeline
 from chat.terminal.lifeline import Lifeline
+from chat.terminal.process import die_with_parent
 
 facts = json.loads(sys.argv[1])
 child = subprocess.Popen(["sleep", "600"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    preexec_fn=lambda: lifeline.die_with_parent(9))
+    preexec_fn=lambda: die_with_parent(9))
 
 class Ranks:
     asked = 0
