@@ -199,7 +199,7 @@ end_job() { # SIGNAL-CODE
     children=$(pgrep -P "$job" 2>/dev/null | tr '\n' ' ')
     kill -CONT "$job" 2>/dev/null
     kill -TERM "$job" 2>/dev/null
-    # torchrun gives a stuck rank 30 s; a person does not.
+    # torchrun waits 30 s for a stuck rank; a user does not.
     # shellcheck disable=SC2086 # one word a process
     (
         trap '' INT TERM HUP
