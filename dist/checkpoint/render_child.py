@@ -84,17 +84,17 @@ def main() -> None:
     """Answer until there is nothing to read."""
     own = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (own + MOST_BYTES, own + MOST_BYTES))
-    # Nobody writes while a template runs: what happens on the pipe then is the end of who asked, and of this.
-    fcntl.fcntl(0, fcntl.F_SETOWN, os.getpid())
-    flags = fcntl.fcntl(0, fcntl.F_GETFL)
+    # Nobody writes to this pipe: what happens on it is the end of who asked. The signal ends this then, whatever a
+    # template is at.
+    end = int(sys.argv[1])
+    fcntl.fcntl(end, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(end, fcntl.F_SETFL, fcntl.fcntl(end, fcntl.F_GETFL) | os.O_ASYNC)
     sandbox = environment()
     out = sys.stdout.buffer
     out.write(b"\n")  # ready
     out.flush()
     for line in sys.stdin.buffer:
-        fcntl.fcntl(0, fcntl.F_SETFL, flags | os.O_ASYNC)
         found = answer(sandbox, json.loads(line))
-        fcntl.fcntl(0, fcntl.F_SETFL, flags)
         try:
             text = json.dumps(found)
         except MemoryError:

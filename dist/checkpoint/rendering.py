@@ -72,7 +72,9 @@ class Renderer:
         with self._asking:
             try:
                 found = self._child.ask({"template": self._template, **request}, self._seconds)
-            except Stopped:
+            except BaseException:
+                # Also where Ctrl-C comes in between: an answer left in the pipe would be that of the next request.
+                self._child.end()
                 self._child = _Child()
                 raise
         if "stopped" in found:
@@ -86,22 +88,26 @@ class _Child:
     """The process. What was asked of it is answered, or it is ended."""
 
     def __init__(self) -> None:
+        gone, alive = os.pipe()
         paths = (str(PROJECT), *filter(None, sys.path))
         self._process = subprocess.Popen(
             # Without `site`: all that it would add is in the path already.
-            [sys.executable, "-S", "-m", "dist.checkpoint.render_child"],
+            [sys.executable, "-S", "-m", "dist.checkpoint.render_child", str(gone)],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
+            pass_fds=(gone,),
         )
+        os.close(gone)
         for pipe in (self._process.stdin, self._process.stdout):
             assert pipe is not None
             with contextlib.suppress(OSError):  # a long conversation then goes over in one piece
                 fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, CHUNK)
         self._ready = False
-        weakref.finalize(self, _end, self._process)
+        # Closed with this process, however that ends.
+        self.end = weakref.finalize(self, _end, self._process, alive)
 
     def ask(self, request: Mapping[str, Any], seconds: float) -> dict[str, Any]:
         """The answer. Raises Stopped, after which this is of no more use, and Refused where there is no jinja2."""
@@ -118,7 +124,6 @@ class _Child:
         else:
             line = self._line(seconds)
         if not line.endswith(b"\n"):
-            _end(self._process)
             raise Stopped("It crashed the process that it ran in: too much memory, or too deep a recursion.")
         found: dict[str, Any] = json.loads(line)
         return found
@@ -131,7 +136,6 @@ class _Child:
         deadline = time.monotonic() + seconds
         while not parts or not parts[-1].endswith(b"\n"):
             if not select.select([file], [], [], max(0.0, deadline - time.monotonic()))[0]:
-                _end(self._process)
                 raise Stopped(f"It takes more than {seconds:g} s.")
             part = os.read(file, CHUNK)
             if not part:
@@ -140,9 +144,10 @@ class _Child:
         return b"".join(parts)
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _end(process: subprocess.Popen[bytes], alive: int) -> None:
     process.kill()
     process.wait()
+    os.close(alive)
     for pipe in (process.stdin, process.stdout):
         if pipe is not None:
             try:

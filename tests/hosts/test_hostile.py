@@ -5,9 +5,12 @@ Journals, exports, results, config files, checkpoints' JSON, prompt files, chat 
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import random
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +21,7 @@ from checkpoints import CASES, build_model
 from hold import holder
 from hostile import WEIRD, Hostile
 from jinja2 import TemplateError
+from program import ROOT
 
 from chat.batch.jobs import Jobs
 from chat.batch.prompts import Prompt, read_prompts
@@ -385,6 +389,32 @@ REAL = {
     "macro": "{% macro f(x, y='<') %}{{ x ~ y }}{% endmacro %}{% set n = namespace(s='') %}{% for m in messages %}"
     "{% set n.s = n.s ~ f(m.content) %}{% endfor %}{{ n.s }}{{ eos_token is defined }}",
 }
+
+
+ENDLESS = """
+from dist.checkpoint.rendering import Renderer
+print(flush=True)
+loops = "{% for a in range(99999) %}" * 4 + "{% endfor %}" * 4
+renderer = Renderer(loops, {}, seconds=600)
+print(renderer._child._process.pid, flush=True)
+renderer.render([], True)
+"""
+
+
+def test_a_templates_process_ends_with_the_program_whatever_it_is_at():
+    with subprocess.Popen([sys.executable, "-c", ENDLESS], cwd=ROOT, stdout=subprocess.PIPE, text=True) as program:
+        assert program.stdout is not None
+        program.stdout.readline()
+        child = Path("/proc") / program.stdout.readline().strip()
+        # It computes: its processor time grows beyond that of its imports.
+        while int((child / "stat").read_text().split()[13]) < 100:
+            time.sleep(0.01)
+        program.kill()
+    deadline = time.monotonic() + 30
+    with contextlib.suppress(FileNotFoundError):
+        while (child / "stat").read_text().split()[2] != "Z":
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
 
 
 def test_threads_that_share_a_template_each_get_their_own_text():
