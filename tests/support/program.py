@@ -121,7 +121,7 @@ class Chat(PtyScreen):
         super().__init__(words, columns=100, rows=30, env=environment(home, **(variables or {})), timeout=30.0)
         if wait:
             self.wait_for("/help lists the commands", READY_S)
-            self.wait_for("Alt-Enter new line")
+            self.wait_for(re.compile("Alt-Enter new line|This line was not sent last time"))
 
     def say(self, line: str) -> None:
         """Type a line and send it."""
