@@ -34,7 +34,6 @@ from chat.loading.opening import (
     open_asked,
     open_steps,
     open_tokenizer,
-    refuse_early,
     start_notices,
     warm_up,
 )
@@ -94,7 +93,6 @@ def run(options: LaunchOptions, streams: Streams, lifeline: Lifeline) -> int:
     checkpoint = asked.checkpoint
     # 2. What does not fit between the ranks is refused before anything else is imported.
     ranks = meet(options, asked, lifeline)
-    refuse_early(options, checkpoint)
     import_libraries(options)
     tokenizer = open_tokenizer(options, checkpoint, asked.settings.template_arguments)
     use_template = tokenizer.wants_template(options.use_chat_template)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -132,22 +131,6 @@ def open_steps(options: LaunchOptions) -> Iterator[AskedStep]:
 def open_folder(options: LaunchOptions, folder: str) -> Checkpoint:
     """Any checkpoint, with the base model and the alpha that the options name. Raises CheckpointError."""
     return open_checkpoint(folder, base_model=options.base_model, lora_alpha=options.lora_alpha)
-
-
-def refuse_early(options: LaunchOptions, checkpoint: Checkpoint) -> None:
-    """Refuse an unusable template or config before all of transformers is imported. Raises ChatError."""
-    from chat.text.template import check_syntax
-    from dist.checkpoint.model_config import describe
-    from dist.checkpoint.templates import find_templates
-    from dist.model.libraries import lean_imports
-
-    if options.use_chat_template is not False:
-        template = find_templates(checkpoint.tokenizer_dir).choose(options.chat_template)
-        if template is not None:
-            check_syntax(template)
-    # verl imports what it likes.
-    with nullcontext() if options.parallel == "verl" else lean_imports():
-        describe(checkpoint.config_dir, checkpoint.config, trust_remote_code=options.trust_remote_code)
 
 
 def open_tokenizer(

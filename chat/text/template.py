@@ -126,12 +126,6 @@ def take_template(backend: Any, template: Template, given: Mapping[str, Any] | N
     return ChatTemplate(template=template, behaviour=behaviour, rendered=rendered, arguments=names)
 
 
-def check_syntax(template: Template) -> None:
-    """Raise CheckpointError, with the line, for a template that cannot be parsed. Needs no tokenizer."""
-    with _named(template):
-        Renderer(template.text, {}).arguments()
-
-
 @contextmanager
 def _named(template: Template) -> Iterator[None]:
     try:

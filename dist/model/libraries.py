@@ -28,7 +28,7 @@ def import_libraries(*, spare: bool = True) -> None:
 
     if torch.cuda.is_available():
         threading.Thread(target=_wake_gpu, name="wake-gpu", daemon=True).start()
-    with lean_imports() if spare else nullcontext():
+    with _lean_imports() if spare else nullcontext():
         # What every causal model imports, and with it much of what is absent meanwhile.
         import transformers.generation.utils
         import transformers.modeling_utils
@@ -37,7 +37,7 @@ def import_libraries(*, spare: bool = True) -> None:
 
 
 @contextmanager
-def lean_imports() -> Iterator[None]:
+def _lean_imports() -> Iterator[None]:
     """While it lasts, importing transformers leaves out what a model that only answers does not need."""
     with _absent(UNUSED), _compiler_put_off(), _no_distributed():
         yield
