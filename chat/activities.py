@@ -68,7 +68,7 @@ def answer_prompts(ready: Ready, prompts: Prompts, copies: Copies | None, steps:
     from chat.batch.interruption import Interruption
     from chat.batch.measured import measured
     from chat.batch.run import run_batch
-    from dist.decode.trial import undecided
+    from chat.loading.trial import undecided
 
     interruption = Interruption(ready.streams.run_dir)
     ready.lifeline.on_interrupt = interruption.arrived

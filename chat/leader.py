@@ -180,7 +180,7 @@ def refuse_other_output(options: LaunchOptions, asked: Asked, use_template: bool
     """Raise UsageError for an output file of another run, as far as that can be seen without the model."""
     from chat.batch.in_turn import makers_of
     from chat.batch.run import check_output
-    from dist.decode.trial import undecided
+    from chat.loading.trial import undecided
 
     known = {} if options.dtype == "auto" else {"dtype": options.dtype}
     names = undecided(asked.origins)

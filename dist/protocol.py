@@ -96,8 +96,10 @@ class Control:
     cancel: bool = False
 
 
+# The likeliest tokens of a place, with their probabilities.
+Candidates = tuple[tuple[int, float], ...]
 # A token's log-probability, and the likeliest tokens in its place with theirs.
-TokenScore = tuple[float, tuple[tuple[int, float], ...]]
+TokenScore = tuple[float, Candidates]
 
 # Finds stop texts, on the rank that leads. Given a reply's tokens, how many of them a pass adds, and the texts:
 # after how many of these one of the texts is complete, or None.
@@ -128,7 +130,8 @@ class BlockUpdate:
     settled    how many of them joined the reply with this pass: all of a finished block's, none of an unfinished
                one's, what is exact of a window's; the next update begins behind them
     finish     why the whole reply ended, or None
-    candidates with `Turn.trace`: for each of token_ids its most likely (token id, probability) pairs
+    candidates with `Turn.trace`: for each of token_ids its most likely (token id, probability) pairs; none where
+               the token was exact before this iteration, which did not choose it again
     """
 
     row: int = 0
@@ -139,7 +142,7 @@ class BlockUpdate:
     exact: int
     settled: int
     finish: FinishReason | None = None
-    candidates: tuple[tuple[tuple[int, float], ...], ...] | None = None
+    candidates: tuple[Candidates, ...] | None = None
 
     @property
     def settled_ids(self) -> tuple[int, ...]:

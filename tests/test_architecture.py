@@ -49,7 +49,7 @@ LAYERS = {
     "chat/loading",
     "chat/commands": f"{WORDS} dist/setting_kinds dist/checkpoint chat/files chat/text chat/screen chat/console "
     "chat/sessions chat/loading chat/conversation",
-    "chat/batch": f"{WORDS} dist/group dist/decode/trial chat/files chat/terminal chat/text chat/start "
+    "chat/batch": f"{WORDS} dist/group chat/loading/trial chat/files chat/terminal chat/text chat/start "
     "chat/loading/step_list",
     "chat/activities": "dist chat",
     "chat/leader": "dist chat",

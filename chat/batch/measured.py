@@ -9,10 +9,10 @@ from typing import Protocol
 from chat.batch.jobs import Jobs
 from chat.batch.prompts import Prompts
 from chat.batch.turns import TurnAnswerer, transcript_of
+from chat.loading.trial import Trial, trial_turn
 from chat.start.options import LaunchOptions
 from chat.text.prompt import fit
 from chat.text.tokenizer import ChatTokenizer
-from dist.decode.trial import Trial, trial_turn
 from dist.errors import PromptError
 from dist.protocol import BlockUpdate, Control
 from dist.settings import GenerationSettings

@@ -17,6 +17,7 @@ from chat.conversation.going_on import Begun, edited, going_on
 from chat.conversation.page import Page
 from chat.conversation.state import Talk
 from chat.conversation.work import Work
+from chat.loading.trial import Trial, trial_turn
 from chat.screen.draw import ReplyView
 from chat.sessions.nodes import Made, Node
 from chat.sessions.session import Asked
@@ -24,7 +25,6 @@ from chat.text.prompt import FittedPrompt
 from chat.text.thinking import ThinkingText, opens_thinking
 from chat.text.trace import Trace
 from chat.text.transcript import Transcript
-from dist.decode.trial import Trial, trial_turn
 from dist.errors import ChatError, PromptError, UsageError
 from dist.protocol import BlockUpdate, Reply, Turn
 from dist.settings import MAX_SEED

@@ -16,6 +16,7 @@ from chat.conversation.toolbar import Toolbar, Used
 from chat.loading.checkpoints import Adopted, Checkpoints
 from chat.loading.facts import CheckpointFacts
 from chat.loading.progress import paced
+from chat.loading.trial import Trial, undecided
 from chat.sessions.folder import Sessions
 from chat.sessions.nodes import Made, Node
 from chat.sessions.records import CheckpointRecord
@@ -26,7 +27,6 @@ from chat.text.stops import reply_text
 from chat.text.template import ChatTemplate
 from chat.text.tokenizer import ChatTokenizer
 from chat.text.transcript import SYSTEM, Transcript
-from dist.decode.trial import Trial, undecided
 from dist.errors import PromptError, UsageError, WeightsLost
 from dist.protocol import Reply
 from dist.settings import DEFAULT, SETTINGS, GenerationSettings

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from chat.demo import demo_folder, is_ready
 from chat.loading.step_list import AskedStep, asked_steps, first_there
+from chat.loading.trial import undecided, until_decided
 from chat.start.options import LaunchOptions, version_text
 from dist.checkpoint.digest import digests
 from dist.checkpoint.open import Checkpoint, open_checkpoint
-from dist.decode.trial import undecided, until_decided
 from dist.errors import CheckpointError, PromptError
 from dist.protocol import EndsAt
 from dist.settings import GenerationSettings

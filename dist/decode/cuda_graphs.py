@@ -1,7 +1,7 @@
 """The passes of a reply at a few fixed widths, each captured once as a CUDA graph and replayed. Knows no rule.
 
 Launching a model's kernels one by one takes a host several times as long as a GPU needs to run them; a replay is
-one launch. The rule's `pass_sizes` serve all passes: one for a window, two for blocks. Fewer tokens are filled up
+one launch. `pass_sizes` serve all passes: one for a window, two for blocks. Fewer tokens are filled up
 with junk *behind* them, which causality hides and which is overwritten before it is read. Passes over several
 sequences are captured for 1, 2, 4, 8... of them. What is longer (prefill) runs uncaptured over the same storage.
 
@@ -18,7 +18,7 @@ import torch
 
 from dist.decode.forward import FORWARD_ERRORS, Choices, choices_at, choices_of
 from dist.decode.packed_batch import Order, Piece, order_of
-from dist.decode.rule import Pass, pass_sizes
+from dist.decode.passes import Pass, pass_sizes
 from dist.decode.varlen import PROBE_TOKENS, VarlenForward, other_attention
 from dist.kernels.limits import kernel_errors
 from dist.model.head import Head

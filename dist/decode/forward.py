@@ -14,9 +14,10 @@ from typing import Any, Protocol
 import torch
 
 from dist.decode.cache import SequenceCache
-from dist.decode.rule import Candidates, Pass
+from dist.decode.passes import Pass
 from dist.decode.sampling import choose, sampling_of, sure_of
 from dist.model.head import Head
+from dist.protocol import Candidates
 
 CANDIDATES = 3
 UNBOUNDED = 1 << 30

@@ -103,7 +103,7 @@ class Replies:
             sure = None if choice.sure is None else list(islice(numbers, step.wanted))
             settings = turn.settings_of(reply.row, verdict.settings)
             update = reply.refinement.accept(agreed, settings, sure=sure, candidates=choice.candidates, end=end)
-            reply.clock.pass_ended(update.settled)
+            reply.clock.pass_ended(update)
             yield update
             if reply.refinement.finish is not None:
                 yield self._ended(place)

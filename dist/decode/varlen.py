@@ -15,7 +15,7 @@ import torch
 from dist.decode.cache import shared_prefix
 from dist.decode.forward import Choices, Prefill, choices_of, logits_after
 from dist.decode.packed_batch import FlatForward, Piece, order_of
-from dist.decode.rule import Pass
+from dist.decode.passes import Pass
 from dist.decode.static_cache import FixedCache
 from dist.kernels.closeness import logits_agree
 from dist.model.build import position_limit

@@ -11,9 +11,9 @@ from checkpoints import save_tokenizer
 from chat.batch.measured import measured
 from chat.batch.prompts import read_prompts
 from chat.batch.run import check_output
+from chat.loading.trial import undecided
 from chat.start.options import parse_options
 from chat.text.tokenizer import load_tokenizer
-from dist.decode.trial import undecided
 from dist.errors import PromptError, UsageError
 from dist.protocol import BlockUpdate
 from dist.settings import GenerationSettings

@@ -13,10 +13,10 @@ from hold import holder
 
 from chat.console.events import Interrupt, Submitted
 from chat.conversation.state import Talk
+from chat.loading.trial import Trial
 from chat.sessions.journal import read_journal
 from chat.text.tokenizer import load_tokenizer
 from dist.decode.engine import Engine
-from dist.decode.trial import Trial
 from dist.group.group import SoloGroup
 from dist.settings import DEFAULT, GenerationSettings
 

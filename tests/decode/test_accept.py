@@ -12,7 +12,7 @@ from plain_rule import plain_rule
 from test_window import FAMILIES, LENGTHS, LIMIT, PROMPT, STOPS, answers, engine_of
 from tiny_models import tiny_model
 
-from dist.decode.rule import pass_sizes
+from dist.decode.passes import pass_sizes
 from dist.settings import GenerationSettings
 
 quick = settings(deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))

@@ -17,8 +17,8 @@ from tiny_models import COMMON, FAMILIES, VOCABULARY, tiny_model
 from dist.decode.batch_size import Storage, row_bytes
 from dist.decode.cuda_graphs import capture_problem
 from dist.decode.engine import Engine
+from dist.decode.passes import Pass
 from dist.decode.planner import HEADROOM_BYTES, SequenceForward
-from dist.decode.rule import Pass
 from dist.decode.varlen import VarlenForward
 from dist.errors import PromptError
 from dist.group.group import SoloGroup

@@ -306,11 +306,10 @@ def test_trace_names_the_likeliest_tokens_of_every_place(engine_of):
     for event in engine_of().answer(turn, lambda: Control(settings=settings)):
         if isinstance(event, BlockUpdate):
             assert event.candidates is not None
-            assert tuple(places[0][0] for places in event.candidates) == event.token_ids
-            assert all(
-                len(places) == 3 and 1 >= places[0][1] >= places[1][1] >= places[2][1] >= 0
-                for places in event.candidates
-            )
+            assert len(event.candidates) == len(event.token_ids)
+            for token, places in zip(event.token_ids, event.candidates):
+                assert len(places) == 3 and places[0][0] == token
+                assert 1 >= places[0][1] >= places[1][1] >= places[2][1] >= 0
 
 
 def test_a_model_whose_state_cannot_be_rewound_is_decoded_by_the_plain_rule():

@@ -10,9 +10,9 @@ import torch
 from plain_rule import plain_rule
 from tiny_models import tiny_model
 
+from chat.loading.trial import Trial, trial_turn, until_decided
 from dist.decode.engine import Engine
-from dist.decode.rule import pass_sizes
-from dist.decode.trial import Trial, trial_turn, until_decided
+from dist.decode.passes import pass_sizes
 from dist.group.group import SoloGroup
 from dist.protocol import BlockUpdate, Control
 from dist.settings import GenerationSettings
