@@ -44,6 +44,7 @@ def import_libraries(options: LaunchOptions) -> None:
     # The garbage collector would scan everything imported for nothing: 0.2 s without a key or a pass.
     # Before the model is built: a frozen one would not be freed by /load.
     gc.freeze()
+    gc.enable()
 
 
 def intent(

@@ -45,6 +45,15 @@ assert torch.distributed.is_available()
 from transformers.utils import import_utils
 assert getattr(import_utils, "is_torch_distributed_available", lambda: True)()
 from torch.distributed.tensor import DTensor
+# What was found in less time is what transformers finds by itself.
+import importlib.metadata, transformers
+from importlib.util import module_from_spec, spec_from_file_location
+spec = spec_from_file_location("transformers.utils.as_it_is", import_utils.__file__)
+as_it_is = module_from_spec(spec)
+spec.loader.exec_module(as_it_is)
+folder = transformers.models.__file__
+assert import_utils.define_import_structure(folder) == as_it_is.define_import_structure(folder) != {}
+assert importlib.metadata.packages_distributions().get("torch")
 """
 
 
