@@ -171,4 +171,8 @@ def append_line(file: int, record: Mapping[str, Any]) -> None:
 
 def has_lone_surrogates(text: str) -> bool:
     """Whether `text` holds halves of UTF-16 pairs, which no UTF-8 file and no tokenizer takes."""
-    return any("\ud800" <= mark <= "\udfff" for mark in text)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False

@@ -200,7 +200,7 @@ def open_copies(engine: Engine, ranks: Ranks | None, division: Division) -> Copi
         return None
     from chat.batch.copies import Copies
 
-    return Copies(engine, ranks.store, division.copies)
+    return Copies(engine, ranks.store, division.copies, division.ranks)
 
 
 def use_to_the_end(ready: Ready, asked: Asked, ranks: Ranks | None, division: Division) -> int:

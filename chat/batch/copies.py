@@ -7,11 +7,12 @@ and gives new work to those that have none. Each other copy is led by its first 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any, Protocol
 
-from chat.batch.turns import Batch, Outcome, Poll, TurnAnswerer
+from chat.batch.rows import Batch
+from chat.batch.workers import NextBatch, Outcome, Poll, TurnAnswerer, rehearse
 from dist.errors import ChatError, CheckpointError, PromptError, RankError, UsageError
 from dist.group.copies import Box, Flag, Store
 from dist.group.wire import event_from_fields, event_to_fields, order_from_bytes, order_to_bytes
@@ -25,6 +26,7 @@ ERRORS: dict[str, type[ChatError]] = {
 }
 STOP = "stop"
 LOADED = {"loaded": True}
+REHEARSAL = "rehearsal"
 
 
 class LedEngine(TurnAnswerer, Protocol):
@@ -36,25 +38,32 @@ class LedEngine(TurnAnswerer, Protocol):
 
 
 class Copies:
-    """Rank 0's engine and those of `count` - 1 other copies, reached over `store`."""
+    """Rank 0's engine and those of `count` - 1 other copies, of so many `ranks` each, reached over `store`."""
 
-    def __init__(self, engine: TurnAnswerer, store: Store, count: int) -> None:
-        self.count = count
+    def __init__(self, engine: TurnAnswerer, store: Store, count: int, ranks: int = 1) -> None:
+        self.names = [_ranks(copy * ranks, ranks) for copy in range(count)]
         self._engine = engine
         self._work = {copy: Box(store, f"work/{copy}") for copy in range(1, count)}
         self._made = {copy: Box(store, f"made/{copy}") for copy in range(1, count)}
         self._stop = Flag(store, STOP)
         self._stopped = False
-        # What each copy that has loaded is working on; how many loads each has yet to report.
+        # What each copy that is ready is working on; how many loads and rehearsals each has yet to report.
         self._at: dict[int, Batch | None] = {}
         self._loading = dict.fromkeys(self._work, 1)
         self._looked = 0.0
 
-    def work(self, next_batch: Callable[[], Batch | None], poll: Poll) -> Iterator[tuple[Batch, Outcome]]:
+    def rehearse(self, turn: Turn) -> None:
+        """All copies at the same time; the others get no work until they are through with it."""
+        for copy, box in self._work.items():
+            self._loading[copy] += 1
+            box.put({**_order(turn), REHEARSAL: True})
+        rehearse(self._engine, turn)
+
+    def work(self, next_batch: NextBatch, poll: Poll) -> Iterator[tuple[Batch, Outcome]]:
         """Answer batches until there are none and all copies are done."""
         while True:
             yield from self._hear(next_batch)
-            own = next_batch()
+            own = next_batch(0)
             if own is not None:
                 yield from self._answer(own, next_batch, poll)
             elif any(self._at.values()):
@@ -79,9 +88,7 @@ class Copies:
         for box in self._work.values():
             box.put(_order(Shutdown()))
 
-    def _answer(
-        self, batch: Batch, next_batch: Callable[[], Batch | None], poll: Poll
-    ) -> Iterator[tuple[Batch, Outcome]]:
+    def _answer(self, batch: Batch, next_batch: NextBatch, poll: Poll) -> Iterator[tuple[Batch, Outcome]]:
         def ask() -> Control:
             control = poll()
             if control.cancel:
@@ -97,7 +104,7 @@ class Copies:
         else:
             yield batch, None
 
-    def _hear(self, next_batch: Callable[[], Batch | None]) -> Iterator[tuple[Batch, Outcome]]:
+    def _hear(self, next_batch: NextBatch) -> Iterator[tuple[Batch, Outcome]]:
         """What the others have made since; those that are free get more to do."""
         now = time.monotonic()
         if now - self._looked < LOOK_S:
@@ -115,7 +122,7 @@ class Copies:
                     self._at[copy] = None
                 if batch is not None:
                     yield batch, outcome
-            if copy in self._at and self._at[copy] is None and (batch := next_batch()) is not None:
+            if copy in self._at and self._at[copy] is None and (batch := next_batch(copy)) is not None:
                 self._at[copy] = batch
                 self._work[copy].put(_order(batch.turn))
 
@@ -141,13 +148,18 @@ def serve(engine: LedEngine, store: Store, copy: int) -> None:
     work, made, stop = Box(store, f"work/{copy}"), Box(store, f"made/{copy}"), _Stop(store)
     made.put(LOADED)
     while True:
-        order = order_from_bytes(work.wait()["order"].encode())
+        message = work.wait()
+        order = order_from_bytes(message["order"].encode())
         if isinstance(order, Shutdown):
             engine.shutdown()
             return
         try:
             if isinstance(order, Load):
                 engine.take_over(order)
+                made.put(LOADED)
+                continue
+            if REHEARSAL in message:
+                rehearse(engine, order)
                 made.put(LOADED)
                 continue
             for event in engine.answer(order, partial(_control, order, stop)):
@@ -186,6 +198,10 @@ class _Stop:
         if not self._up and now - self._looked > STOP_LOOK_S:
             self._looked, self._up = now, self._flag.is_up()
         return self._up
+
+
+def _ranks(first: int, count: int) -> str:
+    return f"rank {first}" if count == 1 else f"ranks {first} to {first + count - 1}"
 
 
 def _order(order: Order) -> dict[str, Any]:

@@ -6,9 +6,10 @@ from collections.abc import Callable, Collection
 from itertools import islice
 from typing import Protocol
 
+from chat.batch.fitting import transcript_of
 from chat.batch.jobs import Jobs
 from chat.batch.prompts import Prompts
-from chat.batch.turns import TurnAnswerer, transcript_of
+from chat.batch.workers import TurnAnswerer
 from chat.loading.trial import Trial, trial_turn
 from chat.start.options import LaunchOptions
 from chat.text.prompt import fit

@@ -98,6 +98,10 @@ class Output:
         elif self._file is not None:
             self._file.add_later(job.place, record)
 
+    def begin(self) -> None:
+        """The first prompts are about to be sent: what came before is no part of the speed that is shown."""
+        self._progress.begin()
+
     def tokens(self, count: int) -> None:
         """So many more tokens of replies are made."""
         self._progress.tokens(count, self.failed)

@@ -10,7 +10,10 @@ from chat.terminal.progress_line import ProgressLine
 
 
 class Progress:
-    """How many of the replies are done, how fast tokens are made, how long it takes. Silent unless it `shows`."""
+    """How many of the replies are done, how fast tokens are made, how long it takes. Silent unless it `shows`.
+
+    `more` is said too, where it has anything to say.
+    """
 
     def __init__(
         self,
@@ -19,14 +22,20 @@ class Progress:
         done: int,
         *,
         shows: bool,
+        more: Callable[[], str] = str,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._line = ProgressLine(out, draws=total > 1 and shows, clock=clock)
         self._total = total
         self._first = self._done = done
         self._tokens = 0
+        self._more = more
         self._clock = clock
         self._began = clock()
+
+    def begin(self) -> None:
+        """Count seconds from now on."""
+        self._began = self._clock()
 
     def start(self) -> None:
         """Show the line for the first time."""
@@ -52,6 +61,8 @@ class Progress:
             parts.append(f"{_time((self._total - self._done) * seconds / made)} left")
         if failed:
             parts.append(f"{failed} failed")
+        if more := self._more():
+            parts.append(more)
         return ", ".join(parts)
 
     def clear(self) -> None:

@@ -24,8 +24,10 @@ def answered(
     shared: Circumstances,
 ) -> Record:
     """The record of a reply."""
-    response = reply_text(tokenizer, reply.token_ids, reply.settings.stop)
-    beyond = len(reply_text(tokenizer, reply.token_ids)) - len(response)
+    whole = reply_text(tokenizer, reply.token_ids)
+    stops = reply.settings.stop
+    response = reply_text(tokenizer, reply.token_ids, stops) if stops else whole
+    beyond = len(whole) - len(response)
     full_text = tokenizer.decode((*prompt_ids, *reply.token_ids))
     return {
         "prompt": job.given,

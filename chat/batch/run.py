@@ -6,6 +6,7 @@ Order is kept, a prompt that fails becomes a result, and what is done is on disk
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 from chat.batch.jobs import Circumstances, Jobs, Maker, conditions_of, with_seed
@@ -14,8 +15,11 @@ from chat.batch.printer import ReplyPrinter, ReplyStreams
 from chat.batch.progress import Progress
 from chat.batch.prompts import Prompts
 from chat.batch.results_file import ResultsFile, check_results
+from chat.batch.rows import Task
+from chat.batch.shares import Shares
 from chat.batch.summary import Summary
-from chat.batch.turns import Answerer, OneWorker, Task, TurnAnswerer, Workers
+from chat.batch.turns import Answerer
+from chat.batch.workers import OneWorker, TurnAnswerer, Workers
 from chat.files import expand
 from chat.start.options import LaunchOptions
 from chat.text.tokenizer import ChatTokenizer
@@ -110,7 +114,9 @@ def run_batch(
     if summary is not None and file is not None:
         for record in file.records():
             summary.add(record)
-    with _output(options, streams, jobs, file, summary) as output:
+    those: Workers = workers or OneWorker(engine)
+    shares = Shares(those.names)
+    with _output(options, streams, jobs, file, summary, shares) as output:
         if options.n > 1 and not settings.samples:
             output.say("temperature is 0, so all samples of a prompt are the same.")
         for number, maker in enumerate(turns.makers):
@@ -123,12 +129,14 @@ def run_batch(
                 step=maker.name,
             )
             task = _task(turns.turn_to(number, output.say), options, settings, shared, use_template)
-            answerer = Answerer(
-                engine, workers or OneWorker(engine), task, output, lambda: interrupted() or output.nobody_reads
-            )
+            stop = partial(_stops, interrupted, output)
+            answerer = Answerer(engine, those, task, output, shares, stop)
             answerer.answer_all(missing, count)
             if output.cancelled or interrupted() or output.nobody_reads:
                 break
+        if options.rank_progress:
+            for line in shares.lines():
+                output.say(line)
         if output.complete:
             if summary is not None:
                 output.say(summary.table())
@@ -136,6 +144,10 @@ def run_batch(
         if not output.nobody_reads:
             output.tell_interrupted()
         return INTERRUPTED
+
+
+def _stops(interrupted: Callable[[], bool], output: Output) -> bool:
+    return interrupted() or output.nobody_reads
 
 
 def _task(
@@ -157,7 +169,12 @@ def _task(
 
 
 def _output(
-    options: LaunchOptions, streams: ReplyStreams, jobs: Jobs, file: ResultsFile | None, summary: Summary | None
+    options: LaunchOptions,
+    streams: ReplyStreams,
+    jobs: Jobs,
+    file: ResultsFile | None,
+    summary: Summary | None,
+    shares: Shares,
 ) -> Output:
     """Where results go: to the file if there is one, else to stdout; with `--json` to stdout in any case."""
     printer = None
@@ -167,6 +184,7 @@ def _output(
         )
     done = file.finished if file is not None else 0
     crowded = printer is not None and streams.replies.isatty()
-    progress = Progress(streams.notices, 0 if crowded else len(jobs), done, shows=streams.progress)
+    more = (lambda: shares.text) if options.rank_progress else str
+    progress = Progress(streams.notices, 0 if crowded else len(jobs), done, shows=streams.progress, more=more)
     taken = {} if summary is None else {"passed_on": summary.add}
     return Output(jobs, file=file, printer=printer, progress=progress, **taken)

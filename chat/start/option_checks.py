@@ -41,7 +41,7 @@ def check_together(options: LaunchOptions) -> None:
             "--steps and --parallel verl cannot be given together.",
             "verl's loader leaves the weights in a form that other checkpoints cannot be read into.",
         )
-    for name in ("output_file", "json", "verbose_trace", "n", "batch_size", "steps"):
+    for name in ("output_file", "json", "verbose_trace", "rank_progress", "n", "batch_size", "steps"):
         if name in options.given and not options.has_prompts:
             raise UsageError(
                 f"--{name} is for prompts given at the start, and there are none.",

@@ -247,6 +247,7 @@ OPTIONS: dict[str, Option] = {
         ),
         Option(name="json", group=PROMPTS, help="print one JSON object a reply instead of its text"),
         Option(name="verbose_trace", group=PROMPTS, help="record how each block changed from pass to pass"),
+        Option(name="rank_progress", group=PROMPTS, help="show what each copy of the model has done"),
         *(
             Option(
                 name=row.name,

@@ -60,6 +60,7 @@ class LaunchOptions:
     batch_size: int | None = None
     json: bool = False
     verbose_trace: bool = False
+    rank_progress: bool = False
     resume: str | None = None
     replay: str | None = None
     join_timeout: float = 300.0

@@ -11,6 +11,7 @@ Shape suffixes: K logits kept, V vocabulary.
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -28,6 +29,9 @@ WARM_UPS = 2
 # batch have half as many (dist/decode/batch_size.py), so that its wider passes are captured too.
 MOST_TOKENS = 4096
 
+# To capture takes as long as so many passes with twice the rows that are needed cost more.
+PATIENCE = 16
+
 Run = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -39,6 +43,8 @@ class CapturedForward(VarlenForward):
         # One pool for all widths: what a replay leaves is read before the next one.
         self._pool = torch.cuda.graph_pool_handle() if capture else None
         self.widths: dict[tuple[int, int, int], FixedWidth] = {}
+        # How often a pass that was not captured would have been better than a wider one.
+        self._missed: Counter[tuple[int, int, int]] = Counter()
 
     def close(self) -> None:
         """Destroy the graphs: NCCL does not let go of a group whose collectives a living graph has captured."""
@@ -61,8 +67,8 @@ class CapturedForward(VarlenForward):
         return torch.cat([passed.logits[place] for place in places])
 
     def _choices(self, pieces: Sequence[Piece], steps: Sequence[Pass], trace: bool) -> list[Choices]:
-        count = min(1 << (len(pieces) - 1).bit_length(), self.rows)
         size = self._size(pieces, steps)
+        count = self._count(len(pieces), size) if size is not None else 0
         if size is None or count * size[0] > MOST_TOKENS:
             # Only what a turn's start leaves unread, at the very end of the storage, or in long blocks.
             return super()._choices(pieces, steps, trace)
@@ -71,6 +77,19 @@ class CapturedForward(VarlenForward):
         if any(step.settings.samples for step in steps):
             return choices_of([passed.logits[place] for place in places], steps, trace, self._head)
         return choices_at(places, passed.chosen(), passed.logits, steps, trace, self._head)
+
+    def _count(self, pieces: int, size: tuple[int, int]) -> int:
+        """How many pieces a pass of that size is to be of, some of them read twice.
+
+        A batch has fewer and fewer rows towards its end; a smaller pass is captured once that pays.
+        """
+        best = min(1 << (pieces - 1).bit_length(), self.rows)
+        wider = [count for count, *other in self.widths if tuple(other) == size and count > best]
+        key = (best, *size)
+        if key in self.widths or not wider:
+            return best
+        self._missed[key] += 1
+        return best if self._missed[key] > PATIENCE else min(wider)
 
     def _size(self, pieces: Sequence[Piece], steps: Sequence[Pass]) -> tuple[int, int] | None:
         """The smallest of the passes' sizes that all pieces can be padded to, if there is one."""

@@ -19,6 +19,9 @@ from dist.group.wire import Poll, Verdict
 from dist.model.head import NOT_A_NUMBER
 from dist.protocol import EndsAt, Event, Group, PrefillUpdate, Reply, Turn
 
+# Of so many places one free one is filled at once; of twice as many, two together.
+PLACES_A_REFILL = 16
+
 
 class Replies:
     """As many at once as the forward has places; a free one is filled again. `events` makes them.
@@ -47,6 +50,8 @@ class Replies:
         self._chunk = chunk
         self._waiting = deque(range(len(turn.prompts)))
         self._free = list(range(min(forward.rows, turn.together or forward.rows)))
+        # A short prompt alone is read hardly faster than a few of them, and an empty place or two cost less.
+        self._refilled = max(1, len(self._free) // PLACES_A_REFILL)
         # Those that are being made, by place.
         self._active: dict[int, _Reply] = {}
         self._cancelled = False
@@ -64,6 +69,8 @@ class Replies:
 
     def _fill_places(self) -> Iterator[Event]:
         """Begin replies where there is room: read their prompts, but for what their first pass reads anyway."""
+        if self._active and len(self._free) < min(self._refilled, len(self._waiting)):
+            return
         new = {}
         while self._free and self._waiting:
             new[self._free.pop(0)] = self._reply(self._waiting.popleft())

@@ -7,6 +7,7 @@ Shape suffixes: K logits kept, V vocabulary.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -50,6 +51,7 @@ class VarlenForward:
         """Leaves to the first pass what fits into the widest one."""
         total = sum(len(step.token_ids) for step in steps)
         waiting = dict(zip(rows, steps))
+        begun: deque[torch.cuda.Event] = deque()
         while waiting:
             ahead = []
             for row, rest in self._turn_of(waiting).items():
@@ -58,6 +60,11 @@ class VarlenForward:
                     ahead.append((row, len(step.token_ids) - len(rest), rest[: -step.wanted]))
             for pieces in _forwards(ahead, chunk):
                 self._feed(pieces)
+                if self._device.type == "cuda":
+                    # The host is not to run ahead: whoever leads hears of others, and of Ctrl-C, in between.
+                    begun.append(torch.cuda.current_stream().record_event())
+                    if len(begun) > 1:
+                        begun.popleft().synchronize()
                 yield [piece.row for piece in pieces], sum(len(self.cache.stored[row]) for row in rows), total
 
     def __call__(self, rows: Sequence[int], steps: Sequence[Pass], *, trace: bool) -> list[Choices]:

@@ -61,6 +61,7 @@ class ScriptedEngine:
     turns: list[Turn] = field(default_factory=list)
     passes: int = 0
     remark_after: Callable[[int], str | None] = lambda turns: None
+    captures: bool = False
 
     @property
     def slow_notice(self) -> str | None:

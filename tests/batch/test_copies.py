@@ -127,6 +127,55 @@ def test_few_prompts_are_shared_out_evenly(run: Callable[..., Ran], asked: tuple
     assert max(counts) == 10
 
 
+def test_where_passes_are_captured_all_copies_rehearse_before_the_first_prompt(
+    run: Callable[..., Ran], asked: tuple[str, ...], tmp_path: Path
+) -> None:
+    scripted = {"fits": lambda tokens, block: 6, "captures": True, "say": lambda text, seed: "Fine."}
+    ran = run(*asked, "--rank_progress", **scripted)
+    assert ran.code == 0
+    assert [one["prompt"] for one in results(tmp_path)] == [f"prompt number-{number} ok" for number in range(30)]
+    for engine in ran.engines:
+        first, *others = engine.turns
+        longest = max(len(turn.prompts[0]) for turn in others) + SETTINGS.max_new_tokens
+        assert (len(first.prompts), first.together) == (6, 6)
+        assert first.settings.max_new_tokens == 2 * (SETTINGS.add_eos_length + 1)
+        # As much storage as the first batch needs.
+        assert abs(len(first.prompts[0]) + first.settings.max_new_tokens - longest) <= 2
+        assert not any(len(set(prompt)) == 1 for turn in others for prompt in turn.prompts)
+    said = ran.err.splitlines()
+    assert [line.partition(":")[0] for line in said] == ["all", "rank 0", "rank 1", "rank 2"]
+    assert said[0].startswith("all: 30 replies, ")
+    # A single prompt needs none.
+    (tmp_path / "r.jsonl").unlink()
+    Path(asked[1]).write_text("just one ok\n")
+    assert sum(len(one.turns) for one in run(*asked, **scripted).engines) == 1
+
+
+def test_a_copy_whose_rehearsal_fails_for_want_of_memory_ends_the_run(
+    run: Callable[..., Ran], asked: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answer(self: Engine, turn: Any, poll: Any) -> Any:
+        if threading.current_thread() is not threading.main_thread():
+            raise CheckpointError("Out of GPU memory while passes were captured.")
+        return ScriptedEngine.answer(self, turn, poll)
+
+    monkeypatch.setattr(Engine, "answer", answer)
+    with pytest.raises(CheckpointError, match="Out of GPU memory"):
+        run(*asked, fits=lambda tokens, block: 6, captures=True, say=lambda text, seed: "Fine.")
+
+
+def test_of_many_prompts_a_copy_gets_fewer_towards_the_end(
+    run: Callable[..., Ran], asked: tuple[str, ...], tmp_path: Path
+) -> None:
+    Path(asked[1]).write_text("".join(f"prompt number-{number} ok\n" for number in range(100)))
+    ran = run(*asked, fits=lambda tokens, block: 4, say=lambda text, seed: "Fine.")
+    assert [one["prompt"] for one in results(tmp_path)] == [f"prompt number-{number} ok" for number in range(100)]
+    sizes = [len(turn.prompts) for engine in ran.engines for turn in engine.turns]
+    assert sum(sizes) == 100
+    assert max(sizes) == 16
+    assert sum(size <= 4 for size in sizes) >= 2
+
+
 def test_a_slow_copy_holds_nobody_up(run: Callable[..., Ran], asked: tuple[str, ...], tmp_path: Path) -> None:
     """Its prompt is answered last, and the results are in order for all that."""
     others_are_done = threading.Event()

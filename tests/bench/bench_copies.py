@@ -1,22 +1,26 @@
 """A prompt file by copies of the model, against one rank and against one model cut over all: tokens a second.
 
-    PYTHONPATH=. python tests/bench/bench_copies.py [CHECKPOINT] [--ranks N] [--prompts N] [--ways WAY ...]
+    PYTHONPATH=. python tests/bench/bench_copies.py [CHECKPOINT] [--ranks N] [--prompts N ...] [--ways WAY ...]
 
-Each way runs the whole program twice, with few prompts and with all of them; the difference of the two spans leaves
-the start out. Replies are cut by their budget alone where the model names no stop token early. For the figures of a
-7B shape: CHECKPOINT as tests/bench/bench_gpu.py writes it, --ranks 4 --prompts 256 --prompt_tokens 512 --new 128.
+Each way runs the whole program, once for each number of prompts. Seconds count from the first prompt sent to the
+last reply written, as the program's own `--rank_progress` says; "steady" is what more prompts add (tokens and
+seconds of a number less those of the first). "Start" is all else: loading, and on GPUs the rehearsal of a batch.
+Replies are cut by their budget alone where the model names no stop token early. For the figures of a 7B shape:
+CHECKPOINT as tests/bench/bench_gpu.py writes it, --ranks 4 --prompts 256 1024 --prompt_tokens 128 --new 128.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
-import os
+import re
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import paths  # noqa: F401
 from ranks import rank_environment, torchrun
@@ -26,8 +30,17 @@ from chat.demo import demo_folder
 TALK = "Tell me about the sea, the wind and the people who live by fishing, and name three towns on the coast. "
 
 
-def run(folder: Path, options: argparse.Namespace, ranks: int, parallel: str, count: int) -> tuple[float, int, str]:
-    """Seconds of the whole program, tokens made, and a word for all of them together."""
+class Ran(NamedTuple):
+    """One run: seconds of all of it and since its first prompt, tokens, a digest of them, what each rank says."""
+
+    whole_s: float
+    seconds: float
+    tokens: int
+    word: str
+    each: list[str]
+
+
+def run(folder: Path, options: argparse.Namespace, ranks: int, parallel: str, count: int) -> Ran:
     prompts, output = folder / "p.jsonl", folder / "r.jsonl"
     words = (TALK * -(-options.prompt_tokens // 20)).split()[: options.prompt_tokens]
     with prompts.open("w") as file:
@@ -38,23 +51,28 @@ def run(folder: Path, options: argparse.Namespace, ranks: int, parallel: str, co
         *("-m", "chat", "--checkpoint_dir", options.checkpoint, "--prompts_file", str(prompts)),
         *("--output_file", str(output), "--parallel", parallel, "--dtype", options.dtype),
         *("--add_eos_length", str(options.blocks), "--refine_iter", str(options.rounds_of)),
-        *("--max_new_tokens", str(options.new), "--no-use_chat_template"),
+        *("--max_new_tokens", str(options.new), "--no-use_chat_template", "--rank_progress"),
     ]
     command = torchrun(ranks, *arguments) if ranks > 1 else [sys.executable, *arguments]
     environment = rank_environment(DLLM_RUN_DIR=str(folder), OMP_NUM_THREADS=str(options.threads))
     started = time.perf_counter()
-    subprocess.run(command, env=environment, check=True, stdin=subprocess.DEVNULL)
-    seconds = time.perf_counter() - started
+    ran = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    whole = time.perf_counter() - started
+    said = [line for line in ran.stderr.splitlines() if "tokens/s" in line]
+    if ran.returncode or not said:
+        raise SystemExit(ran.stderr)
     made = [json.loads(line)["token_ids"] for line in output.read_text().splitlines()]
-    return seconds, sum(map(len, made)), str(hash(str(made)))
+    seconds = re.search(r" in ([\d.]+) s", said[0])
+    assert seconds is not None
+    word = hashlib.sha256(str(made[: min(options.prompts)]).encode()).hexdigest()
+    return Ran(whole, float(seconds[1]), sum(map(len, made)), word, said[1:])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint", nargs="?", default=None)
     parser.add_argument("--ranks", type=int, default=2)
-    parser.add_argument("--prompts", type=int, default=64)
-    parser.add_argument("--few", type=int, default=8, help="prompts of the shorter run")
+    parser.add_argument("--prompts", type=int, nargs="+", default=[64])
     parser.add_argument("--prompt_tokens", type=int, default=64, help="about so many words")
     parser.add_argument("--new", type=int, default=64)
     parser.add_argument("--blocks", type=int, default=7, help="N")
@@ -64,20 +82,34 @@ def main() -> None:
     parser.add_argument("--ways", nargs="*", default=["copies", "auto", "fsdp"], help="of --parallel on all ranks")
     options = parser.parse_args()
     options.checkpoint = options.checkpoint or str(demo_folder())
-    rates: dict[str, float] = {}
-    print("| ranks | --parallel | tokens/s | to one rank | same tokens |\n|---|---|---|---|---|", flush=True)
-    first = ""
+    first: dict[int, Ran] = {}
+    print(
+        "| ranks | --parallel | prompts | start, s | s | tokens/s | to one rank | steady tokens/s | same tokens |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|", flush=True)
+    steady = 0.0
     with tempfile.TemporaryDirectory() as name:
         for ranks, way in ((1, "auto"), *((options.ranks, way) for way in options.ways)):
-            few_s, few_tokens, _ = run(Path(name), options, ranks, way, options.few)
-            all_s, all_tokens, word = run(Path(name), options, ranks, way, options.prompts)
-            first = first or word
-            rate = (all_tokens - few_tokens) / (all_s - few_s)
-            rates[f"{ranks} {way}"] = rate
-            ratio, same = rate / rates["1 auto"], "yes" if word == first else "no"
-            print(f"| {ranks} | {way} | {rate:,.1f} | {ratio:.2f} | {same} |", flush=True)
+            few: Ran | None = None
+            for count in options.prompts:
+                ran = run(Path(name), options, ranks, way, count)
+                one = first.setdefault(count, ran)
+                ratio = (ran.tokens / ran.seconds) / (one.tokens / one.seconds)
+                more = ""
+                if few is not None and ran.seconds > few.seconds:
+                    rate = (ran.tokens - few.tokens) / (ran.seconds - few.seconds)
+                    steady = steady or rate
+                    more = f"{rate:,.0f} ({rate / steady:.2f})"
+                few = few or ran
+                print(
+                    f"| {ranks} | {way} | {count} | {ran.whole_s - ran.seconds:.1f} | {ran.seconds:.2f} | "
+                    f"{ran.tokens / ran.seconds:,.0f} | {ratio:.2f} | {more} | "
+                    f"{'yes' if ran.word == one.word else 'no'} |",
+                    flush=True,
+                )
+                for line in ran.each:
+                    print(f"  {line}", flush=True)
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("PYTHONHASHSEED", "0")
     main()

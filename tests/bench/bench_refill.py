@@ -16,6 +16,7 @@ import random
 import statistics
 import time
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,6 +29,8 @@ from dist.protocol import Control, Reply, Turn
 from dist.settings import GenerationSettings
 
 Ids = tuple[int, ...]
+# Tokens of each row of transformers' first try.
+TRIED = 24
 
 
 class Sides:
@@ -60,16 +63,17 @@ class Sides:
         rows = range(len(self.prompts))
         return self._timed([rows[first : first + self.together] for first in rows[:: self.together]])
 
-    def generate(self, model: Any, most: int | None = None) -> float:
-        """transformers, batch by batch, greedy; what it makes past a reply's budget counts for nothing.
+    def generate(self, model: Any, prompts: int, *, only_try: bool = False) -> float:
+        """transformers, batch by batch, greedy: seconds. What it makes past a reply's budget counts for nothing.
 
-        `most`: of the first batch, and no longer replies, for a first try.
+        `only_try`: a few tokens of the first batch, with the storage of the longest reply, which stays.
         """
         started = time.perf_counter()
-        for first in range(0, self.together if most else len(self.prompts), self.together):
-            rows = range(first, min(first + self.together, len(self.prompts)))
+        for first in range(0, self.together if only_try else prompts, self.together):
+            rows = range(first, min(first + self.together, prompts))
             ids = torch.tensor([self.prompts[row] for row in rows], device=self.bench.loaded.device)
-            new = most or max(self.lengths[row] for row in rows)
+            new = self.settings.max_new_tokens if only_try else max(self.lengths[row] for row in rows)
+            ends = len(self.prompts[0]) + TRIED
             with torch.inference_mode():
                 model.generate(
                     ids,
@@ -80,6 +84,7 @@ class Sides:
                     eos_token_id=None,
                     max_new_tokens=new,
                     min_new_tokens=new,
+                    stopping_criteria=[partial(_full, ends)] if only_try else None,
                 )
         if torch.cuda.is_available():
             torch.cuda.synchronize()
@@ -105,6 +110,14 @@ class Sides:
         return [found[row] for row in range(len(self.prompts))], time.perf_counter() - started
 
 
+def _rounds(text: str) -> int | str:
+    return text if text == "auto" else int(text)
+
+
+def _full(length: int, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    return torch.full((ids.shape[0],), ids.shape[1] >= length, device=ids.device)
+
+
 def plain_model(bench: Bench, folder: str) -> Any:
     """transformers' own modules over the weights that the engine's module holds."""
     from types import SimpleNamespace
@@ -122,11 +135,12 @@ def main() -> None:
     parser.add_argument("--lengths", type=int, nargs=2, default=[8, 128])
     parser.add_argument("--prompt_tokens", type=int, default=64)
     parser.add_argument("--blocks", type=int, default=7, help="N")
-    parser.add_argument("--rounds_of", type=int, default=2, help="R")
+    parser.add_argument("--rounds_of", type=_rounds, default=2, help="R, or auto")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--generate", action="store_true")
+    parser.add_argument("--generate_prompts", type=int, default=0, help="of these only; 0: of all")
     options = parser.parse_args()
     bench = Bench(options.checkpoint or str(demo_folder()), SoloGroup(), options.dtype)
     sides = Sides(bench, options)
@@ -151,11 +165,20 @@ def main() -> None:
     print("| side | tokens/s | passes |\n|---|---|---|")
     for name, found in rates.items():
         print(f"| {name} | {statistics.median(found):,.1f} | {passes[name]} |")
-    print(f"refilled / turn by turn: {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
+    spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+    print(f"refilled / turn by turn: {spread}", flush=True)
     if options.generate:
         model = plain_model(bench, options.checkpoint or str(demo_folder()))
-        sides.generate(model, most=8)
-        print(f"| transformers' generate | {total / sides.generate(model):,.1f} |")
+        began = time.perf_counter()
+        count = min(options.generate_prompts or options.prompts, options.prompts)
+        sides.generate(model, count, only_try=True)
+        tried = time.perf_counter() - began
+        made = sum(sides.lengths[:count])
+        rate = made / sides.generate(model, count)
+        ratio = statistics.median(rates["refilled"]) / rate
+        print(
+            f"transformers' generate, {count} prompts, first try {tried:.0f} s: {rate:,.1f} tokens/s; {ratio:.2f}"
+        )
 
 
 if __name__ == "__main__":

@@ -109,6 +109,26 @@ def test_a_block_size_changed_in_mid_reply_is_served():
     assert run(engine_of()) == run(plain)
 
 
+def test_a_batch_that_gets_smaller_is_captured_again_only_once_that_pays():
+    engine, settings = engine_of(), GenerationSettings(add_eos_length=1, refine_iter=2, max_new_tokens=90)
+    prompts = [tuple(3 + (i * j) % 50 for j in range(1, 9)) for i in range(1, 5)]
+
+    def run(*lengths):
+        own = tuple(settings.with_value("max_new_tokens", length) for length in lengths)
+        turn = Turn(
+            prompts=tuple(prompts), settings=settings, placeholder=PLACEHOLDER, stop_ids=(), row_settings=own
+        )
+        found = [one for one in engine.answer(turn, lambda: Control(settings=settings)) if isinstance(one, Reply)]
+        for reply in found:
+            wanted = plain_rule(tiny_model(), prompts[reply.row], own[reply.row], PLACEHOLDER, (), LIMIT)
+            assert reply.token_ids == wanted
+        return {count for count, width, _ in engine.forwards.batch.widths if width <= 3}
+
+    # Two and one are left for a few passes, which the pass of four makes; then for many.
+    assert run(8, 8, 16, 20) == {4}
+    assert run(8, 8, 16, 90) == {4, 1}
+
+
 @pytest.mark.parametrize("more", [1, 2, 8, 9])
 def test_what_a_window_finds_unread_goes_through_its_width(more, monkeypatch):
     """More than its places is read in two passes of that width, not in one of another."""

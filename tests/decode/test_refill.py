@@ -86,6 +86,22 @@ def test_places_are_filled_as_they_get_free():
     assert any(isinstance(event, PrefillUpdate) for event in events[first_reply:])
 
 
+def test_of_many_places_a_few_are_filled_together():
+    engine = engine_of("qwen2")
+    settings = GenerationSettings(add_eos_length=3, refine_iter=2, max_new_tokens=64)
+    prompts = [tuple(5 + (i * j) % 50 for j in range(1, 30)) for i in range(45)]
+    own = tuple(dataclasses.replace(settings, max_new_tokens=4 + row % 30) for row in range(45))
+    with watched(engine) as passes:
+        _, replies = refilled(engine, prompts, settings, 32, stop_ids=(), own=own)
+    assert [len(reply.token_ids) for reply in replies] == [4 + row % 30 for row in range(45)]
+    reading = [len(read) for read in passes if max(read) > 7]
+    # 13 prompts take the places of others; two at a time, but for the last one.
+    assert sum(reading[1:]) >= 13
+    assert len(reading[1:]) <= 7
+    for row in (0, 31, 32, 44):
+        assert replies[row].token_ids == plain_rule(tiny_model(), prompts[row], own[row], 2, ())
+
+
 def test_a_prompt_that_begins_like_a_running_one_is_not_read_again():
     engine = engine_of("qwen2")
     common = tuple(3 + i * 7 % 50 for i in range(60))
