@@ -93,8 +93,7 @@ def test_what_is_wrong_far_down_is_said_when_its_turn_comes_and_what_is_done_sta
 
     with pytest.raises(UsageError, match="line 11 has neither prompt nor messages"):
         run()
-    # The prompt right before the wrong line is read together with it.
-    assert len(output.read_text().splitlines()) == 9
+    assert len(output.read_text().splitlines()) == 10
     path.write_text("\n".join(lines))
     assert run() == 0
     made = [json.loads(line)["prompt"] for line in output.read_text().splitlines()]
