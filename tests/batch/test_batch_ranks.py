@@ -9,25 +9,16 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
-from itertools import takewhile
 from pathlib import Path
-from typing import Any
 
 import pytest
+from prompt_files import SETTINGS, STOPS, finished, is_complete, results, wait_for_results, write_prompts
 from steps import add_step
 
 ROOT = Path(__file__).parents[2]
-# What a clock said, and how much of a prompt was read with another one's.
-BY_CHANCE = ("ttft_s", "decode_s", "tokens_per_s", "prefill_forwards")
-
 # How many ranks, and how the model is spread over them.
-STOPS = ("--stop", "zz", "--stop", "<|im_start|>", "--stop", "t")
 LAYOUTS = [(2, "auto"), (2, "fsdp"), (4, "copies:2"), (3, "copies:2")]
-
-TOO_LONG = "word " * 3000 + "end"
-PROMPTS = [TOO_LONG if number == 12 else f"Question {number}: what is {number} * 4?" for number in range(200)]
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -52,9 +43,7 @@ class Launched:
             *(sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={size}"),
             *("-m", "chat", "--parallel", parallel),
             *("--checkpoint_dir", str(checkpoint), "--prompts_file", str(prompts), "--output_file", str(output)),
-            *("--add_eos_length", "3", "--refine_iter", "2", "--max_new_tokens", "24", "--dtype", "float32"),
-            *("--temperature", "0.8", "--seed", "5", "--batch_size", "8", *stops),
-            *more,
+            *(*SETTINGS, *stops, *more),
         ]
         environment = {**os.environ, "DLLM_RUN_DIR": str(run_dir), "OMP_NUM_THREADS": "1"}
         self.launcher = subprocess.Popen(
@@ -62,11 +51,7 @@ class Launched:
         )
 
     def wait_for_results(self, count: int) -> None:
-        end = time.monotonic() + 120
-        while not self.growing.exists() or self.growing.read_bytes().count(b"\n") < count:
-            assert time.monotonic() < end, "no results within two minutes"
-            assert self.launcher.poll() is None, "the run ended early"
-            time.sleep(0.02)
+        wait_for_results(self.growing, count, lambda: self.launcher.poll() is None)
 
     def process(self, rank: int) -> int:
         """A rank's process id."""
@@ -90,8 +75,7 @@ def launch(tiny_checkpoint: Callable[[str, int], Path], tmp_path: Path) -> Launc
     checkpoint = tmp_path / "run"
     shutil.copytree(tiny_checkpoint("fsdp1", 2), checkpoint)
     add_step(checkpoint, 3, 7)
-    prompts = tmp_path / "prompts.txt"
-    prompts.write_text("".join(f"{prompt}\n" for prompt in PROMPTS))
+    prompts = write_prompts(tmp_path / "prompts.txt")
     count = iter(range(9))
 
     def launch(output: Path, size: int = 2, parallel: str = "auto", more: tuple[str, ...] = ()) -> Launched:
@@ -100,22 +84,6 @@ def launch(tiny_checkpoint: Callable[[str, int], Path], tmp_path: Path) -> Launc
         return Launched(checkpoint, prompts, output, run_dir, size, parallel, more)
 
     return launch
-
-
-def results(path: Path) -> list[dict[str, Any]]:
-    """The results, without what depends on the clock and on which prompts shared a batch."""
-    text = path.read_text()
-    found = json.loads(text) if path.suffix == ".json" else [json.loads(line) for line in text.splitlines()]
-    for record in found:
-        record["stats"] = {name: value for name, value in (record["stats"] or {}).items() if name not in BY_CHANCE}
-    return list(found)
-
-
-def finished(path: Path) -> list[dict[str, Any]]:
-    """The first results of a run that did not end, before one that was cut short."""
-    whole, _, _ = path.read_bytes().rpartition(b"\n")
-    (copy := path.with_name("finished.jsonl")).write_bytes(whole + b"\n")
-    return list(takewhile(lambda record: record["finish_reason"] != "cancelled", results(copy)))
 
 
 # What happens to a run, the exit code that rank 0 leaves (None: it has left none) and words that say why.
@@ -158,16 +126,7 @@ def test_after_any_fault_a_rerun_on_one_rank_completes_the_file(
     # In another layout, which makes the same. The prompt that is too long is a result, too.
     assert launch(output, 1, more=more).end()[0] == 4
     made = results(output)
-    assert made[: len(kept)] == kept
-    stopped = [one for one in made if one.get("stop_reason") == "t"]
-    assert len(stopped) > 20
-    assert not any("t" in one["response"] for one in made)
-    assert [(one.get("step"), one["prompt"]) for one in made] == [
-        (step, prompt) for step in steps or (None,) for prompt in PROMPTS
-    ]
-    assert [one["finish_reason"] == "error" for one in made] == [prompt == TOO_LONG for prompt in PROMPTS] * max(
-        1, len(steps)
-    )
+    is_complete(made, kept, steps)
     assert not steps or [one["token_ids"] for one in made[:200]] != [one["token_ids"] for one in made[200:]]
 
 

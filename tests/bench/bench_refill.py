@@ -50,7 +50,10 @@ class Sides:
         ]
 
     def warm_up(self) -> None:
-        """Make the storage, and on a GPU the graphs, of both sides."""
+        """Make the storage, and on a GPU the graphs, of both sides: those of the last rows too, as lengths go."""
+        if self.bench.loaded.device.type == "cuda":
+            self.refilled()
+            return
         lengths, self.lengths = self.lengths, [2 * self.settings.add_eos_length + 2] * len(self.lengths)
         self.refilled()
         self.turn_by_turn()
@@ -90,6 +93,11 @@ class Sides:
             torch.cuda.synchronize()
         return time.perf_counter() - started
 
+    def _count(self) -> Control:
+        """Asked once a pass."""
+        self.passes += 1
+        return Control(settings=self.settings)
+
     def _timed(self, turns: list[range]) -> tuple[list[Ids], float]:
         self.bench.engine.forwards.forget()
         found: dict[int, Ids] = {}
@@ -104,7 +112,7 @@ class Sides:
                 row_settings=tuple(replace(self.settings, max_new_tokens=self.lengths[row]) for row in rows),
                 together=self.together,
             )
-            for event in self.bench.engine.answer(turn, lambda: Control(settings=self.settings)):
+            for event in self.bench.engine.answer(turn, self._count):
                 if isinstance(event, Reply):
                     found[rows[event.row]] = event.token_ids
         return [found[row] for row in range(len(self.prompts))], time.perf_counter() - started
@@ -114,7 +122,7 @@ def _rounds(text: str) -> int | str:
     return text if text == "auto" else int(text)
 
 
-def _full(length: int, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+def _full(length: int, ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:
     return torch.full((ids.shape[0],), ids.shape[1] >= length, device=ids.device)
 
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -86,6 +88,15 @@ class Hosts:
             "MASTER_ADDR": master or self.addresses[0],
             "MASTER_PORT": str(port),
         }
+
+    def kill_all(self, host: int) -> None:
+        """Kill all that runs on a host, at once."""
+        listed = subprocess.run(
+            ["ip", "netns", "pids", self.spaces[host]], check=True, capture_output=True, text=True
+        )
+        for pid in listed.stdout.split():
+            with suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
 
     def cut(self, host: int) -> None:
         """Pull a host's cable: what is sent is lost without a word."""
