@@ -15,6 +15,7 @@ from dataclasses import replace
 from functools import cache, partial
 from typing import TYPE_CHECKING, NoReturn
 
+from chat.start.early_ranks import complete_environment
 from chat.start.options import LaunchOptions, asked_options, load_config, parse_options, with_config
 from chat.terminal.lifeline import LEAVE_S, TORCHRUN_PID, Lifeline, watch_rank_0
 from chat.terminal.process import die_with_parent, end_within, write_ending, write_status
@@ -149,6 +150,7 @@ def join(options: LaunchOptions, streams: Streams) -> Ranks:
     """Reach the other ranks, and from then on end if rank 0 gives no sign of life. Raises ChatError."""
     from dist.group.ranks import Ranks
 
+    complete_environment()
     ranks = Ranks()
     watch_rank_0(ranks, streams.run_dir, options.answer_timeout)
     return ranks

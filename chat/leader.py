@@ -40,6 +40,7 @@ from chat.loading.opening import (
 from chat.loading.progress import Status
 from chat.loading.step_list import AskedStep, first_there
 from chat.start.config_file import ConfigFile
+from chat.start.early_ranks import complete_environment
 from chat.start.options import LaunchOptions, load_config, resolve_settings, with_config
 from chat.terminal.lifeline import Lifeline
 from chat.terminal.streams import Streams
@@ -168,6 +169,7 @@ def meet(options: LaunchOptions, asked: Asked, lifeline: Lifeline) -> Ranks | No
     """Wait for the other ranks and agree with them on what is loaded; None without others. Raises ChatError."""
     from dist.group.ranks import open_ranks
 
+    complete_environment()
     ranks = open_ranks()
     if ranks is not None:
         lifeline.watch(ranks)

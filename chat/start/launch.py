@@ -16,6 +16,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from chat.start.early_ranks import EarlyRanks
 from chat.start.options import LaunchOptions, asked_options, load_config, version_text, with_config
 from chat.terminal.fate import in_words
 from chat.terminal.lifeline import TORCHRUN_PID, watch_rank_0
@@ -83,6 +84,14 @@ def start_ranks(
     hosts: Hosts, count: int, arguments: list[str], options: LaunchOptions, waiting: Waiting, run_dir: Path
 ) -> None:
     """torchrun's agent, from the meeting to the end of the ranks. Raises ChatError, SystemExit."""
+    # What follows `--` is the program's: torchrun would take `--n` for a shortened option of its own.
+    program, run_id = ["-m", "chat", "--", *arguments], str(os.getpid())
+    early = None
+    if hosts.nodes == 1:  # on several, a rank's number is known once all have met
+        # As torchrun does, which would do it after they have begun.
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        early = EarlyRanks(count, [os.environ.get("PYTHON_EXEC", sys.executable), "-u", *program], run_id)
+        early.end_on_signals()
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as torchrun
 
@@ -101,10 +110,11 @@ def start_ranks(
     meeting = Meeting(hosts, join_s=options.join_timeout, notice=waiting.show, met=met, program=version_text())
     register(meeting)
     agent = [f"--nnodes={hosts.nodes}", f"--nproc_per_node={count}", f"--rdzv_backend={BACKEND}"]
-    agent += [f"--rdzv_endpoint={hosts.meeting_point}", f"--rdzv_id={os.getpid()}"]
+    agent += [f"--rdzv_endpoint={hosts.meeting_point}", f"--rdzv_id={run_id}"]
+    if early is not None:
+        early.hand_over()
     try:
-        # What follows `--` is the program's: torchrun would take `--n` for a shortened option of its own.
-        torchrun([*agent, "-m", "chat", "--", *arguments])
+        torchrun([*agent, *program])
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         if failure.exitcode not in REPORTED:

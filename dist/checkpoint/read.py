@@ -23,7 +23,7 @@ SCRATCH_BYTES = 8 << 20
 CALL_BYTES = 64 << 20
 OPEN_FILES = 64
 # What one thread can read and hand on is less than a GPU can take.
-GPU_THREADS = 4
+GPU_THREADS = 8
 
 OnBytes = Callable[[int], None]
 Job = tuple[SavedTensor, Box, torch.Tensor]

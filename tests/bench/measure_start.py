@@ -1,9 +1,9 @@
 """Where the time of a start goes: `python tests/bench/measure_start.py CHECKPOINT [--ranks 1 2 4]`.
 
-Starts the program as run_chat.sh does, with one prompt, and prints a table of seconds from the start to the moment
-in which the model is ready to answer, phase by phase, without what is counted in another phase. Of several ranks
-the slowest one's are shown, so that a column may add up to more than its total. On a GPU the first start compiles
-kernels, unless Triton's cache has them.
+Starts run_chat.sh with one prompt and prints a table: of each phase the seconds that it took, without what is
+counted in another phase, and in brackets the second after the start in which it ended. Of several ranks the slowest
+one's are shown, so that a column may add up to more than its total. On a GPU the first start compiles kernels,
+unless Triton's cache has them.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -28,31 +29,41 @@ BEGAN = "DLLM_START_BEGAN"
 RANKS = "DLLM_START_RANKS"
 # Where a function is looked up, its name there, and the phase that it is.
 PHASES = (
+    ("chat.leader", "ask", "what is asked for"),
+    ("chat.leader", "meet", "meeting"),
+    ("dist.group.ranks", "Ranks.meet", "meeting"),
     ("chat.text.tokenizer", "load_tokenizer", "tokenizer"),
     ("chat.loading.opening", "open_asked", "checkpoint's facts"),
     ("chat.leader", "open_asked", "checkpoint's facts"),
-    ("dist.group.group", "open_group", "process groups"),
+    ("dist.group.group", "TorchGroup.__init__", "process groups"),
+    ("dist.model.load", "load_model", "the rest of loading"),
     ("dist.model.load", "plan_fill", "building the model"),
     ("dist.model.load", "Filler.fill", "reading weights"),
     ("dist.model.load", "finish_cut", "cutting layers"),
-    ("dist.group.group", "open_peer_sums", "shared GPU memory"),
+    ("dist.group.group", "TorchGroup.open_sums", "shared GPU memory"),
     ("dist.model.load", "fuse", "joining layers"),
     ("dist.decode.engine", "Engine.__init__", "trying the model"),
     ("chat.leader", "warm_up", "warming up"),
 )
-IMPORTS = ("torch", "transformers")
+IMPORTS = ("torch", "transformers", "triton")
 READY = ("chat.leader", "warm_up")
 
 
 class Watch:
-    """Seconds by phase in this process, without those of phases within them."""
+    """Seconds by phase in this process's main thread, without those of phases within them, and when each ended."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
+        self.ended: dict[str, float] = {}
         self._inner: list[float] = []
         self._pending = list(PHASES)
-        self._importing = False
+        self._thread = threading.get_ident()
         self._import = builtins.__import__
+        self.end("before a rank's process", since_start())
+
+    def end(self, phase: str, took: float) -> None:
+        self.seconds[phase] += took
+        self.ended[phase] = since_start()
 
     def timed(self, phase: str, run: Any, *args: Any, **named: Any) -> Any:
         self._inner.append(0.0)
@@ -61,21 +72,21 @@ class Watch:
             return run(*args, **named)
         finally:
             took = time.perf_counter() - began
-            self.seconds[phase] += took - self._inner.pop()
+            self.end(phase, took - self._inner.pop())
             if self._inner:
                 self._inner[-1] += took
 
     def imported(self, name: str, *args: Any, **named: Any) -> Any:
-        """In place of __import__: the outermost import is timed, and what it brought is watched from then on."""
-        if self._importing:
+        """In place of __import__: a first import is timed, and what it brought is watched from then on."""
+        level = named.get("level", args[3] if len(args) > 3 else 0)
+        # A package's imports of its own parts are the package's.
+        if level or name in sys.modules or threading.get_ident() != self._thread:
             return self._import(name, *args, **named)
-        self._importing = True
+        top = name.partition(".")[0]
+        phase = f"import {top}" if top in IMPORTS else "other imports"
         try:
-            top = name.partition(".")[0]
-            phase = f"import {top}" if top in IMPORTS else "other imports"
             return self.timed(phase, self._import, name, *args, **named)
         finally:
-            self._importing = False
             self.watch_what_is_there()
 
     def watch_what_is_there(self) -> None:
@@ -92,62 +103,57 @@ class Watch:
         @functools.wraps(function)
         def run(*args: Any, **named: Any) -> Any:
             result = self.timed(phase, function, *args, **named)
-            self.write(ready=last)
+            if last:
+                self.end("ready", since_start())
+            self.write()
             return result
 
         return run
 
-    def write(self, *, ready: bool) -> None:
+    def write(self) -> None:
         """What is known so far; the last that is written counts."""
-        reported = dict(self.seconds) | ({"ready": time.time() - float(os.environ[BEGAN])} if ready else {})
+        found = {phase: (took, self.ended[phase]) for phase, took in self.seconds.items()}
         rank = os.environ.get("RANK", "0")
-        Path(os.environ[FOLDER], f"rank{rank}.json").write_text(json.dumps(reported))
+        Path(os.environ[FOLDER], f"rank{rank}.json").write_text(json.dumps(found))
+
+
+def since_start() -> float:
+    return time.time() - float(os.environ[BEGAN])
 
 
 def watch_this_process() -> None:
-    """If it is a rank, and not what starts ranks."""
-    if ("RANK" in os.environ) == (int(os.environ[RANKS]) > 1):
-        watch = Watch()
-        watch.seconds["before a rank's process"] = time.time() - float(os.environ[BEGAN])
-        builtins.__import__ = watch.imported
+    builtins.__import__ = Watch().imported
 
 
-def start(checkpoint: str, ranks: int) -> dict[str, float]:
-    """Seconds by phase of one start, of the rank that took longest."""
+Column = dict[str, tuple[float, float]]
+
+
+def start(checkpoint: str, ranks: int) -> Column:
+    """Seconds by phase of one start, of the rank that took longest, and when the last one ended it."""
     folder = Path(tempfile.mkdtemp())
     here = Path(__file__).parent
     given = os.environ.get("PYTHONPATH", "")
-    paths = os.pathsep.join(filter(None, [str(here / "start_watch"), str(here), str(ROOT), given]))
-    threads = os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))
     environment = os.environ | {
-        "PYTHONPATH": paths,
-        "PYTHONSAFEPATH": "1",
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(here / "start_watch"), str(here), given])),
         FOLDER: str(folder),
         BEGAN: str(time.time()),
         RANKS: str(ranks),
         "XDG_STATE_HOME": str(folder / "state"),
-        "DLLM_RUN_DIR": str(folder),
-        "OMP_NUM_THREADS": threads,
-        "TOKENIZERS_PARALLELISM": "false",
-        "TORCH_CPP_LOG_LEVEL": "ERROR",
-        "HF_HUB_OFFLINE": "1",
     }
-    command = [sys.executable, "-m", "chat"]
-    if ranks > 1:
-        command = [sys.executable, "-m", "chat.start.launch", str(folder / "torchrun.log"), str(ranks)]
-    asked = ["--checkpoint_dir", checkpoint, "--prompt", "Hello", "--max_new_tokens", "8"]
+    command = ["bash", str(ROOT / "run_chat.sh"), str(ranks), checkpoint, "Hello", "--max_new_tokens", "8"]
     busy = sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
-    done = subprocess.run([*command, *asked], env=environment, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    ended = time.time() - float(environment[BEGAN])
     if done.returncode:
-        logs = [path.read_text()[-2000:] for path in folder.glob("*.log")]
+        logs = [path.read_text()[-2000:] for path in folder.rglob("*.log")]
         raise SystemExit("\n".join([done.stderr, *logs]))
-    slowest: dict[str, float] = defaultdict(float)
-    for path in folder.glob("rank*.json"):
-        for phase, seconds in json.loads(path.read_text()).items():
-            slowest[phase] = max(slowest[phase], seconds)
-    slowest["processor seconds, all"] = sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2]) - busy
-    slowest["ended"] = time.time() - float(environment[BEGAN])
-    return slowest
+    slowest: Column = {}
+    for path in sorted(folder.glob("rank*.json")):
+        for phase, found in json.loads(path.read_text()).items():
+            took, until = slowest.get(phase, (0.0, 0.0))
+            slowest[phase] = max(took, found[0]), max(until, found[1])
+    used = sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2]) - busy
+    return slowest | {"ended": (ended, ended), "processor seconds, all": (used, ended)}
 
 
 def main() -> None:
@@ -164,9 +170,16 @@ def main() -> None:
     phases = list(dict.fromkeys(phase for one in found for phase in one))
     last = ("ready", "ended", "processor seconds, all")
     phases.sort(key=lambda phase: last.index(phase) if phase in last else -1)
-    print(f"\n| seconds, on ranks (start) | {' | '.join(columns)} |\n|{'---|' * (1 + len(columns))}")
+    print(f"\n| seconds (ended), on ranks (start) | {' | '.join(columns)} |\n|{'---|' * (1 + len(columns))}")
     for phase in phases:
-        print(f"| {phase} | {' | '.join(f'{one[phase]:.1f}' if phase in one else '' for one in found)} |")
+        print(f"| {phase} | {' | '.join(cell(one, phase, phase in last) for one in found)} |")
+
+
+def cell(column: Column, phase: str, alone: bool) -> str:
+    if phase not in column:
+        return ""
+    took, until = column[phase]
+    return f"{took:.1f}" if alone else f"{took:.1f} ({until:.1f})"
 
 
 if __name__ == "__main__":

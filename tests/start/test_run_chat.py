@@ -591,6 +591,7 @@ def test_torchruns_banner_goes_to_a_log_while_ranks_keep_their_streams(machine: 
     assert run.stdout == "in: typed\n"
     assert sorted(run.stderr.splitlines()) == ["rank 0 err", "rank 1 err"]
     assert "ChildFailedError" in log.read_text()
+    assert log.read_text().count("had begun early") == 2
 
 
 def test_the_embedded_model_answers_a_prompt_on_two_ranks(demo_checkpoint: Path, tmp_path: Path) -> None:

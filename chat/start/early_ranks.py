@@ -1,0 +1,132 @@
+"""Ranks that begin before torchrun's agent is there to start them. Knows no option and no checkpoint.
+
+The agent comes with all of torch, which takes about as long to import as what a rank imports: one after the other,
+a start takes seconds longer. So the launcher of a run on one host starts the processes first, with what is known of
+their environment, and the agent takes them over where it would start its own; what else it tells a rank reaches it
+through a pipe. Where anything is not as was assumed, the process is ended and the agent starts one itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+PIPE = "DLLM_ENVIRONMENT_PIPE"
+END_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class EarlyRank:
+    """A process that waits for the rest of its environment at the end of `pipe`."""
+
+    process: subprocess.Popen[bytes]
+    environment: Mapping[str, str]
+    pipe: int
+
+    def complete(self, environment: Mapping[str, str]) -> None:
+        """Tell it what is not in its environment yet."""
+        told = {name: value for name, value in environment.items() if name not in self.environment}
+        # It may have refused its arguments by now.
+        with contextlib.suppress(BrokenPipeError):
+            os.write(self.pipe, json.dumps(told).encode())
+        os.close(self.pipe)
+
+    def end(self) -> None:
+        os.close(self.pipe)
+        self.process.terminate()
+        try:
+            self.process.wait(END_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+class EarlyRanks:
+    """`count` ranks running `command`, until torchrun's agent has taken them over. `run_id` is torchrun's."""
+
+    def __init__(self, count: int, command: Sequence[str], run_id: str) -> None:
+        self._command = tuple(command)
+        self._waiting = {str(rank): self._start(rank, count, run_id) for rank in range(count)}
+
+    def _start(self, rank: int, count: int, run_id: str) -> EarlyRank:
+        environment = os.environ | {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(count),
+            "LOCAL_WORLD_SIZE": str(count),
+            "GROUP_RANK": "0",
+            "GROUP_WORLD_SIZE": "1",
+            "TORCHELASTIC_RUN_ID": run_id,
+        }
+        read, write = os.pipe()
+        # As the agent starts ranks: in a session of their own.
+        process = subprocess.Popen(
+            self._command, env=environment | {PIPE: str(read)}, pass_fds=(read,), start_new_session=True
+        )
+        os.close(read)
+        return EarlyRank(process, environment, write)
+
+    def end_on_signals(self) -> None:
+        """Until the agent sees to it: signals that end the launcher end the ranks first."""
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, self._end)
+
+    def _end(self, number: int, frame: object) -> NoReturn:
+        for rank in self._waiting.values():
+            rank.process.terminate()
+        for rank in self._waiting.values():
+            rank.end()
+        os._exit(128 + number)
+
+    def hand_over(self) -> None:
+        """Let torchrun's agent, which is imported here, take these processes where it would start its own."""
+        from torch.distributed.elastic.multiprocessing.subprocess_handler import SubprocessHandler
+
+        start = SubprocessHandler._popen
+
+        def popen(handler: Any, args: tuple[str, ...], env: dict[str, str]) -> Any:
+            return self.take(args, env) or start(handler, args, env)
+
+        SubprocessHandler._popen = popen  # type: ignore[method-assign]
+
+    def take(self, command: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes] | None:
+        """The process that the agent wants to start, if it runs already and as the agent wants it."""
+        name = environment.get("LOCAL_RANK", "")
+        rank = self._waiting.pop(name, None)
+        if rank is None:
+            return None
+        others = [key for key, value in rank.environment.items() if environment.get(key) != value]
+        if _words(command) != _words(self._command) or others:
+            print(f"Local rank {name} is started again: {', '.join(others) or command}.", file=sys.stderr)
+            rank.end()
+            return None
+        rank.complete(environment)
+        print(f"Local rank {name} had begun early.", file=sys.stderr)
+        return rank.process
+
+
+def _words(command: Sequence[str]) -> list[str]:
+    """The command without the `--` that ends torchrun's own options, which some versions hand on."""
+    words = list(command)
+    if "--" in words:
+        words.remove("--")
+    return words
+
+
+def complete_environment() -> None:
+    """In a rank, before it meets the others: take in what the agent says. Ends the process if no agent comes."""
+    pipe = os.environ.pop(PIPE, None)
+    if pipe is None:
+        return
+    with os.fdopen(int(pipe), encoding="utf-8") as agent:
+        told = agent.read()
+    if not told:  # the launcher has refused, or is gone
+        os._exit(1)
+    os.environ.update(json.loads(told))
