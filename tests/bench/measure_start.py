@@ -27,6 +27,8 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDER = "DLLM_START_FOLDER"
 BEGAN = "DLLM_START_BEGAN"
 RANKS = "DLLM_START_RANKS"
+STACKS = "DLLM_START_STACKS"
+SAMPLE_S, DEEP = 0.02, 8
 # Where a function is looked up, its name there, and the phase that it is.
 PHASES = (
     ("chat.leader", "ask", "what is asked for"),
@@ -123,12 +125,29 @@ def since_start() -> float:
 
 def watch_this_process() -> None:
     builtins.__import__ = Watch().imported
+    if os.environ.get(STACKS):
+        threading.Thread(target=note_stacks, args=(threading.get_ident(),), daemon=True).start()
+
+
+def note_stacks(thread: int) -> None:
+    """What the main thread is doing, every few milliseconds, as lines of a file: when, and the innermost calls."""
+    path = Path(os.environ[STACKS], f"{os.environ[RANKS]}-rank{os.environ.get('RANK', '0')}-{os.getpid()}.txt")
+    with path.open("w", buffering=1) as out:
+        while True:
+            time.sleep(SAMPLE_S)
+            frame, calls = sys._current_frames().get(thread), []
+            while frame is not None and len(calls) < DEEP:
+                code = frame.f_code
+                if "importlib" not in code.co_filename:
+                    calls.append(f"{Path(code.co_filename).stem}.{code.co_name}:{frame.f_lineno}")
+                frame = frame.f_back
+            out.write(f"{since_start():.3f} {' < '.join(calls)}\n")
 
 
 Column = dict[str, tuple[float, float]]
 
 
-def start(checkpoint: str, ranks: int) -> Column:
+def start(checkpoint: str, ranks: int, stacks: str) -> Column:
     """Seconds by phase of one start, of the rank that took longest, and when the last one ended it."""
     folder = Path(tempfile.mkdtemp())
     here = Path(__file__).parent
@@ -139,6 +158,7 @@ def start(checkpoint: str, ranks: int) -> Column:
         BEGAN: str(time.time()),
         RANKS: str(ranks),
         "XDG_STATE_HOME": str(folder / "state"),
+        STACKS: stacks,
     }
     command = ["bash", str(ROOT / "run_chat.sh"), str(ranks), checkpoint, "Hello", "--max_new_tokens", "8"]
     busy = sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
@@ -161,12 +181,13 @@ def main() -> None:
     parser.add_argument("checkpoint")
     parser.add_argument("--ranks", type=int, nargs="*", default=[1, 2, 4])
     parser.add_argument("--times", type=int, default=2, help="starts of each, in turn")
+    parser.add_argument("--stacks", default="", help="a folder for what each rank did, 50 times a second")
     options = parser.parse_args()
     columns, found = [], []
     for time_number in range(options.times):
         for ranks in options.ranks:
             columns.append(f"{ranks} ({time_number + 1})")
-            found.append(start(options.checkpoint, ranks))
+            found.append(start(options.checkpoint, ranks, options.stacks))
     phases = list(dict.fromkeys(phase for one in found for phase in one))
     last = ("ready", "ended", "processor seconds, all")
     phases.sort(key=lambda phase: last.index(phase) if phase in last else -1)
