@@ -94,7 +94,9 @@ def lead(options: LaunchOptions, streams: Streams) -> NoReturn:
 def follow(options: LaunchOptions, streams: Streams) -> NoReturn:
     """Any other rank: silent, at rank 0's orders. What goes wrong is reported to rank 0, and on this host."""
     from chat.loading.opening import intent
+    from dist.model.libraries import wake_gpu
 
+    wake_gpu()
     ranks: Ranks | None = None
     try:
         checkpoint, problem = open_or_problem(options)

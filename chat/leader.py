@@ -48,6 +48,7 @@ from chat.text.stops import stop_finder
 from dist.checkpoint.digest import digests
 from dist.checkpoint.open import Checkpoint
 from dist.errors import WeightsLost
+from dist.model.libraries import wake_gpu
 from dist.model.prefetch import prefetch
 from dist.settings import GenerationSettings
 
@@ -86,6 +87,7 @@ class Asked:
 def run(options: LaunchOptions, streams: Streams, lifeline: Lifeline) -> int:
     """The whole of rank 0; returns the exit code. Raises ChatError."""
     started = time.monotonic()
+    wake_gpu()
     # 1. What needs no model is read, and refused, first.
     config = load_config()
     options = with_config(options, config)

@@ -94,7 +94,7 @@ class EarlyRanks:
         def popen(handler: Any, args: tuple[str, ...], env: dict[str, str]) -> Any:
             return self.take(args, env) or start(handler, args, env)
 
-        SubprocessHandler._popen = popen  # type: ignore[method-assign]
+        SubprocessHandler._popen = popen  # type: ignore[assignment,method-assign]
 
     def take(self, command: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes] | None:
         """The process that the agent wants to start, if it runs already and as the agent wants it."""

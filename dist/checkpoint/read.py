@@ -24,6 +24,8 @@ CALL_BYTES = 64 << 20
 OPEN_FILES = 64
 # What one thread can read and hand on is less than a GPU can take.
 GPU_THREADS = 8
+# What a thread takes at a time: a round may have fewer tensors than there are threads.
+PART_BYTES = 32 << 20
 
 OnBytes = Callable[[int], None]
 Job = tuple[SavedTensor, Box, torch.Tensor]
@@ -41,6 +43,7 @@ class TensorReader:
         self._files: dict[str, int] = {}
         self._scratch: torch.Tensor | None = None
         self._helpers: list[TensorReader] = []
+        self._pool: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()
 
     def __enter__(self) -> TensorReader:
@@ -53,24 +56,27 @@ class TensorReader:
             os.close(file)
         self._files.clear()
         self._scratch = None
+        if self._pool is not None:
+            self._pool.shutdown()
         for helper in self._helpers:
             helper.__exit__(kind, problem, trace)
 
     def read_all(self, jobs: Sequence[Job]) -> None:
         """`read_into` for every (tensor, box, target); onto a GPU by several threads at once."""
-        if len(jobs) < 2 or not jobs[0][2].is_cuda:
+        parts = [part for job in jobs for part in _parts(job)] if jobs and jobs[0][2].is_cuda else jobs
+        if parts is jobs or len(parts) < 2:
             for job in jobs:
                 self.read_into(*job)
             return
-        if not self._helpers:
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(GPU_THREADS)
             self._helpers = [TensorReader(self._count) for _ in range(GPU_THREADS)]
             for helper in self._helpers:
                 # Here, since a new thread would lock the pages by way of the first GPU, whichever is meant.
                 helper._scratch_for(jobs[0][2].device)
-        left = iter(jobs)
-        with ThreadPoolExecutor(len(self._helpers)) as pool:
-            for done in [pool.submit(self._work, helper, left) for helper in self._helpers]:
-                done.result()
+        left = iter(parts)
+        for done in [self._pool.submit(self._work, helper, left) for helper in self._helpers]:
+            done.result()
 
     def _work(self, helper: TensorReader, left: Iterator[Job]) -> None:
         while True:
@@ -170,6 +176,20 @@ class TensorReader:
                 os.close(self._files.pop(next(iter(self._files))))
             file = self._files[path] = os.open(path, os.O_RDONLY)
         return file
+
+
+def _parts(job: Job) -> Iterator[Job]:
+    """The same in boxes of some rows each."""
+    tensor, box, target = job
+    rows = box.sizes[0] if box.sizes else 0
+    if tensor.update is not None or not rows or not target.numel():
+        yield job
+        return
+    step = max(1, PART_BYTES * rows // (box.elements * ITEM_BYTES[tensor.dtype]))
+    for start in range(0, rows, step):
+        count = min(step, rows - start)
+        part = Box((box.offsets[0] + start, *box.offsets[1:]), (count, *box.sizes[1:]))
+        yield tensor, part, target.narrow(0, start, count)
 
 
 def same_values(one: SavedTensor, other: SavedTensor) -> bool:

@@ -21,6 +21,8 @@ from dist.model.gather import Share, gather_when_used, layer_parameters
 from dist.protocol import Group
 
 ROUND_BYTES = 256 << 20
+# A GPU's several readers wait for each other at a round's end.
+GPU_ROUND_BYTES = 1 << 30
 # How often a rank tells the others how far it is.
 TELL_S = 0.1
 
@@ -80,6 +82,8 @@ class Filler:
         self._plan = plan
         self._progress = progress
         self._total = 0
+        # Where nothing is exchanged, so that a round takes no room beside what is kept.
+        self._own_round = GPU_ROUND_BYTES if group.device.type == "cuda" else ROUND_BYTES
         self._count_all = group.open_counter()
         self._told = 0
         self._told_at = 0.0
@@ -99,7 +103,7 @@ class Filler:
         """Every rank reads everything."""
         self._total = sum(source.bytes for source in self._plan.sources.values())
         with TensorReader(self._on_bytes) as reader:
-            for names in self._rounds(list(self._plan.sources), 1):
+            for names in self._rounds(list(self._plan.sources), 1, self._own_round):
                 fresh = {name: self._allocate(name) for name in names}
                 boxes = {name: Box.whole(self._plan.sources[name].shape) for name in names}
                 self._read(reader, boxes, fresh)
@@ -138,7 +142,7 @@ class Filler:
         self._total += sum(boxes[name].elements * ITEM_BYTES[sources[name].dtype] for name in read)
         with TensorReader(self._on_bytes) as reader:
             self._exchange(reader, exchanged)
-            for names in self._rounds(read, self._group.size):
+            for names in self._rounds(read, self._group.size, self._own_round):
                 fresh = {name: self._allocate(name, boxes[name].sizes) for name in names}
                 self._read(reader, boxes, fresh)
                 self._put(fresh)
@@ -206,14 +210,14 @@ class Filler:
         if self._progress is not None:
             self._progress(read_by_all, max(self._total * self._group.size, read_by_all))
 
-    def _rounds(self, names: Sequence[str], parts: int) -> Iterator[list[str]]:
-        """The names in the model's order, cut where a rank has read about ROUND_BYTES."""
+    def _rounds(self, names: Sequence[str], parts: int, most: int = ROUND_BYTES) -> Iterator[list[str]]:
+        """The names in the model's order, cut where a rank has read about `most` bytes."""
         some: list[str] = []
         size = 0
         for name in names:
             some.append(name)
             size += self._plan.sources[name].bytes // parts
-            if size >= ROUND_BYTES:
+            if size >= most:
                 yield some
                 some, size = [], 0
         if some:

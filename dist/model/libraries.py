@@ -6,17 +6,17 @@ own, a start would take twice as long.
 
 from __future__ import annotations
 
+import ctypes
 import importlib
-import importlib.metadata
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from functools import cache
-from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
+
+from dist.model.lean_transformers import spared
 
 # transformers imports these where it finds them, for what no text model needs; together they take seconds.
 UNUSED = ("sklearn", "scipy", "torchvision", "torchaudio", "pandas", "librosa", "accelerate")
@@ -25,12 +25,30 @@ COMPILER = "torch._dynamo"
 INDEXING = f"{COMPILER}._trace_wrapped_higher_order_op"
 
 
+def wake_gpu() -> None:
+    """Begin, without torch, what a process's first use of its GPU takes most of a second for. Returns at once."""
+    threading.Thread(target=_open_context, name="wake-gpu", daemon=True).start()
+
+
+def _open_context() -> None:
+    """The driver, and the context that torch will find there. ctypes leaves Python free meanwhile."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:  # no GPU, or of another make
+        return
+    device, context = ctypes.c_int(), ctypes.c_void_p()
+    # Where one of them fails, torch will say why.
+    if driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(device), int(os.environ.get("LOCAL_RANK", "0"))):
+        return
+    driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), device)
+
+
 def import_libraries(*, spare: bool = True) -> None:
     """torch and transformers, ready to build a model. `spare` False also lets transformers have what it likes."""
     import torch
 
     if torch.cuda.is_available():
-        threading.Thread(target=_wake_gpu, name="wake-gpu", daemon=True).start()
+        threading.Thread(target=_first_use, name="first-use", daemon=True).start()
     with _lean_imports() if spare else nullcontext():
         # What every causal model imports, and with it much of what is absent meanwhile.
         import transformers.generation.utils
@@ -42,12 +60,12 @@ def import_libraries(*, spare: bool = True) -> None:
 @contextmanager
 def _lean_imports() -> Iterator[None]:
     """While it lasts, importing transformers leaves out what a model that only answers does not need."""
-    with _absent(UNUSED), _compiler_put_off(), _no_distributed(), _quick_look():
+    with _absent(UNUSED), _compiler_put_off(), _no_distributed(), spared():
         yield
 
 
-def _wake_gpu() -> None:
-    """A process's first use of a GPU takes most of a second, in which Python is free."""
+def _first_use() -> None:
+    """What torch sets up when it first uses a GPU."""
     import torch
 
     torch.empty(1, device=torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))))
@@ -140,61 +158,3 @@ def _no_distributed() -> Iterator[None]:
         torch_dist.is_available = is_available
         asked = sys.modules.get("transformers.utils.import_utils")
         getattr(getattr(asked, "is_torch_distributed_available", None), "cache_clear", lambda: None)()
-
-
-@contextmanager
-def _quick_look() -> Iterator[None]:
-    """While it lasts, transformers takes less time to find what it and the environment hold; it finds the same.
-
-    On its own it reads all its modules of models, twice and line by line, and the files of every installed package.
-    """
-    finder = _Quickened()
-    sys.meta_path.insert(0, finder)
-    try:
-        yield
-    finally:
-        sys.meta_path.remove(finder)
-
-
-class _Quickened:
-    """Finds the module with which transformers looks around, and makes it faster as it is imported."""
-
-    def find_spec(
-        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        spec = PathFinder.find_spec(name, path, target) if name == "transformers.utils.import_utils" else None
-        if spec is None or spec.loader is None:
-            return None
-        execute = spec.loader.exec_module
-
-        def execute_quickened(module: Any) -> None:
-            everything = importlib.metadata.packages_distributions
-            importlib.metadata.packages_distributions = lambda: _Distributions(everything)
-            try:
-                execute(module)
-            finally:
-                importlib.metadata.packages_distributions = everything
-            walk, exported = module.create_import_structure_from_path, module.fetch__all__
-            module.create_import_structure_from_path = cache(getattr(walk, "__wrapped__", walk))
-            module.fetch__all__ = lambda text: exported(text[max(text.rfind("\n__all__") + 1, 0) :])
-
-        spec.loader.exec_module = execute_quickened  # type: ignore[method-assign]
-        return spec
-
-
-class _Distributions(dict[str, list[str]]):
-    """The distributions that a package comes from: one of the same name, else as `everything` lists them."""
-
-    def __init__(self, everything: Callable[[], Mapping[str, list[str]]]) -> None:
-        super().__init__()
-        self._everything = cache(everything)
-
-    def __missing__(self, package: str) -> list[str]:
-        try:
-            importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            return self._everything()[package]
-        return [package]
-
-    def get(self, package: str, default: Any = None) -> Any:
-        return self._everything().get(package, default)

@@ -25,6 +25,7 @@ from dist.checkpoint.names import Matched, Wanted, match_names
 from dist.checkpoint.open import Checkpoint
 from dist.checkpoint.read import same_values
 from dist.errors import CheckpointError, UsageError
+from dist.kernels.prepare import prepared_meanwhile
 from dist.model.build import build_described, choose_dtype, position_limit, tied_names, untie, wanted_tensors
 from dist.model.conversions import convert_names
 from dist.model.fill import Filler, FillPlan, OnProgress, Placement, together
@@ -111,7 +112,8 @@ def load_model(
     check_room(plan, layout, group)
     filler = Filler(group, replace(plan, boxes=layout.boxes), progress)
     started = time.monotonic()
-    filler.fill(layout.placement)
+    with prepared_meanwhile(group.device):
+        filler.fill(layout.placement)
     seconds = time.monotonic() - started
     head: Head = WholeHead()
     words, sums = layout.words, None

@@ -9,7 +9,8 @@ import torch
 from checkpoints import CASES, can_make
 from safetensors.torch import load_file
 
-from dist.checkpoint.boxes import local_box
+from dist.checkpoint import read
+from dist.checkpoint.boxes import Box, local_box
 from dist.checkpoint.names import Wanted, match_names
 from dist.checkpoint.open import Checkpoint, open_checkpoint
 from dist.checkpoint.read import TensorReader
@@ -45,6 +46,24 @@ def test_any_number_of_ranks_reads_what_any_number_saved(tiny_checkpoint, result
         row[count] = False
         assert differing(checkpoint, expected, count) == []
         row[count] = True
+
+
+@pytest.mark.parametrize("part_bytes", [1, 100, 1 << 20])
+def test_parts_of_a_box_make_up_the_box(tiny_checkpoint, monkeypatch, part_bytes):
+    """As several threads read it onto a GPU."""
+    monkeypatch.setattr(read, "PART_BYTES", part_bytes)
+    checkpoint = open_checkpoint(tiny_checkpoint("fsdp2", 3))
+    with TensorReader() as reader:
+        for tensor in checkpoint.tensors.values():
+            box = local_box(tensor.shape, [(0, 2, 1)]) if tensor.shape else Box((), ())
+            dtype = getattr(torch, tensor.dtype)
+            whole, parts = torch.full(box.sizes, 7, dtype=dtype), torch.full(box.sizes, 7, dtype=dtype)
+            reader.read_into(tensor, box, whole)
+            found = list(read._parts((tensor, box, parts)))
+            for job in found:
+                reader.read_into(*job)
+            assert torch.equal(whole, parts)
+            assert part_bytes != 1 or not box.sizes or len(found) == max(1, box.sizes[0])
 
 
 def weights(root: Path, layout: str) -> dict[str, torch.Tensor]:

@@ -99,3 +99,11 @@ def test_marks_for_the_compiler_change_nothing(name):
 
     assert getattr(CompilerStandIn(COMPILER), name)(marked) is marked
     assert CompilerStandIn(COMPILER).disable(reason="slow")(marked) is marked
+
+
+def test_a_gpu_that_is_not_there_is_not_woken(monkeypatch):
+    from dist.model import libraries
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    libraries._open_context()
+    libraries.wake_gpu()
