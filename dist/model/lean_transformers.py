@@ -26,7 +26,8 @@ from typing import Any
 IMPORT_UTILS = "transformers.utils.import_utils"
 # Packages that transformers asks for and that are imported by another name than they are installed by.
 INSTALLED_AS = {"PIL": "pillow", "bs4": "beautifulsoup4", "sklearn": "scikit-learn", "yaml": "PyYAML"}
-KEPT = "transformers-names"
+# With the number of its form.
+KEPT = "transformers-names-1"
 
 Everything = Callable[[], Mapping[str, list[str]]]
 
