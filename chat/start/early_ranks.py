@@ -85,16 +85,14 @@ class EarlyRanks:
             rank.end()
         os._exit(128 + number)
 
-    def hand_over(self) -> None:
-        """Let torchrun's agent, which is imported here, take these processes where it would start its own."""
-        from torch.distributed.elastic.multiprocessing.subprocess_handler import SubprocessHandler
+    def hand_over(self, handler: Any) -> None:
+        """Let torchrun's agent, whose class `handler` starts processes, take these where it would start its own."""
+        start = handler._popen
 
-        start = SubprocessHandler._popen
+        def popen(self_: Any, args: tuple[str, ...], env: dict[str, str]) -> Any:
+            return self.take(args, env) or start(self_, args, env)
 
-        def popen(handler: Any, args: tuple[str, ...], env: dict[str, str]) -> Any:
-            return self.take(args, env) or start(handler, args, env)
-
-        SubprocessHandler._popen = popen  # type: ignore[assignment,method-assign]
+        handler._popen = popen
 
     def take(self, command: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes] | None:
         """The process that the agent wants to start, if it runs already and as the agent wants it."""

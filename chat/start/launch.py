@@ -93,6 +93,7 @@ def start_ranks(
         early = EarlyRanks(count, [os.environ.get("PYTHON_EXEC", sys.executable), "-u", *program], run_id)
         early.end_on_signals()
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.multiprocessing.subprocess_handler import SubprocessHandler
     from torch.distributed.run import main as torchrun
 
     from dist.group.rendezvous import BACKEND, Meeting, register
@@ -112,7 +113,7 @@ def start_ranks(
     agent = [f"--nnodes={hosts.nodes}", f"--nproc_per_node={count}", f"--rdzv_backend={BACKEND}"]
     agent += [f"--rdzv_endpoint={hosts.meeting_point}", f"--rdzv_id={run_id}"]
     if early is not None:
-        early.hand_over()
+        early.hand_over(SubprocessHandler)
     try:
         torchrun([*agent, *program])
     except ChildFailedError as error:
