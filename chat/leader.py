@@ -34,6 +34,7 @@ from chat.loading.opening import (
     open_asked,
     open_steps,
     open_tokenizer,
+    read_files,
     start_notices,
     warm_up,
 )
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     from chat.batch.copies import Copies
     from chat.sessions.session import Session
     from chat.sessions.tree import Tree
+    from chat.text.tokenizer import TokenizerFiles
     from dist.decode.engine import Engine
     from dist.group.copies import Division
     from dist.group.group import SoloGroup, TorchGroup
@@ -72,6 +74,7 @@ class Asked:
     replay   the session whose replies are to be decoded again, if any
     steps    the checkpoints that are to answer prompts in turn, of which `checkpoint` is the first that is there
     whole    the digest of every byte of the checkpoint if --verify asks for it, else ""
+    files    the tokenizer's
     """
 
     prompts: Prompts
@@ -82,6 +85,7 @@ class Asked:
     whole: str
     settings: GenerationSettings
     origins: dict[str, str]
+    files: TokenizerFiles
 
 
 def run(options: LaunchOptions, streams: Streams, lifeline: Lifeline) -> int:
@@ -97,7 +101,7 @@ def run(options: LaunchOptions, streams: Streams, lifeline: Lifeline) -> int:
     # 2. What does not fit between the ranks is refused before anything else is imported.
     ranks = meet(options, asked, lifeline)
     import_libraries(options)
-    tokenizer = open_tokenizer(options, checkpoint, asked.settings.template_arguments)
+    tokenizer = open_tokenizer(options, checkpoint, asked.settings.template_arguments, asked.files)
     use_template = tokenizer.wants_template(options.use_chat_template)
     digest = replace(digests(checkpoint), whole=asked.whole)
     if options.has_prompts:
@@ -153,6 +157,7 @@ def ask(options: LaunchOptions, config: ConfigFile, status: Status) -> Asked:
     settings, origins = resolve_settings(options, config, checkpoint.generation_config, checkpoint.defaults)
     if not options.verify:
         prefetch(checkpoint.files)
+    files = read_files(options, checkpoint, settings.template_arguments)
     whole = verify(checkpoint, status) if options.verify else ""
     status.show(f"Loading {checkpoint.path}")
     return Asked(
@@ -164,6 +169,7 @@ def ask(options: LaunchOptions, config: ConfigFile, status: Status) -> Asked:
         whole=whole,
         settings=settings,
         origins=origins,
+        files=files,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from dist.settings import GenerationSettings
 
 if TYPE_CHECKING:
     from chat.loading.facts import CheckpointFacts
-    from chat.text.tokenizer import ChatTokenizer
+    from chat.text.tokenizer import ChatTokenizer, TokenizerFiles, TokenizerOptions
     from dist.decode.engine import Engine
     from dist.group.agreement import Intent
     from dist.group.group import SoloGroup, TorchGroup
@@ -134,30 +135,59 @@ def open_folder(options: LaunchOptions, folder: str) -> Checkpoint:
     return open_checkpoint(folder, base_model=options.base_model, lora_alpha=options.lora_alpha)
 
 
+def read_files(options: LaunchOptions, checkpoint: Checkpoint, template_args: Mapping[str, Any]) -> TokenizerFiles:
+    """The tokenizer's files; what they and config.json show by themselves is refused. Raises CheckpointError.
+
+    No library is imported for that, which would take several times as long.
+    """
+    from chat.text.tokenizer import read_tokenizer
+    from dist.checkpoint.config_names import refuse_by_names
+
+    refuse_by_names(checkpoint.config_dir / "config.json", checkpoint.config)
+    return read_tokenizer(checkpoint.tokenizer_dir, _tokenizer_options(options, checkpoint, template_args))
+
+
 def open_tokenizer(
-    options: LaunchOptions, checkpoint: Checkpoint, template_args: Mapping[str, Any] | None = None
+    options: LaunchOptions,
+    checkpoint: Checkpoint,
+    template_args: Mapping[str, Any] | None = None,
+    files: TokenizerFiles | None = None,
 ) -> ChatTokenizer:
     """The checkpoint's tokenizer with its chat template, checked against its config. Raises CheckpointError.
 
     What the config describes is refused first: transformers reads it for tokenizers too, and would blame those.
+    `files` are the tokenizer's if they have been read already.
     """
-    from chat.text.tokenizer import TokenizerOptions, load_tokenizer
+    from chat.text.tokenizer import load_tokenizer
     from dist.checkpoint.model_config import describe
 
     described = describe(checkpoint.config_dir, checkpoint.config, trust_remote_code=options.trust_remote_code)
-    text = checkpoint.config.get("text_config")
-    of_text = text.get("eos_token_id") if isinstance(text, dict) else None
-    asked = TokenizerOptions(
+    asked = replace(
+        _tokenizer_options(options, checkpoint, template_args or {}),
         config=described.whole,
         rows=getattr(described.config, "vocab_size", None),
+    )
+    return load_tokenizer(checkpoint.tokenizer_dir, checkpoint.generation_config, asked, files)
+
+
+def _tokenizer_options(
+    options: LaunchOptions, checkpoint: Checkpoint, template_args: Mapping[str, Any]
+) -> TokenizerOptions:
+    """What the tokenizer depends on, as far as config.json tells it."""
+    from chat.text.tokenizer import TokenizerOptions
+    from dist.checkpoint.config_names import saved_rows
+
+    text = checkpoint.config.get("text_config")
+    of_text = text.get("eos_token_id") if isinstance(text, dict) else None
+    return TokenizerOptions(
+        rows=saved_rows(checkpoint.config),
         model_eos=checkpoint.config.get("eos_token_id", of_text),
         placeholder=checkpoint.placeholder_id,
         use_template=options.use_chat_template,
         template=options.chat_template,
-        template_args=template_args or {},
+        template_args=template_args,
         trust_remote_code=options.trust_remote_code,
     )
-    return load_tokenizer(checkpoint.tokenizer_dir, checkpoint.generation_config, asked)
 
 
 def checkpoint_folder(options: LaunchOptions) -> str:

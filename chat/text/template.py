@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from dist.checkpoint.ledger import TEMPLATES, Entry
@@ -19,13 +20,18 @@ from dist.errors import CheckpointError, PromptError, UsageError
 
 WAYS_OUT = "--no-use_chat_template sends prompts as they are; --chat_template FILE takes another template."
 OF_VALUES = (RecursionError, TypeError, ValueError)
-# What transformers gives every template.
-GIVEN = frozenset(
+# What transformers gives every template, if the tokenizer has them.
+TOKENS = frozenset(
+    (
+        *("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"),
+        "additional_special_tokens",
+    )
+)
+# What it gives besides.
+GIVEN = TOKENS | frozenset(
     (
         *("messages", "tools", "documents", "add_generation_prompt", "continue_final_message"),
         *("raise_exception", "strftime_now", "range", "namespace", "dict", "lipsum", "cycler", "joiner"),
-        *("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"),
-        "additional_special_tokens",
     )
 )
 
@@ -102,28 +108,62 @@ class ChatTemplate:
         return tuple(Entry(TEMPLATES, name, False, "an argument that is not given") for name in left)
 
 
-def take_template(backend: Any, template: Template, given: Mapping[str, Any] | None = None) -> ChatTemplate:
-    """`template`, tried out with the arguments in `given`. `backend` is the checkpoint's transformers tokenizer.
+class Trial:
+    """A template with the special tokens that it is given, about to be tried out. Its process begins at once."""
 
-    Raises CheckpointError if it cannot be parsed, makes no prompt of a message, or takes too long or too much.
-    """
-    renderer = Renderer(template.text, backend.special_tokens_map)
-    rendered: Rendered = _by_transformers(backend, template) if _has_own_way(backend) else renderer.render
-    with _named(template):
-        names = tuple(name for name in renderer.arguments() if name not in GIVEN)
+    def __init__(self, template: Template, tokens: Mapping[str, Any]) -> None:
+        self._template = template
+        self._tokens = tokens
+        self._renderer = Renderer(template.text, tokens)
+
+    @cached_property
+    def _read(self) -> list[str]:
+        """The variables that it reads. Raises CheckpointError if it cannot be parsed."""
+        with _named(self._template):
+            return self._renderer.arguments()
+
+    def lacks(self) -> bool:
+        """Whether it reads special tokens that were not given; raises CheckpointError if it cannot be parsed."""
+        return any(name not in self._tokens for name in self._read if name in TOKENS)
+
+    def gets_the_same(self, tokens: Mapping[str, Any]) -> bool:
+        """Whether it would be given the same with these special tokens; raises CheckpointError as `lacks` does."""
+        return all(self._tokens.get(name) == tokens.get(name) for name in self._read if name in TOKENS)
+
+    def take(self, given: Mapping[str, Any], rendered: Rendered | None = None) -> ChatTemplate:
+        """The template, tried out with the arguments in `given`, in its own process or by `rendered`.
+
+        Raises CheckpointError if it cannot be parsed, makes no prompt of a message, or takes too long or too much.
+        """
+        template, way = self._template, rendered or self._renderer.render
+        names = tuple(name for name in self._read if name not in GIVEN)
         read = _read_by(names, given)
-        try:
-            behaviour = observe(lambda messages, begin: rendered(messages, begin, read))
-        except Refused as error:
-            missing = [name for name in names if name not in read]
-            named = f" It reads {', '.join(missing)}, which is not given." if missing else ""
-            example = json.dumps(dict.fromkeys(missing, "..."))
-            raise CheckpointError(
-                f"The chat template in {template.source} makes no prompt of a message.",
-                f"It says: {error}.{named}",
-                f"--template_args '{example}' gives it. {WAYS_OUT}" if missing else WAYS_OUT,
-            ) from error
-    return ChatTemplate(template=template, behaviour=behaviour, rendered=rendered, arguments=names)
+        with _named(template):
+            try:
+                behaviour = observe(lambda messages, begin: way(messages, begin, read))
+            except Refused as error:
+                missing = [name for name in names if name not in read]
+                named = f" It reads {', '.join(missing)}, which is not given." if missing else ""
+                example = json.dumps(dict.fromkeys(missing, "..."))
+                raise CheckpointError(
+                    f"The chat template in {template.source} makes no prompt of a message.",
+                    f"It says: {error}.{named}",
+                    f"--template_args '{example}' gives it. {WAYS_OUT}" if missing else WAYS_OUT,
+                ) from error
+        return ChatTemplate(template=template, behaviour=behaviour, rendered=way, arguments=names)
+
+
+def take_template(
+    backend: Any, template: Template, given: Mapping[str, Any] | None = None, trial: Trial | None = None
+) -> ChatTemplate:
+    """`template` as the tokenizer `backend` of transformers uses it; `trial` is of the same template, before that.
+
+    Raises CheckpointError as `Trial.take` does.
+    """
+    tokens = backend.special_tokens_map
+    if trial is None or not trial.gets_the_same(tokens):
+        trial = Trial(template, tokens)
+    return trial.take(given or {}, _by_transformers(backend, template) if has_own_way(backend) else None)
 
 
 @contextmanager
@@ -146,7 +186,7 @@ def _read_by(names: Sequence[str], given: Mapping[str, Any] | None) -> dict[str,
     return {name: value for name, value in (given or {}).items() if name in names}
 
 
-def _has_own_way(backend: Any) -> bool:
+def has_own_way(backend: Any) -> bool:
     """Whether the tokenizer's class makes prompts by code of its own, as few do."""
     return getattr(type(backend).apply_chat_template, "__module__", "") != "transformers.tokenization_utils_base"
 

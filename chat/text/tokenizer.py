@@ -12,18 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from chat.text.stop_tokens import TURN_END, ends_of, model_eos
-from chat.text.template import ChatTemplate, take_template
+from chat.text.template import ChatTemplate, Trial, take_template
+from chat.text.tokenizer_checks import check_eos, check_rows
 from chat.text.tokenizer_file import TokenizerFile, as_the_file_says, read_tokenizer_file
 from dist.checkpoint.config_keys import tokenizer_entries
 from dist.checkpoint.folder import read_json
 from dist.checkpoint.ledger import TEMPLATES, Entry
-from dist.checkpoint.templates import Template, find_templates
+from dist.checkpoint.templates import Template, Templates, find_templates, special_tokens
 from dist.errors import CheckpointError, UsageError
 from dist.plain_json import parse_json
 
 COPY_AGAIN = "Copy the tokenizer's files again from the model that was trained."
-# Tokens that stand for images and sound have no embeddings in the text part of some models, and need none.
-FOR_MEDIA = ("image", "audio", "video", "vision", "boi", "eoi")
 # What is remembered of texts that were encoded: how many, up to which length.
 KNOWN_TEXTS, KNOWN_CHARACTERS = 20_000, 4_000
 
@@ -129,27 +128,64 @@ class TokenizerOptions:
     trust_remote_code: bool = False
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenizerFiles:
+    """A tokenizer's files, checked as far as no library is needed.
+
+    `chosen` is the chat template to use, `trial` that template tried out, if there is anything in it.
+    """
+
+    file: TokenizerFile
+    templates: Templates
+    chosen: Template | None
+    trial: Trial | None
+
+
+def read_tokenizer(folder: Path, options: TokenizerOptions) -> TokenizerFiles:
+    """The files of the tokenizer in `folder`. Imports nothing of transformers.
+
+    Raises CheckpointError for what no tokenizer can make good: files that cannot be read, ids that the model has no
+    embedding for, a chat template that has to be chosen or cannot be used.
+    """
+    templates = find_templates(folder)
+    chosen = None if options.use_template is False else templates.choose(options.template)
+    trial = None
+    if chosen is not None and chosen.text.strip():
+        trial = Trial(chosen, special_tokens(read_json(folder / "tokenizer_config.json")))
+    file = read_tokenizer_file(folder)
+    if not options.trust_remote_code:  # code that lies there may read other files
+        if file.eos is not None and file.content:
+            check_eos(folder, file.eos, file.ids, options.rows)
+        if options.rows is not None:
+            check_rows(folder, file.ids, options.rows)
+        # A tokenizer's class may know further special tokens.
+        if trial is not None and not trial.lacks():
+            trial.take(options.template_args)
+    return TokenizerFiles(file=file, templates=templates, chosen=chosen, trial=trial)
+
+
 def load_tokenizer(
     folder: Path,
     generation_config: Mapping[str, Any] | None = None,
     options: TokenizerOptions = TokenizerOptions(),  # frozen
+    files: TokenizerFiles | None = None,
 ) -> ChatTokenizer:
     """The tokenizer in `folder`. Ids in the raw `generation_config` end replies too, as does the end of a turn.
 
-    Raises CheckpointError for files that cannot be read, a tokenizer without EOS or one that turns text into
-    nothing, ids that the model has no embedding for, and a chat template that cannot be used.
+    `files` are those of the folder if they have been read already. Raises CheckpointError for files that cannot be
+    read, a tokenizer without EOS or one that turns text into nothing, ids that the model has no embedding for, and
+    a chat template that cannot be used.
     """
-    found = find_templates(folder)
-    chosen = None if options.use_template is False else found.choose(options.template)
-    file = read_tokenizer_file(folder)
-    backend, entries = _backend(folder, file, options)
+    files = files or read_tokenizer(folder, options)
+    found, chosen = files.templates, files.chosen
+    backend, entries = _backend(folder, files.file, options)
     notices: list[str] = []
-    _check_ids(backend, file, options.rows)
+    _check_ids(backend, files.file, options.rows)
     template = None
-    if chosen is not None and not chosen.text.strip():
+    if chosen is not None and files.trial is None:
         notices.append(f"The chat template in {chosen.source} is empty: prompts are sent as they are.")
     elif chosen is not None:
-        template = take_template(backend, chosen, options.template_args)
+        template = take_template(backend, chosen, options.template_args, files.trial)
         if not template.behaviour.history:
             notices.append(
                 f"The chat template in {chosen.source} leaves out what was said before the last message."
@@ -217,27 +253,12 @@ def _backend(folder: Path, file: TokenizerFile, options: TokenizerOptions) -> tu
 
 def _check_ids(backend: Any, file: TokenizerFile, rows: int | None) -> None:
     """Raise CheckpointError for tokens that the model has no embedding for, and an EOS that no file names."""
-    folder, known = file.path.parent, file.tokens
-    eos, eos_id = str(backend.eos_token), int(backend.eos_token_id)
-    size = "" if rows is None else f" The model has {rows:,} embeddings."
-    if file.content and eos not in known:
-        raise CheckpointError(
-            f"The EOS token {eos} is not in the tokenizer of {folder}.",
-            f"Its files have {len(known):,} tokens; it would be given the new id {eos_id:,}.{size}",
-            "Copy tokenizer.json and tokenizer_config.json from the same model.",
-        )
-    if rows is None:
-        return
-    beyond = {number: token for token, number in backend.get_vocab().items() if number >= rows}
-    special = {number for number, token in backend.added_tokens_decoder.items() if token.special}
-    named = {number for number in beyond if number in special and any(w in beyond[number] for w in FOR_MEDIA)}
-    worst = max(beyond.keys() - named, default=None)
-    if worst is not None:
-        raise CheckpointError(
-            f"The tokenizer in {folder} has more tokens than the model has embeddings.",
-            f"Its ids go up to {worst:,} ({beyond[worst]}); vocab_size is {rows:,}, the last row {rows - 1:,}.",
-            "Copy tokenizer and config.json from the same model.",
-        )
+    folder = file.path.parent
+    if file.content:
+        check_eos(folder, str(backend.eos_token), file.ids, rows)
+    if rows is not None:
+        special = {number for number, token in backend.added_tokens_decoder.items() if token.special}
+        check_rows(folder, backend.get_vocab(), rows, special)
 
 
 def _broken(folder: Path, error: Exception) -> CheckpointError:

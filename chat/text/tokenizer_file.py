@@ -25,31 +25,43 @@ SPACING = ("add_prefix_space", "prepend_scheme")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenizerFile:
-    """What tokenizer.json holds, {} if there is none, and every token that the files in its folder name."""
+    """What tokenizer.json holds, {} if there is none, and every token that the files in its folder name.
+
+    ids       the tokens with their ids, -1 where no file tells
+    settings  tokenizer_config.json as it is
+    eos       the EOS token, None if the files name none, or more than one
+    """
 
     path: Path
     content: Mapping[str, Any]
-    tokens: frozenset[str]
+    ids: Mapping[str, int]
     settings: Mapping[str, Any]
+    eos: str | None
 
 
 def read_tokenizer_file(folder: Path) -> TokenizerFile:
     """The tokenizer.json in `folder` with the tokens of the files beside it."""
     content = _json(folder / "tokenizer.json")
     settings = _json(folder / "tokenizer_config.json")
-    tokens = set(_vocabulary(content))
-    tokens |= {str(one.get("content")) for one in content.get("added_tokens") or ()}
-    added = settings.get("added_tokens_decoder") or {}
-    tokens |= {str(one.get("content")) for one in added.values() if isinstance(one, dict)}
-    tokens |= set(_json(folder / "added_tokens.json"))
+    found: list[tuple[Any, Any]] = list(_vocabulary(content).items())
+    found += _json(folder / "added_tokens.json").items()
+    added = content.get("added_tokens")
+    found += [(_text(one), one.get("id")) for one in _each(added) if isinstance(one, dict)]
+    decoder = settings.get("added_tokens_decoder")
+    found += [(_text(one), _number(key)) for key, one in decoder.items()] if isinstance(decoder, dict) else []
+    named = {_text(one.get("eos_token")) for one in (settings, _json(folder / "special_tokens_map.json"))} - {None}
     return TokenizerFile(
-        path=folder / "tokenizer.json", content=content, tokens=frozenset(tokens), settings=settings
+        path=folder / "tokenizer.json",
+        content=content,
+        ids={token: number if isinstance(number, int) else -1 for token, number in found if isinstance(token, str)},
+        settings=settings,
+        eos=named.pop() if len(named) == 1 else None,
     )
 
 
 def as_the_file_says(backend: Any, file: TokenizerFile) -> tuple[Any, str | None]:
     """`backend`, or a tokenizer read from tokenizer.json as it is; then also how they differ, in words."""
-    own, content, named = getattr(backend, "backend_tokenizer", None), file.content, file.tokens
+    own, content, named = getattr(backend, "backend_tokenizer", None), file.content, file.ids
     if own is None or not content:
         return backend, None
     ignored = SPACING if "add_prefix_space" in file.settings else ()
@@ -84,10 +96,26 @@ def _differing(own: Any, content: Mapping[str, Any], ignored: tuple[str, ...], n
 
 
 def _vocabulary(content: Mapping[str, Any]) -> dict[str, int]:
-    held = (content.get("model") or {}).get("vocab") or {}
+    model = content.get("model")
+    held = model.get("vocab") if isinstance(model, dict) else None
     if isinstance(held, dict):
         return held
-    return {str(pair[0]): number for number, pair in enumerate(held)}  # Unigram: (token, score) in order
+    pairs = [pair for pair in _each(held) if isinstance(pair, list) and pair]
+    return {str(pair[0]): number for number, pair in enumerate(pairs)}  # Unigram: (token, score) in order
+
+
+def _each(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _text(token: Any) -> str | None:
+    """A token as the files hold it: its text, or an object with that."""
+    text = token.get("content") if isinstance(token, dict) else token
+    return text if isinstance(text, str) else None
+
+
+def _number(key: str) -> int | None:
+    return int(key) if key.isdecimal() and len(key) < 10 else None
 
 
 def _state(part: Any) -> Any:

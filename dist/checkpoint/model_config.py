@@ -9,10 +9,12 @@ import copy
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dist.checkpoint.config_keys import config_entries, names_read
+from dist.checkpoint.config_names import other_kind, refuse_by_names, unknown_type
 from dist.checkpoint.ledger import Entry
 from dist.checkpoint.open import DLLM
 from dist.errors import CheckpointError
@@ -67,10 +69,11 @@ def describe(config_dir: Path, raw: Mapping[str, Any], *, trust_remote_code: boo
     Raises CheckpointError for a model type that the installed transformers does not know, for models that are no
     causal LMs, and for what transformers says of values that do not go together.
     """
+    file = config_dir / "config.json"
+    refuse_by_names(file, raw)
     import transformers
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    file = config_dir / "config.json"
     _refuse_remote_code(config_dir, raw, trust_remote_code)
     clean = _cleaned(raw)
     model_type = raw.get("model_type")
@@ -81,7 +84,7 @@ def describe(config_dir: Path, raw: Mapping[str, Any], *, trust_remote_code: boo
         trust_remote_code and bool(raw.get("auto_map")) and raw.get("model_type") not in (*CONFIG_MAPPING, DLLM)
     )
     if not remote and model_type not in CONFIG_MAPPING:
-        raise _unknown_type(file, raw, transformers.__version__)
+        raise unknown_type(file, raw, transformers.__version__)
     try:
         whole = _remote_config(config_dir) if remote else _config(str(model_type), clean)
     except config_errors() as problem:
@@ -117,22 +120,6 @@ def cannot_build(file: Path, raw: Mapping[str, Any], problem: Exception) -> Chec
         f"transformers {transformers.__version__} cannot build the model of {file}.",
         f"Its model_type is {raw.get('model_type')}. {type(problem).__name__}: {said}",
         "Compare the file with the config.json of the model that was trained.",
-    )
-
-
-def _unknown_type(file: Path, raw: Mapping[str, Any], version: str) -> CheckpointError:
-    model_type = raw.get("model_type")
-    if not model_type:
-        return CheckpointError(
-            f"{file} names no model_type.",
-            "Nothing else says which model the weights belong to.",
-            "Copy the config.json of the model that was trained.",
-        )
-    wrote = raw.get("transformers_version")
-    return CheckpointError(
-        f"transformers {version} does not know the model type {model_type}.",
-        f"{file} was written by transformers {wrote}." if wrote else f"{file} names it.",
-        "Install a transformers that knows it.",
     )
 
 
@@ -198,26 +185,14 @@ def _older_names(raw: Mapping[str, Any], version: str) -> dict[str, Any]:
 
 
 def _refuse_other_kinds(file: Path, raw: Mapping[str, Any], whole: Any) -> None:
-    """Raise CheckpointError for encoder-decoder models, encoders and models of sound, by their model type."""
+    """Raise CheckpointError for encoder-decoder models and encoders, by their model type."""
     import transformers
     from transformers.models.auto import modeling_auto
 
-    name = raw.get("model_type")
-
-    def refusal(kind: str, why: str) -> CheckpointError:
-        return CheckpointError(
-            f"{name} is {kind}: {file.parent}.", why, "Give a causal language model, which answers text with text."
-        )
-
+    refusal = partial(other_kind, file, raw)
     text = whole.get_text_config()
     if getattr(whole, "is_encoder_decoder", False) or getattr(text, "is_encoder_decoder", False):
         raise refusal("an encoder-decoder model", "Its replies are made by a decoder beside an encoder.")
-    sub_configs = {key for key, value in raw.items() if isinstance(value, dict) and key.endswith("_config")}
-    heard = {"audio_config", "audio_encoder_config", "encoder_config", "codec_config", "acoustic_tokenizer_config"}
-    if sub_configs & heard and "vision_config" not in sub_configs:
-        raise refusal("an audio model", f"Its config.json has {sorted(sub_configs & heard)[0]}.")
-    if "thinker_config" in sub_configs or "talker_config" in sub_configs:
-        raise refusal("an audio model", "Its config.json has a thinker and a talker.")
     masked = modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
     if whole.model_type in masked and not getattr(whole, "is_decoder", False):
         builds = masked[whole.model_type]

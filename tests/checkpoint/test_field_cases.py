@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import field_models as made
@@ -9,9 +12,10 @@ import pytest
 import torch
 from field_cases import ROWS, Case
 from field_models import greedy
+from ranks import rank_environment
 
 from chat.loading.facts import CheckpointFacts, checkpoint_facts, facts_table
-from chat.loading.opening import open_asked, open_tokenizer, start_notices
+from chat.loading.opening import open_asked, open_tokenizer, read_files, start_notices
 from chat.start.config_file import ConfigFile
 from chat.start.options import LaunchOptions, resolve_settings
 from dist.checkpoint.open import open_checkpoint
@@ -80,6 +84,10 @@ def check(case: Case, tmp_path: Path) -> None:
             opened(case, folder)
         assert case.refused in str(caught.value)
         assert caught.value.hint
+        if case.early:
+            options = LaunchOptions(checkpoint_dir=str(folder), **case.options)
+            with pytest.raises(CheckpointError, match=re.escape(str(caught.value))):
+                read_files(options, open_asked(options), {})
         return
     loaded, _, said = opened(case, folder)
     for words in case.says:
@@ -102,3 +110,20 @@ def test_the_authors_later_checkpoints_are_bit_equal_to_the_same_weights_as_qwen
         with torch.inference_mode():
             logits.append(loaded.module(input_ids=torch.tensor([PROMPT])).logits)
     assert types == ["qwen2", "dllm"] and torch.equal(*logits) and logits[0].abs().max() > 0
+
+
+READ_FILES = """
+import sys
+from chat.loading.opening import open_asked, read_files
+from chat.start.options import LaunchOptions
+options = LaunchOptions(checkpoint_dir=sys.argv[1])
+read_files(options, open_asked(options), {})
+print(*({"torch", "transformers", "tokenizers", "jinja2"} & sys.modules.keys()))
+"""
+
+
+def test_what_files_show_by_themselves_is_refused_without_any_library(tmp_path):
+    made.copy_of_base(tmp_path / "checkpoint")
+    command = [sys.executable, "-c", READ_FILES, str(tmp_path / "checkpoint")]
+    done = subprocess.run(command, env=rank_environment(), capture_output=True, text=True, timeout=120)
+    assert (done.stdout, done.returncode) == ("\n", 0), done.stderr

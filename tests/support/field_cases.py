@@ -25,6 +25,7 @@ class Case:
     """One row. `make` fills a folder that does not exist yet and may give back the reference model.
 
     kind     rows of a kind stand together
+    early    it is refused before torch or transformers are imported
     options  what is asked for on the command line
     """
 
@@ -32,6 +33,7 @@ class Case:
     make: Make
     kind: str
     refused: str = ""
+    early: bool = False
     says: tuple[str, ...] = ()
     silent: tuple[str, ...] = ()
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -41,13 +43,20 @@ ROWS: list[Case] = []
 KIND: list[str] = []
 
 
-def row(name: str, *, refused: str = "", says: tuple[str, ...] = (), silent: tuple[str, ...] = (), **options: Any):
+def row(
+    name: str,
+    *,
+    refused: str = "",
+    early: bool = False,
+    says: tuple[str, ...] = (),
+    silent: tuple[str, ...] = (),
+    **options: Any,
+):
     """Adds the decorated maker to the table."""
 
     def add(make: Make) -> Make:
-        ROWS.append(
-            Case(name=name, make=make, kind=KIND[-1], refused=refused, says=says, silent=silent, options=options)
-        )
+        case = Case(name=name, make=make, kind=KIND[-1], refused=refused, early=early, says=says, silent=silent)
+        ROWS.append(dataclasses.replace(case, options=options))
         return make
 
     return add
@@ -298,13 +307,13 @@ def _other_class(folder: Path) -> Any:
     return hugging_face(folder)
 
 
-@row("an EOS that is not in the tokenizer", refused="The EOS token <|end|> is not in the tokenizer")
+@row("an EOS that is not in the tokenizer", refused="The EOS token <|end|> is not in the tokenizer", early=True)
 def _no_eos(folder: Path) -> None:
     made.copy_of_base(folder)
     made.change_json(folder / "tokenizer_config.json", eos_token="<|end|>")
 
 
-@row("more tokens than embeddings", refused="vocab_size is 331")
+@row("more tokens than embeddings", refused="vocab_size is 331", early=True)
 def _more_tokens(folder: Path) -> None:
     made.copy_of_base(folder)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
@@ -340,12 +349,12 @@ def template(text: str | None, **config: Any) -> Make:
 
 
 row("a template that wants contents as parts", says=("contents are given as lists of parts",))(template(PARTS))
-row("a template that leaves out what users say", refused="its output lacks the user's message")(
+row("a template that leaves out what users say", refused="its output lacks the user's message", early=True)(
     template("{{ messages | length }} messages. ")
 )
 row("no template", says=("none: prompts are sent as they are",))(template(None))
 row("an empty template", says=("is empty: prompts are sent as they are",))(template(" \n"))
-row("a template that cannot be parsed", refused="chat_template.jinja cannot be parsed. Line 2:")(
+row("a template that cannot be parsed", refused="chat_template.jinja cannot be parsed. Line 2:", early=True)(
     template("{% for message in messages %}\n{{ message.content }")
 )
 row("it, and no template asked for", use_chat_template=False)(
@@ -361,7 +370,7 @@ row("a template that leaves out earlier replies", says=("it leaves out what was 
         CHATML.replace("{% for message in messages %}", "{% for message in messages if message.role == 'user' %}")
     )
 )
-row("a template that cannot do without an argument", refused="It reads persona, which is not given.")(
+row("a template that cannot do without an argument", refused="It reads persona, which is not given.", early=True)(
     template("{% if persona is not defined %}{{ raise_exception('no persona') }}{% endif %}" + CHATML)
 )
 row("a template with an argument that may be left out", says=("chat template: enable_thinking",))(
@@ -387,7 +396,7 @@ def named_templates(**names: str) -> Make:
     return make
 
 
-row("named templates without a default one", refused="They are called rag, tool_use.")(
+row("named templates without a default one", refused="They are called rag, tool_use.", early=True)(
     named_templates(rag=CHATML, tool_use=CHATML)
 )
 row("one of them chosen", says=("rag, tokenizer_config.json", "tool_use"), chat_template="rag")(
@@ -424,17 +433,17 @@ row("attention implementations in the config")(
     config(attn_implementation="flash_attention_2", _attn_implementation="flash_attention_2")
 )
 row("dtypes with their module's name")(config(dtype="torch.bfloat16", torch_dtype="torch.float16"))
-row("an unknown model type", refused="does not know the model type qwen9. ")(
+row("an unknown model type", refused="does not know the model type qwen9. ", early=True)(
     config(model_type="qwen9", transformers_version="9.1.0")
 )
-row("no model type", refused="names no model_type")(config(model_type=...))
+row("no model type", refused="names no model_type", early=True)(config(model_type=...))
 row("values that do not go together", refused="cannot build the model of")(config(num_attention_heads="four"))
 row("a key that no class knows", says=("config.json: mystery 3 (not known to transformers' Qwen2Config)",))(
     config(mystery=3)
 )
 row("an encoder", refused="bert is an encoder")(config(model_type="bert"))
 row("an encoder-decoder model", refused="t5 is an encoder-decoder model")(config(model_type="t5"))
-row("an audio model", refused="qwen2_audio is an audio model")(
+row("an audio model", refused="qwen2_audio is an audio model", early=True)(
     config(model_type="qwen2_audio", audio_config={"model_type": "qwen2_audio_encoder"}, text_config=made.SMALL)
 )
 row("no language model at all", refused="vit is no causal language model")(config(model_type="vit"))

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from checkpoints import save_tokenizer
 
-from chat.text.tokenizer import load_tokenizer
+from chat.text.tokenizer import TokenizerOptions, load_tokenizer, read_tokenizer
+from chat.text.tokenizer_checks import check_rows
+from chat.text.tokenizer_file import read_tokenizer_file
 from dist.errors import CheckpointError, UsageError
 
 
@@ -104,3 +106,44 @@ def test_a_tokenizer_that_turns_text_into_nothing_is_refused(folder: Path) -> No
     content["model"] = {"type": "BPE", "vocab": {}, "merges": []}
     path.write_text(json.dumps(content))
     assert "turns text into no tokens at all." in refusal(folder)
+
+
+def test_a_token_of_the_class_s_own_is_no_reason_to_refuse_a_template_early(folder: Path) -> None:
+    # The files name no UNK token, and the template would fail on what is not there; the class may know one.
+    (folder / "chat_template.jinja").write_text(
+        "{{ bos_token + unk_token }}{% for message in messages %}{{ message.content }}{% endfor %}"
+    )
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    assert "unk_token" not in config
+    change_config(folder, bos_token="<|im_start|>", tokenizer_class="Qwen2Tokenizer")
+    files = read_tokenizer(folder, TokenizerOptions())
+    assert files.trial is not None and files.trial.lacks()
+
+
+@pytest.mark.parametrize("name", ["<image>", "<|vision_start|>"])
+def test_tokens_for_images_need_no_embedding(folder: Path, name: str) -> None:
+    content = json.loads((folder / "tokenizer.json").read_text())
+    size = max(one["id"] for one in content["added_tokens"]) + max(content["model"]["vocab"].values()) + 2
+    content["added_tokens"].append({**content["added_tokens"][0], "id": size, "content": name})
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    read_tokenizer(folder, TokenizerOptions(rows=size))
+    with pytest.raises(CheckpointError, match=f"Its ids go up to {size} \\(.*; vocab_size is 2, the last row 1"):
+        check_rows(folder, {name: size}, 2, special=())
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"model": "BPE"},
+        {"model": {"vocab": [1, [], ["a", 0.5]]}},
+        {"added_tokens": {"a": 1}},
+        {"added_tokens": ["a", {"id": "7", "content": None}, {"id": 7}]},
+    ],
+)
+def test_files_of_any_shape_can_be_looked_at(tmp_path: Path, content: object) -> None:
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"added_tokens_decoder": {"x": 3, "9" * 5000: {"content": "b"}}, "eos_token": {"content": 3}})
+    )
+    file = read_tokenizer_file(tmp_path)
+    assert file.eos is None and set(file.ids) <= {"a", "b"}
