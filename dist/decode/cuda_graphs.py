@@ -62,7 +62,7 @@ class CapturedForward(VarlenForward):
         fits = [size for size in self.widths if size[0] == len(pieces) and longest <= size[1] <= room]
         if not fits or any(one.kept > 1 for one in pieces):
             return super()._feed(pieces)
-        passed, places = self._run(*min(fits), pieces)
+        passed, places = self.run(*min(fits), pieces)
         self._note(pieces)
         return torch.cat([passed.logits[place] for place in places])
 
@@ -72,7 +72,7 @@ class CapturedForward(VarlenForward):
         if size is None or count * size[0] > MOST_TOKENS:
             # Only what a turn's start leaves unread, at the very end of the storage, or in long blocks.
             return super()._choices(pieces, steps, trace)
-        passed, places = self._run(count, *size, pieces)
+        passed, places = self.run(count, *size, pieces)
         self._note(pieces)
         if any(step.settings.samples for step in steps):
             return choices_of([passed.logits[place] for place in places], steps, trace, self._head)
@@ -100,10 +100,10 @@ class CapturedForward(VarlenForward):
 
     def _probe(self, pieces: Sequence[Piece]) -> torch.Tensor:
         # The captured width stays: a pool whose last graph has gone can't be captured into again.
-        passed, places = self._run(len(pieces), PROBE_TOKENS, pieces[0].kept, pieces)
+        passed, places = self.run(len(pieces), PROBE_TOKENS, pieces[0].kept, pieces)
         return torch.cat([passed.logits[place] for place in places])
 
-    def _run(self, count: int, width: int, kept: int, pieces: Sequence[Piece]) -> tuple[FixedWidth, list[slice]]:
+    def run(self, count: int, width: int, kept: int, pieces: Sequence[Piece]) -> tuple[FixedWidth, list[slice]]:
         """The pass over the pieces, and where each one's own logits are among those of all.
 
         The last piece is read several times where there are fewer than `count`.
@@ -174,6 +174,11 @@ class FixedWidth:
         self._order.numpy()[:] = order
         if pool is not None and self._graph is None:
             self._capture(pool)
+        self.replay()
+
+    @torch.inference_mode()
+    def replay(self) -> None:
+        """The last forward once more."""
         if self._graph is not None:
             self._graph.replay()
         else:

@@ -136,7 +136,7 @@ class Engine:
             control = poll()
             return replace(control, cancel=True) if abandoned else control
 
-        events = self._run(turn, wanted)
+        events = self.run(turn, wanted)
         try:
             # Not `yield from`: it would close the inner generator first.
             for event in events:
@@ -170,7 +170,7 @@ class Engine:
                 if isinstance(order, Load):
                     self._swap(order)
                 else:
-                    for _ in self._run(order, None):
+                    for _ in self.run(order, None):
                         pass
             except (PromptError, CheckpointError):
                 # Every rank raised it at the same place; rank 0 reports it.
@@ -229,7 +229,8 @@ class Engine:
         self.forwards.close()
         self._group.close()
 
-    def _run(self, turn: Turn, poll: Poll | None) -> Iterator[Event]:
+    def run(self, turn: Turn, poll: Poll | None) -> Iterator[Event]:
+        """All ranks: answer a turn that each of them has; rank 0 gives `poll`."""
         causal = turn.settings.decoder == "cached" and all(
             self._is_causal_for(prompt, turn.settings_of(row)) for row, prompt in enumerate(turn.prompts)
         )

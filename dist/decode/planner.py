@@ -6,6 +6,7 @@ drop the storage at the same points. Knows no text.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -31,11 +32,19 @@ class SequenceForward:
     """The forwards of turns: of one prompt, whose keys and values stay for the next one, and of several together.
 
     `notice` says in words why a GPU's passes are not captured, or is None; `captures` says whether they are to be,
-    where that works. `alone` and `batch` are the forwards in use.
+    where that works. `alone` and `batch` are the forwards in use. `uncaptured` makes those of batches where nothing
+    is captured, from module, head, rows and capacity.
     """
 
     def __init__(
-        self, module: Any, head: Head, group: Group, max_positions: int | None, *, captured: bool = True
+        self,
+        module: Any,
+        head: Head,
+        group: Group,
+        max_positions: int | None,
+        *,
+        captured: bool = True,
+        uncaptured: Callable[[Any, Head, int, int], VarlenForward] = VarlenForward,
     ) -> None:
         self.notice: str | None = None
         self.captures = captured and group.device.type == "cuda"
@@ -43,6 +52,7 @@ class SequenceForward:
         self._head = head
         self._group = group
         self._max_positions = max_positions
+        self._new_uncaptured = uncaptured
         self.alone: CachedForward | CapturedForward = CachedForward(module, head)
         self.batch: VarlenForward | None = None
         self._batches_work = True
@@ -138,7 +148,7 @@ class SequenceForward:
 
     def _uncaptured(self, rows: int, capacity: int) -> VarlenForward | None:
         """None if the model gives rows other logits together than alone; `notice` says so."""
-        forward = VarlenForward(self._module, self._head, rows, capacity)
+        forward = self._new_uncaptured(self._module, self._head, rows, capacity)
         try:
             with report_oom(self._group, "prompts were put together", LOWER):
                 agrees = other_attention(self._module) is None and forward.agrees()

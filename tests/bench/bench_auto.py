@@ -93,8 +93,8 @@ class Bench:
         for _ in range(ROUNDS):
             for n in replayed:
                 width = n + 1
-                passed, _ = forward._run(1, width, width, [Piece(0, 1000 - width, [5] * width, 0, width)])
-                replayed[n].append(event_seconds(passed._graph.replay, 20))
+                passed, _ = forward.run(1, width, width, [Piece(0, 1000 - width, [5] * width, 0, width)])
+                replayed[n].append(event_seconds(passed.replay, 20))
                 forward.cache.truncate(0)
                 replies[n] = self.reply(n, 0.0, new=self.new // 2).stats
                 whole[n].append(replies[n].decode_s / replies[n].forwards)

@@ -72,7 +72,7 @@ class Bench:
         )
         turn = Turn(prompts=tuple(prompts), settings=settings, placeholder=2, stop_ids=())
         poll = None if self.group.rank else lambda: Control(settings=settings)
-        found = {one.row: one.token_ids for one in self.engine._run(turn, poll) if isinstance(one, Reply)}
+        found = {one.row: one.token_ids for one in self.engine.run(turn, poll) if isinstance(one, Reply)}
         return [found[row] for row in range(len(prompts))]
 
     def run(self, count: int, exact: bool, only: Sequence[str]) -> bool:

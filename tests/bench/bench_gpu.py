@@ -172,10 +172,10 @@ class Bench:
         )
         turn = Turn(prompts=tuple(prompts), settings=settings, placeholder=PLACEHOLDER, stop_ids=())
         if self.group.rank:
-            for _ in self.engine._run(turn, None):
+            for _ in self.engine.run(turn, None):
                 pass
             return None
-        events = list(self.engine._run(turn, lambda: Control(settings=settings)))
+        events = list(self.engine.run(turn, lambda: Control(settings=settings)))
         return [event for event in events if isinstance(event, Reply)][-1]
 
     def prefill_seconds(self, tokens: int) -> float:
@@ -194,8 +194,8 @@ class Bench:
         from dist.decode.packed_batch import Piece
 
         forward = self.engine.forwards.alone
-        passed, _ = forward._run(1, width, kept, [Piece(0, start, [5] * width, width - kept, kept)])
-        return event_seconds(passed._graph.replay, 20)
+        passed, _ = forward.run(1, width, kept, [Piece(0, start, [5] * width, width - kept, kept)])
+        return event_seconds(passed.replay, 20)
 
     def kernel_table(self, width: int, kept: int, start: int) -> str:
         """The kernels of one captured pass by name, and how much of it no kernel ran."""
@@ -204,10 +204,10 @@ class Bench:
         from dist.decode.packed_batch import Piece
 
         forward = self.engine.forwards.alone
-        passed, _ = forward._run(1, width, kept, [Piece(0, start, [5] * width, width - kept, kept)])
+        passed, _ = forward.run(1, width, kept, [Piece(0, start, [5] * width, width - kept, kept)])
         with profile(activities=[ProfilerActivity.CUDA]) as profiler:
             for _ in range(PROFILED):
-                passed._graph.replay()
+                passed.replay()
             torch.cuda.synchronize()
         events = [one for one in profiler.events() if one.device_type == torch.autograd.DeviceType.CUDA]
         busy: dict[str, list[float]] = {}

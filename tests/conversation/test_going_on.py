@@ -21,7 +21,6 @@ from chat.text.cells import visible
 from chat.text.stops import stop_finder
 from chat.text.tokenizer import load_tokenizer
 from dist.decode.engine import Engine
-from dist.decode.forward import CachedForward
 from dist.group.group import SoloGroup
 from dist.settings import GenerationSettings
 
@@ -63,16 +62,14 @@ def talk(engine, tokenizer, tmp_path):
 
 
 @pytest.fixture
-def fed(monkeypatch):
+def fed(engine):
     """How many tokens each pass has read."""
-    counts, feed = [], CachedForward._feed
-
-    def count(self, token_ids, wanted):
-        counts.append(len(token_ids))
-        return feed(self, token_ids, wanted)
-
-    monkeypatch.setattr(CachedForward, "_feed", count)
-    return counts
+    counts = []
+    hook = engine.module.register_forward_pre_hook(
+        lambda module, args, given: counts.append(given["input_ids"].shape[-1]), with_kwargs=True
+    )
+    yield counts
+    hook.remove()
 
 
 def rule(name, **more):

@@ -61,13 +61,13 @@ def answers_by(repl, run: Path, step: int) -> bool:
     return repl.talk.transcript.messages[-1].token_ids == right
 
 
-def weights(repl) -> list[int]:
-    module = repl._engine.module
-    return [parameter.data_ptr() for parameter in module.parameters()]
-
-
 def test_steps_answer_in_turn_with_the_reply_before_as_draft_and_the_first_one_is_back(run, talk):
     held = []
+
+    def note_weights(repl, engine):
+        held.append(lambda: [parameter.data_ptr() for parameter in engine.module.parameters()])
+        held.append(held[0]())
+
     repl, console = talk(
         run / "global_step_3",
         "/refine_iter auto",
@@ -75,7 +75,7 @@ def test_steps_answer_in_turn_with_the_reply_before_as_draft_and_the_first_one_i
         "/compare step 3 7 latest 12",
         "/refine_iter 2",
         "And?",
-        prepare=lambda repl: held.extend(weights(repl)),
+        prepare=note_weights,
     )
     shown = rows(console.shown)
     assert list(shown) == ["step 3", "step 7", "step 12"]  # latest is 7
@@ -94,7 +94,8 @@ def test_steps_answer_in_turn_with_the_reply_before_as_draft_and_the_first_one_i
     assert len([node for node in repl.talk.tree.nodes() if node.made]) == 2
     assert repl.talk.facts.step == 3 and console.toolbar.endswith("step 3")
     assert answers_by(repl, run, 3)
-    assert weights(repl) == held
+    weights, before = held
+    assert weights() == before
 
 
 def test_a_kept_reply_is_a_branch_made_by_its_step(run, talk, tmp_path):

@@ -159,7 +159,7 @@ def test_the_toolbar_names_the_newer_step_and_load_answers_again_by_it(run, tmp_
         "More",
         (1, Submitted("/watch load", live=True)),
         "/watch off",
-        prepare=consoles.append,
+        prepare=lambda repl, engine: consoles.append(repl),
     )
     assert "No run is being watched." in console.shown
     assert "There is no complete step after 3 in" in console.shown

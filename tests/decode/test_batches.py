@@ -9,13 +9,13 @@ from contextlib import contextmanager
 import pytest
 import torch
 import transformers
+from fixed_widths import at_fixed_widths, new_forward
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from plain_rule import plain_rule
 from tiny_models import COMMON, FAMILIES, VOCABULARY, tiny_model
 
-from dist.decode.batch_size import Storage, row_bytes
-from dist.decode.cuda_graphs import capture_problem
+from dist.decode.batch_size import row_bytes
 from dist.decode.engine import Engine
 from dist.decode.passes import Pass
 from dist.decode.planner import HEADROOM_BYTES, SequenceForward
@@ -37,15 +37,6 @@ def answers(engine, prompts, settings, stop_ids=(2,), poll=None):
     return events, [replies[row] for row in sorted(replies)]
 
 
-class FixedWidths(SequenceForward):
-    """Batches as a GPU makes them, but for the capture itself."""
-
-    def _uncaptured(self, rows, capacity):
-        forward, problem = capture_problem(self._module, self._head, rows, capacity, capture=False)
-        assert problem is None
-        return forward
-
-
 @contextmanager
 def watched(engine):
     """The lengths of the pieces of every forward over several sequences."""
@@ -62,10 +53,10 @@ def watched(engine):
         hook.remove()
 
 
-def engine_of(family, fixed_widths=False) -> Engine:
-    group = SoloGroup(torch.device("cpu"))
-    forwards = FixedWidths(tiny_model(family), WholeHead(), group, 512) if fixed_widths else None
-    return Engine(tiny_model(family), group, max_positions=512, forwards=forwards)
+def engine_of(family, fixed_widths=False, **more) -> Engine:
+    model = tiny_model(family)
+    forwards = at_fixed_widths(model, 512) if fixed_widths else None
+    return Engine(model, SoloGroup(torch.device("cpu")), max_positions=512, **{"forwards": forwards, **more})
 
 
 @pytest.fixture(scope="module")
@@ -126,8 +117,8 @@ def test_rows_share_forwards_and_end_each_in_its_own_time(engines):
     engine = engine_of("qwen2")
     settings = GenerationSettings(add_eos_length=3, refine_iter=2, max_new_tokens=40)
     prompts = [(5 + i, 9, 11, 13 + 2 * i, 30 - i) for i in range(6)]
-    engine.forwards.batch = VarlenForward(engine.module, WholeHead(), 6, 256)
-    engine.forwards._asked = Storage(rows=6, capacity=256, row_bytes=1)
+    # Makes the storage, and checks the model with it.
+    answers(engine, [(50 + i,) for i in range(6)], settings)
     with watched(engine) as passes:
         events, replies = answers(engine, prompts, settings, (2, 5, 11, 17, 23))
     lengths = {len(reply.token_ids) for reply in replies}
@@ -260,15 +251,15 @@ def test_of_prompts_that_hold_each_other_the_longest_is_read_and_the_others_copi
 
 
 def test_more_prompts_than_there_is_room_for_are_answered_in_parts(engines, monkeypatch):
-    engine = engine_of("qwen2", fixed_widths=True)
     made = []
 
-    def captured(rows, capacity):
+    def uncaptured(module, head, rows, capacity):
         made.append((rows, capacity))
-        return FixedWidths._uncaptured(engine.forwards, rows, capacity)
+        return new_forward(module, head, rows, capacity)
 
-    monkeypatch.setattr(engine.forwards, "captures", True)
-    monkeypatch.setattr(engine.forwards, "_captured", captured)
+    model, group = tiny_model(), SoloGroup(torch.device("cpu"))
+    forwards = SequenceForward(model, WholeHead(), group, 512, uncaptured=uncaptured)
+    engine = engine_of("qwen2", forwards=forwards)
     need = row_bytes(engine.module, 23, 4)
     monkeypatch.setattr("dist.decode.planner.free_bytes", lambda device: HEADROOM_BYTES + 2 * need + 1)
     settings = GenerationSettings(add_eos_length=3, refine_iter=2, max_new_tokens=20)

@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 import transformers
+from fixed_widths import at_fixed_widths
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from plain_rule import plain_rule
@@ -22,7 +23,7 @@ from dist.group.group import SoloGroup
 from dist.kernels.attention import Pieces, reference_attention
 from dist.model.fused_modules import EXACT
 from dist.model.head import WholeHead
-from dist.protocol import BlockUpdate, Control, Load, Reply, Turn
+from dist.protocol import BlockUpdate, Control, Load, Reply, Shutdown, Turn
 from dist.settings import GenerationSettings
 
 PLACEHOLDER, LIMIT = 2, 512
@@ -31,20 +32,10 @@ PROMPTS = st.lists(st.integers(3, VOCABULARY - 1), min_size=1, max_size=200).map
 many = settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 
 
-class Fixed(SequenceForward):
-    """What a GPU does, but for the capture itself."""
-
-    def __init__(self, module, capacity=LIMIT):
-        super().__init__(module, WholeHead(), SoloGroup(torch.device("cpu")), LIMIT)
-        self.alone = CapturedForward(module, WholeHead(), 1, capacity, capture=False)
-
-    def _uncaptured(self, rows, capacity):
-        return CapturedForward(self._module, WholeHead(), rows, capacity, capture=False)
-
-
 def engine_of(family="qwen2", seed=0, capacity=LIMIT) -> Engine:
     model = tiny_model(family, seed)
-    return Engine(model, SoloGroup(torch.device("cpu")), max_positions=LIMIT, forwards=Fixed(model, capacity))
+    forwards = at_fixed_widths(model, LIMIT, capacity)
+    return Engine(model, SoloGroup(torch.device("cpu")), max_positions=LIMIT, forwards=forwards)
 
 
 def events(engine, prompt, settings, stop_ids=(2,), trace=False, poll=None):
@@ -189,7 +180,7 @@ def test_positions_that_rotary_scaling_adds_are_positions_like_others():
     config = transformers.Qwen2Config(**{**COMMON, "max_position_embeddings": 32}, rope_parameters=YARN)
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
-    engine = Engine(model, SoloGroup(torch.device("cpu")), max_positions=128, forwards=Fixed(model))
+    engine = Engine(model, SoloGroup(torch.device("cpu")), max_positions=128, forwards=at_fixed_widths(model, 128))
     prompt, settings = tuple(range(3, 60)), GenerationSettings(add_eos_length=3, refine_iter=2, max_new_tokens=20)
     assert reply(engine, prompt, settings, ()).token_ids == plain_rule(
         model, prompt, settings, PLACEHOLDER, (), 128
@@ -220,13 +211,20 @@ def test_captured_passes_serve_other_weights_in_the_same_place():
             for name, parameter in model.named_parameters():
                 parameter.data.copy_(tiny_model(seed=int(order.path)).get_parameter(name))
 
+    orders = [Load(path="1", digest=""), Shutdown()]
+
+    class Follower(SoloGroup):
+        def receive(self):
+            return orders.pop(0)
+
+    forwards = at_fixed_widths(model, LIMIT)
     engine = Engine(
-        model, SoloGroup(torch.device("cpu")), max_positions=LIMIT, reloader=Weights(), forwards=Fixed(model)
+        model, Follower(torch.device("cpu")), max_positions=LIMIT, reloader=Weights(), forwards=forwards
     )
     prompt, settings = range(3, 40), GenerationSettings(add_eos_length=7, refine_iter=2, max_new_tokens=30)
     reply(engine, prompt, settings)
     widths = dict(engine.forwards.alone.widths)
-    engine._swap(Load(path="1", digest=""))
+    engine.follow()
     expected = plain_rule(tiny_model(seed=1), tuple(prompt), settings, PLACEHOLDER, (2,), LIMIT)
     assert reply(engine, prompt, settings).token_ids == expected
     assert widths and engine.forwards.alone.widths == widths

@@ -9,18 +9,16 @@ import random
 import pytest
 import torch
 import transformers
+from fixed_widths import at_fixed_widths
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from plain_rule import plain_rule
 from tiny_models import FAMILIES, VOCABULARY, tiny_model
 
-from dist.decode.cuda_graphs import CapturedForward
 from dist.decode.drafts import Drafts, EarlierReply, LookUp, drafts_for
 from dist.decode.engine import Engine
-from dist.decode.planner import SequenceForward
 from dist.decode.rule import Refinement
 from dist.group.group import SoloGroup
-from dist.model.head import WholeHead
 from dist.protocol import BlockUpdate, Control, Reply, Turn
 from dist.settings import GenerationSettings
 
@@ -82,24 +80,13 @@ def drafter_of(kind, prompt, truth, stop_ids, draw):
     return Drafts({"lookup": LookUp(), **more})
 
 
-class FixedWidths(SequenceForward):
-    """Passes as a GPU makes them, but for the capture itself."""
-
-    def __init__(self, module, rows=1):
-        super().__init__(module, WholeHead(), SoloGroup(torch.device("cpu")), LIMIT)
-        self.alone = CapturedForward(module, WholeHead(), 1, LIMIT + 64, capture=False)
-
-    def _uncaptured(self, rows, capacity):
-        return CapturedForward(self._module, WholeHead(), rows, capacity, capture=False)
-
-
 def engine_of(family="qwen2", fixed_widths=False, drafts=None) -> Engine:
     return Engine(
         tiny_model(family),
         SoloGroup(torch.device("cpu")),
         max_positions=LIMIT,
         drafts=drafts or drafts_for,
-        forwards=FixedWidths(tiny_model(family)) if fixed_widths else None,
+        forwards=at_fixed_widths(tiny_model(family), LIMIT, LIMIT + 64) if fixed_widths else None,
     )
 
 

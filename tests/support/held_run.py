@@ -34,9 +34,9 @@ SHORT = {"add_eos_length": 3, "refine_iter": 2, "max_new_tokens": 12}
 
 def run_holder(tmp_path: Path):
     """`hold(folder, line, ...)`: a conversation with a checkpoint; a function among the lines is called,
-    and `prepare` with the repl before the first."""
+    and `prepare` with repl and engine before the first."""
 
-    def hold(folder, *script, options: LaunchOptions | None = None, prepare=lambda repl: None):
+    def hold(folder, *script, options: LaunchOptions | None = None, prepare=lambda repl, engine: None):
         options = options or LaunchOptions(checkpoint_dir=str(folder), settings=SHORT, dtype="float32")
         checkpoint = open_checkpoint(folder)
         config = ConfigFile(path=tmp_path / "none.toml")
@@ -68,7 +68,7 @@ def run_holder(tmp_path: Path):
         )
         repl = Repl(engine=engine, page=page, talk=talk, dispatch=dispatch)
         console.error = None
-        prepare(repl)
+        prepare(repl, engine)
         try:
             repl.run()
         except WeightsLost as error:
