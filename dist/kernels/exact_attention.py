@@ -14,9 +14,17 @@ import torch
 import triton  # comes with torch where there are GPUs
 import triton.language as tl
 
-from dist.kernels.limits import stages_that_fit
 from dist.kernels.overlap import begin, launch_options
-from dist.kernels.split_kv import KEYS_AT_ONCE, STAGES, over_keys
+from dist.kernels.tiles import (
+    folded_rows,
+    load_rows,
+    over_keys,
+    padded_size,
+    partial_softmaxes,
+    piece_of,
+    store_part,
+    tile_options,
+)
 
 SPAN = 256
 # A tile of one size, since its layout decides how a row is summed.
@@ -44,15 +52,8 @@ def exact_attention(
     tiles = triton.cdiv(group * longest, ROWS)
     side_by_side = tokens <= FEW_TOKENS
     spans = triton.cdiv(most_keys, SPAN) if side_by_side else 1
-    device = query_HTD.device
-    sums_PHTD = torch.empty((spans if side_by_side else 0, heads, tokens, size), dtype=torch.float32, device=device)
-    peaks_PHT = torch.empty((spans if side_by_side else 0, heads, tokens), dtype=torch.float32, device=device)
-    weights_PHT = torch.empty_like(peaks_PHT)
-    result_THD = torch.empty((tokens, heads, size), dtype=query_HTD.dtype, device=device)
-    padded = max(16, triton.next_power_of_2(size))
-    is_float32 = query_HTD.dtype == torch.float32
-    keys_at_once = KEYS_AT_ONCE // 2 if is_float32 or padded > 128 else KEYS_AT_ONCE
-    row_bytes = padded * query_HTD.itemsize
+    sums_PHTD, peaks_PHT, weights_PHT = partial_softmaxes(spans if side_by_side else 0, query_HTD)
+    result_THD = query_HTD.new_empty((tokens, heads, size))
     options = launch_options(query_HTD)
     _attend_to_spans[(tiles * table_S4.shape[0], key_heads, spans)](
         query_HTD,
@@ -71,16 +72,9 @@ def exact_attention(
         query_HTD.stride(1),
         key_KCD.stride(0),
         key_KCD.stride(1),
-        WINDOW=window,
-        SOFTCAP=softcap,
-        SIZE=size,
-        PADDED=padded,
-        ROWS=ROWS,
-        KEYS=keys_at_once,
         SPAN=SPAN,
         SIDE_BY_SIDE=side_by_side,
-        PRECISION="ieee" if is_float32 else "tf32",
-        num_stages=stages_that_fit(device, STAGES, 2 * keys_at_once * row_bytes, ROWS * row_bytes),
+        **tile_options(query_HTD, ROWS, window, softcap),
         **options,
     )
     if side_by_side:
@@ -91,7 +85,7 @@ def exact_attention(
             result_THD,
             spans,
             SIZE=size,
-            PADDED=padded,
+            PADDED=padded_size(size),
             SPANS=triton.next_power_of_2(spans),
             num_warps=2,
             **options,
@@ -143,45 +137,29 @@ def _attend_to_spans(
     key_head, span = tl.program_id(1), tl.program_id(2)
     heads = tl.num_programs(1) * group
     piece, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
-    first_row = tl.load(table + 4 * piece).to(tl.int32)
-    rows = tl.load(table + 4 * piece + 1).to(tl.int32)
-    start = tl.load(table + 4 * piece + 2).to(tl.int32)
-    first_slot = tl.load(table + 4 * piece + 3)
+    first_row, rows, start, first_slot = piece_of(table, piece)
     if tile * ROWS >= rows * group:
         return  # a shorter piece than the longest
     used = start + rows
-    folded = tile * ROWS + tl.arange(0, ROWS)
-    is_row = folded < rows * group
-    head = key_head * group + folded // rows
-    row = first_row + folded % rows
-    own = start + folded % rows
+    is_row, head, row, own = folded_rows(first_row, rows, start, tile, key_head, group, ROWS)
     column = tl.arange(0, PADDED)
-    is_column = column < SIZE
     end = tl.max(tl.where(is_row, own, 0)) + 1
     begin_key = 0
     if WINDOW > 0:
         begin_key = tl.maximum(start - WINDOW + 1, 0)
 
-    q = tl.load(
-        query + head[:, None] * query_head_stride + row[:, None] * query_row_stride + column[None, :],
-        mask=is_row[:, None] & is_column[None, :],
-        other=0.0,
-    )
+    q = load_rows(query, is_row, head, row, query_head_stride, query_row_stride, SIZE, PADDED)
     keys = key + key_head.to(tl.int64) * key_head_stride + first_slot * key_slot_stride
     values = value + key_head.to(tl.int64) * key_head_stride + first_slot * key_slot_stride
     if SIDE_BY_SIDE:
         low = tl.maximum(span * SPAN, begin_key // KEYS * KEYS)
         high = tl.minimum(span * SPAN + SPAN, end)
         peak, weight, total = over_keys(
-            *(q, keys, values, low, high, used, own, column, is_column, scale, key_slot_stride),
-            *(WINDOW, SOFTCAP, PADDED, ROWS, KEYS, PRECISION),
+            *(q, keys, values, low, high, used, own, scale, key_slot_stride),
+            *(WINDOW, SOFTCAP, SIZE, PADDED, ROWS, KEYS, PRECISION),
         )
         place = (span * heads + head) * tokens + row
-        tl.store(peaks + place, peak, mask=is_row)
-        tl.store(weights + place, weight, mask=is_row)
-        if low < high:
-            target = sums + place.to(tl.int64)[:, None] * SIZE + column[None, :]
-            tl.store(target, total, mask=is_row[:, None] & is_column[None, :])
+        store_part(sums, peaks, weights, peak, weight, total, place, is_row, low < high, SIZE, PADDED)
     else:
         peak = tl.full((ROWS,), float("-inf"), tl.float32)
         weight = tl.zeros((ROWS,), tl.float32)
@@ -190,8 +168,8 @@ def _attend_to_spans(
             low = tl.maximum(first, begin_key // KEYS * KEYS)
             high = tl.minimum(first + SPAN, end)
             other_peak, other_weight, other_total = over_keys(
-                *(q, keys, values, low, high, used, own, column, is_column, scale, key_slot_stride),
-                *(WINDOW, SOFTCAP, PADDED, ROWS, KEYS, PRECISION),
+                *(q, keys, values, low, high, used, own, scale, key_slot_stride),
+                *(WINDOW, SOFTCAP, SIZE, PADDED, ROWS, KEYS, PRECISION),
             )
             peak, weight, fade, other_fade = _merged(peak, weight, other_peak, other_weight)
             total = tl.fma(
@@ -204,7 +182,7 @@ def _attend_to_spans(
         tl.store(
             result + place.to(tl.int64)[:, None] + column[None, :],
             mean.to(result.dtype.element_ty),
-            mask=is_row[:, None] & is_column[None, :],
+            mask=is_row[:, None] & (column < SIZE)[None, :],
         )
 
 

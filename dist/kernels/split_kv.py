@@ -15,13 +15,20 @@ import torch
 import triton  # comes with torch where there are GPUs
 import triton.language as tl
 
-from dist.kernels.limits import stages_that_fit
 from dist.kernels.overlap import begin, launch_options
+from dist.kernels.tiles import (
+    folded_rows,
+    load_rows,
+    over_keys,
+    padded_size,
+    partial_softmaxes,
+    piece_of,
+    store_part,
+    tile_options,
+)
 
 PROGRAMS = 256  # about two for each multiprocessor of a large GPU
 FEW_PARTS, MOST_PARTS = 4, 64
-KEYS_AT_ONCE = 64
-STAGES = 3
 
 
 def split_kv_attention(
@@ -47,15 +54,8 @@ def split_kv_attention(
     block_rows = min(64, max(16, triton.next_power_of_2(group * longest)))
     tiles = triton.cdiv(group * longest, block_rows)
     parts = min(MOST_PARTS, triton.next_power_of_2(max(1, PROGRAMS // (key_heads * tiles * count))))
-    device = query_HTD.device
-    sums_PHTD = torch.empty((parts, heads, tokens, size), dtype=torch.float32, device=device)
-    peaks_PHT = torch.empty((parts, heads, tokens), dtype=torch.float32, device=device)
-    weights_PHT = torch.empty_like(peaks_PHT)
-    result_THD = torch.empty((tokens, heads, size), dtype=query_HTD.dtype, device=device)
-    padded = max(16, triton.next_power_of_2(size))
-    is_float32 = query_HTD.dtype == torch.float32
-    keys_at_once = KEYS_AT_ONCE // 2 if is_float32 or padded > 128 else KEYS_AT_ONCE
-    row_bytes = padded * query_HTD.itemsize
+    sums_PHTD, peaks_PHT, weights_PHT = partial_softmaxes(parts, query_HTD)
+    result_THD = query_HTD.new_empty((tokens, heads, size))
     options = launch_options(query_HTD)
     # Only the first dimension of a grid takes as many programs as long prompts have tiles.
     _attend_to_part[(tiles * count, key_heads, parts)](
@@ -74,14 +74,7 @@ def split_kv_attention(
         query_HTD.stride(1),
         key_KCD.stride(0),
         key_KCD.stride(1),
-        WINDOW=window,
-        SOFTCAP=softcap,
-        SIZE=size,
-        PADDED=padded,
-        ROWS=block_rows,
-        KEYS=keys_at_once,
-        PRECISION="ieee" if is_float32 else "tf32",
-        num_stages=stages_that_fit(device, STAGES, 2 * keys_at_once * row_bytes, block_rows * row_bytes),
+        **tile_options(query_HTD, block_rows, window, softcap),
         **options,
     )
     _merge_parts[(tokens, heads)](
@@ -91,64 +84,13 @@ def split_kv_attention(
         result_THD,
         parts,
         SIZE=size,
-        PADDED=padded,
+        PADDED=padded_size(size),
         # Two kinds of it, and not one for each number of parts, so that no prompt waits for a compiler.
         PARTS=FEW_PARTS if parts <= FEW_PARTS else MOST_PARTS,
         num_warps=2,
         **options,
     )
     return result_THD
-
-
-@triton.jit
-def over_keys(
-    q,
-    keys,
-    values,
-    low,
-    high,
-    used,
-    own,
-    column,
-    is_column,
-    scale,
-    key_slot_stride,
-    WINDOW: tl.constexpr,
-    SOFTCAP: tl.constexpr,
-    PADDED: tl.constexpr,
-    ROWS: tl.constexpr,
-    KEYS: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """Rows of queries over the keys from `low` to `high`: peak scores, weights and unnormalised sums.
-
-    Keys that a row does not see change none of its bits.
-    """
-    peak = tl.full((ROWS,), float("-inf"), tl.float32)
-    weight = tl.zeros((ROWS,), tl.float32)
-    total = tl.zeros((ROWS, PADDED), tl.float32)
-    for first in range(low, high, KEYS):
-        slot = first + tl.arange(0, KEYS)
-        place = slot.to(tl.int64)[:, None] * key_slot_stride + column[None, :]
-        in_use = (slot < used)[:, None] & is_column[None, :]
-        k = tl.load(keys + place, mask=in_use, other=0.0)
-        v = tl.load(values + place, mask=in_use, other=0.0)
-        score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
-        if SOFTCAP > 0:
-            score = SOFTCAP * (2 * tl.sigmoid(2 * score / SOFTCAP) - 1)
-        seen = slot[None, :] <= own[:, None]
-        if WINDOW > 0:
-            seen = seen & (slot[None, :] > own[:, None] - WINDOW)
-        score = tl.where(seen, score, float("-inf"))
-        higher = tl.maximum(peak, tl.max(score, 1))
-        # A row that has seen no key yet: keep -inf out of the differences.
-        base = tl.where(higher == float("-inf"), 0.0, higher)
-        share = tl.exp(score - base[:, None])
-        fade = tl.exp(peak - base)
-        weight = weight * fade + tl.sum(share, 1)
-        total = total * fade[:, None] + tl.dot(share.to(v.dtype), v, input_precision=PRECISION)
-        peak = higher
-    return peak, weight, total
 
 
 @triton.jit(do_not_specialize=["tokens", "tiles"])
@@ -181,20 +123,11 @@ def _attend_to_part(
     begin(EARLY)
     key_head, part = tl.program_id(1), tl.program_id(2)
     piece, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
-    first_row = tl.load(table + 4 * piece).to(tl.int32)
-    rows = tl.load(table + 4 * piece + 1).to(tl.int32)
-    start = tl.load(table + 4 * piece + 2).to(tl.int32)
-    first_slot = tl.load(table + 4 * piece + 3)
+    first_row, rows, start, first_slot = piece_of(table, piece)
     if tile * ROWS >= rows * group:
         return  # a shorter piece than the longest
     used = start + rows
-    folded = tile * ROWS + tl.arange(0, ROWS)
-    is_row = folded < rows * group
-    head = key_head * group + folded // rows
-    row = first_row + folded % rows
-    own = start + folded % rows
-    column = tl.arange(0, PADDED)
-    is_column = column < SIZE
+    is_row, head, row, own = folded_rows(first_row, rows, start, tile, key_head, group, ROWS)
 
     length = tl.cdiv(tl.cdiv(used, tl.num_programs(2)), KEYS) * KEYS
     low = part * length
@@ -204,23 +137,15 @@ def _attend_to_part(
         low = tl.maximum(low, (start - WINDOW + 1) // KEYS * KEYS)
         low = tl.maximum(low, 0)
 
-    q = tl.load(
-        query + head[:, None] * query_head_stride + row[:, None] * query_row_stride + column[None, :],
-        mask=is_row[:, None] & is_column[None, :],
-        other=0.0,
-    )
+    q = load_rows(query, is_row, head, row, query_head_stride, query_row_stride, SIZE, PADDED)
     keys = key + key_head.to(tl.int64) * key_head_stride + first_slot * key_slot_stride
     values = value + key_head.to(tl.int64) * key_head_stride + first_slot * key_slot_stride
     peak, weight, total = over_keys(
-        *(q, keys, values, low, high, used, own, column, is_column, scale, key_slot_stride),
-        *(WINDOW, SOFTCAP, PADDED, ROWS, KEYS, PRECISION),
+        *(q, keys, values, low, high, used, own, scale, key_slot_stride),
+        *(WINDOW, SOFTCAP, SIZE, PADDED, ROWS, KEYS, PRECISION),
     )
     place = (part * (tl.num_programs(1) * group) + head) * tokens + row
-    tl.store(peaks + place, peak, mask=is_row)
-    tl.store(weights + place, weight, mask=is_row)
-    if low < high:
-        target = sums + place.to(tl.int64)[:, None] * SIZE + column[None, :]
-        tl.store(target, total, mask=is_row[:, None] & is_column[None, :])
+    store_part(sums, peaks, weights, peak, weight, total, place, is_row, low < high, SIZE, PADDED)
 
 
 @triton.jit(do_not_specialize=["parts"])
