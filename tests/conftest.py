@@ -7,6 +7,7 @@ import hashlib
 import importlib.metadata
 import os
 import random
+import re
 import secrets
 import subprocess
 import sys
@@ -38,14 +39,18 @@ REST = [
     if not layout.endswith(("hsdp", "large")) and can_make(layout)
 ]
 
-# Support modules that start processes: a test file that uses one is `real`.
-REAL = {"program", "ranks", "pty_screen"}
+# A test file is `real` if it says so, or if it uses a support module that starts processes.
+REAL = re.compile(
+    r"^(from|import) (program|pty_screen|ranks\w*|deaths|namespaces)\b|^pytestmark = [^=]*\.real\b", re.M
+)
+SLOW = re.compile(r"^pytestmark = [^=]*\.slow\b", re.M)
 
 TinyCheckpoint = Callable[[str, int], Path]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all", action="store_true", help="also what takes minutes, and every case of drawn tests")
+    parser.addoption("--fast", action="store_true", help="only what is neither `real` nor `slow`")
     parser.addoption(
         "--draw", type=int, help="the seed by which drawn tests choose their case (printed at the start)"
     )
@@ -63,18 +68,27 @@ def pytest_report_header(config: pytest.Config) -> str:
     return "every case" if config.getoption("--all") else f"drawn cases: --draw {os.environ['TESTS_DRAW']}"
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Files that `--fast` leaves out are not even imported."""
+    if not config.getoption("--fast") or not collection_path.match("test_*.py"):
+        return None
+    text = collection_path.read_text()
+    return True if REAL.search(text) or SLOW.search(text) else None
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark what starts ranks, the program or a terminal as `real`; keep one case of drawn tests, no long ones."""
+    real = {path for path in {item.path for item in items} if REAL.search(path.read_text())}
     kinds: dict[str, list[pytest.Item]] = {}
     for item in items:
         assert isinstance(item, pytest.Function)
-        uses = {getattr(value, "__module__", None) for value in vars(item.module).values()}
-        if uses & REAL or "demo_checkpoint" in item.fixturenames:
+        if item.path in real or "demo_checkpoint" in item.fixturenames:
             item.add_marker("real")
         kinds.setdefault(f"{item.module.__name__}.{item.originalname}", []).append(item)
     if config.getoption("--all"):
         return
-    dropped = {item for item in items if item.get_closest_marker("long")}
+    left_out = ["long", "real", "slow"] if config.getoption("--fast") else ["long"]
+    dropped = {item for item in items if any(map(item.get_closest_marker, left_out))}
     for name, cases in kinds.items():
         if cases[0].get_closest_marker("drawn"):
             kept = random.Random(f"{os.environ['TESTS_DRAW']} {name}").choice(cases)

@@ -16,10 +16,12 @@ source "$root/chat/start/environment.sh"
 
 selection=()
 case ${1-} in
-    --fast) selection=(-m "not real") && shift ;;
+    --fast) selection=(--fast) && shift ;;
     --all) selection=(--all) && shift ;;
 esac
 
+# pytest compiles test files itself, for several seconds; kept, that is done once.
+unset PYTHONDONTWRITEBYTECODE
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 
 if [[ -n ${PYTHON:-} ]]; then

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 # How many ranks, and how the model is spread over them.
 LAYOUTS = [(2, "auto"), (2, "fsdp"), (4, "copies:2"), (3, "copies:2")]
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.real, pytest.mark.timeout(600)]
 
 
 class Launched:

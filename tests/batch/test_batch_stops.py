@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
 
+import pytest
 import torch
 from pieces import pieces_tokenizer
 from tiny_models import tiny_model
@@ -51,6 +52,7 @@ def run(*argv: str) -> Streams:
     return streams
 
 
+@pytest.mark.slow
 def test_results_are_cut_at_the_stop_text_and_say_which(tmp_path: Path) -> None:
     prompts = tmp_path / "p.txt"
     prompts.write_text("".join(f"prompt number {number}\n" for number in range(12)))

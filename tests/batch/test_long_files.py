@@ -51,6 +51,7 @@ def parquet(path: Path, count: int) -> Path:
 MAKERS = pytest.mark.parametrize("make", [json_lines, parquet])
 
 
+@pytest.mark.slow
 @MAKERS
 def test_prompts_are_read_as_they_are_gone_through(
     tmp_path: Path, make: Callable[[Path, int], Path], monkeypatch: pytest.MonkeyPatch

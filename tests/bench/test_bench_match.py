@@ -21,6 +21,8 @@ from dist.decode.rule import Refinement
 from dist.group.group import SoloGroup
 from dist.model.load import load_model
 
+pytestmark = pytest.mark.slow
+
 PLACEHOLDER, STOPS, NEW = 2, (2, 7), 21
 CELLS = ("7,1", "7,2", "7,4", "0,1", "31,2")
 DRAW = random.Random(4)

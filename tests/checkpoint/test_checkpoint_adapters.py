@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -16,7 +17,9 @@ from dist.checkpoint.read import TensorReader
 from dist.checkpoint.verify import verify
 from dist.errors import CheckpointError
 
-pytest.importorskip("peft")
+# Importing peft takes as long as all other imports of the tests.
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="peft is not installed")
+
 ALPHA = 12
 LAYOUTS = [("fsdp1_lora", 2), ("fsdp2_lora", 3)]
 
@@ -81,6 +84,7 @@ def test_adapters_are_merged_as_peft_merges_them(tiny_checkpoint, layout, world_
     assert checkpoint.parameters == 70224
 
 
+@pytest.mark.slow
 def test_peft_itself_agrees(tiny_checkpoint):
     from checkpoints import CASES, _with_adapter
     from transformers import AutoModelForCausalLM

@@ -59,6 +59,7 @@ def test_a_row_of_the_table(case: Case, tmp_path: Path) -> None:
     check(case, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.drawn
 @pytest.mark.parametrize("case", ADAPTERS, ids=name_of)

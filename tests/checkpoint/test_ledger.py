@@ -100,6 +100,7 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", list(TOGETHER))
 def test_an_altered_key_changes_the_reply_the_ledger_or_is_refused(folder: Path, name: str) -> None:
@@ -116,6 +117,7 @@ def test_an_altered_key_changes_the_reply_the_ledger_or_is_refused(folder: Path,
     assert set(silent) <= TOGETHER[name]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_every_file_and_tensor_has_an_entry_and_counts_if_it_says_so(folder: Path) -> None:
     from safetensors.torch import load_file

@@ -64,6 +64,7 @@ def damage(folder: Path, pristine: Path, chance: random.Random) -> None:
     victim.write_bytes(data)
 
 
+@pytest.mark.slow
 @pytest.mark.drawn
 @pytest.mark.parametrize("layout", ["fsdp1", "fsdp1_nomesh", "fsdp2"])
 def test_damage_is_an_error_or_does_no_harm(tiny_checkpoint, tmp_path, layout):

@@ -18,6 +18,8 @@ from chat.console.events import Interrupt
 from chat.start.options import LaunchOptions
 from chat.text.transcript import Transcript
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def run(tiny_checkpoint, tmp_path) -> Path:

@@ -140,6 +140,7 @@ def wait_for(done: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_the_toolbar_names_the_newer_step_and_load_answers_again_by_it(run, tmp_path, monkeypatch):
     monkeypatch.setitem(RunWatch.__init__.__kwdefaults__, "every", 0.01)
     consoles = []

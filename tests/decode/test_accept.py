@@ -20,6 +20,7 @@ quick = settings(deadline=None, derandomize=True, suppress_health_check=list(Hea
 LEAST = st.sampled_from([0.002, 0.005, 0.02, 0.05, 0.7, None])
 
 
+@pytest.mark.slow
 @pytest.mark.drawn
 @pytest.mark.parametrize("family", FAMILIES)
 @settings(quick, max_examples=6)

@@ -70,6 +70,7 @@ def either(request):
     return {family: engine_of(family, request.param == "at fixed widths") for family in FAMILIES}
 
 
+@pytest.mark.slow
 @pytest.mark.drawn
 @pytest.mark.parametrize("family", FAMILIES)
 @settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
@@ -299,6 +300,7 @@ def test_a_batch_leaves_the_conversations_cache_alone(engines):
     assert engine.cached_tokens == before > 30
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_every_row_has_its_own_length_end_and_settings_whatever_settings_come(either, data):

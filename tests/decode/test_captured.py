@@ -49,6 +49,7 @@ def reply(engine, prompt, settings, stop_ids=(2,)) -> Reply:
     return events(engine, prompt, settings, stop_ids)[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.drawn
 @pytest.mark.parametrize("family", FAMILIES)
 @many
@@ -69,6 +70,7 @@ def test_fixed_widths_give_the_tokens_of_the_plain_rule_also_in_later_turns(fami
         prompt = (*prompt, *done.token_ids, *data.draw(PROMPTS))[:450]
 
 
+@pytest.mark.slow
 @many
 @given(prompt=PROMPTS, temperature=st.sampled_from([0.0, 0.7]))
 def test_sampling_and_candidates_are_those_of_the_cached_decoder(prompt, temperature):
@@ -242,7 +244,7 @@ def test_an_exact_model_is_not_decoded_in_another_way():
     setattr(model, EXACT, True)
     sequence = SequenceForward(model, WholeHead(), SoloGroup(torch.device("cpu")), LIMIT)
     turn = Turn(prompts=((3, 4),), settings=GenerationSettings(), placeholder=2, stop_ids=())
-    with pytest.raises(PromptError, match="exact cannot be kept"):
+    with pytest.raises(PromptError, match="exact is not possible"):
         sequence.for_turn(turn)
 
 

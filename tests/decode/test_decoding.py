@@ -92,6 +92,7 @@ def test_auto_equals_greedy_token_by_token_and_never_needs_more_forwards(engine_
     assert all(fast.stats.converged)
 
 
+@pytest.mark.slow
 @many
 @given(prompt=PROMPTS, n=st.sampled_from([3, 7, 31]))
 def test_after_i_passes_the_first_i_tokens_are_greedy_and_exact_tokens_stay(engine_of, prompt, n):
@@ -129,6 +130,7 @@ def test_a_prompt_without_room_for_a_reply_is_refused_with_the_numbers(engine_of
         reply(engine_of(), [], GenerationSettings())
 
 
+@pytest.mark.slow
 def test_forgetting_to_refresh_stale_keys_and_values_changes_replies(engine_of, monkeypatch):
     """The guarantee has teeth: a cache that trusts the finished block's stale entries fails."""
 

@@ -119,6 +119,7 @@ def hash_reply(prompt, count, stop_ids, salt, spread):
     return tuple(text[len(prompt) :])
 
 
+@pytest.mark.slow
 @settings(quick, max_examples=400)
 @given(
     draw=st.randoms(use_true_random=False),

@@ -41,6 +41,8 @@ from dist.model.load import load_model
 from dist.protocol import Control, Reply, Turn
 from dist.settings import GenerationSettings
 
+pytestmark = pytest.mark.slow
+
 # pytest would take it for a test.
 test_questions.__test__ = False  # type: ignore[attr-defined]
 

@@ -22,6 +22,8 @@ pytest.importorskip("triton")
 
 from dist.kernels import best_token, exact_attention, few_rows, rotary_triton, split_kv
 
+pytestmark = pytest.mark.slow
+
 # The interpreter runs one program after the other: few of them are enough.
 PROGRAMS = 16
 TOLERANCES = {torch.float32: 2e-6, torch.float16: 2e-3}

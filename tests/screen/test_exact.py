@@ -184,6 +184,7 @@ def test_the_view_can_be_changed_in_mid_reply_and_back() -> None:
 DENSE = "    x[%d]=(a+b*%d)//(c-d%%e)^f|g&h;y,z={'k':[1,2.5e3,0xff]},lambda q:q**2 if q!=3 else ~q#z"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dense", "limit_s"), [(False, 0.5), (True, 1.0)])  # 0.3 s on a machine at rest
 def test_colouring_a_thousand_lines_of_code_takes_under_half_a_second(dense: bool, limit_s: float) -> None:
     lines = Path(argparse.__file__).read_text().split("\n")[:1000]

@@ -183,6 +183,7 @@ bullets = st.lists(words, min_size=1, max_size=5).map(lambda items: "\n".join(f"
 blocks = st.lists(st.one_of(words, code, bullets, st.just("## Heading")), min_size=1, max_size=5).map("\n\n".join)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(text=blocks, seed=st.integers(0, 10**6), width=st.sampled_from([30, 61, 120]))
 @example(text="a b\n\n```\nx\n```\n\nc", seed=0, width=30)
@@ -207,6 +208,7 @@ def test_no_letter_is_lost_or_repeated_whatever_the_markup(text: str, seed: int)
     assert letters(stripped(committed(text, cuts))).count("b") <= text.count("b")
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(text=st.text(max_size=200))
 def test_without_escape_codes_the_text_itself_is_committed(text: str) -> None:

@@ -220,6 +220,7 @@ PAIRS = [("system", "Be kind."), ("user", NASTY), ("assistant", FENCED), ("user"
 PAIRS += [("user", "Last"), ("assistant", "End")]
 
 
+@pytest.mark.slow
 def test_training_data_is_read_by_datasets(session: Session, tmp_path: Path) -> None:
     pytest.importorskip("datasets")
     pytest.importorskip("pyarrow")

@@ -39,6 +39,7 @@ def long_session(folder: Path, tokenizer: ChatTokenizer) -> Session:
     return session
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("max_length", "in_prompt"), [(8192, 100), (1 << 30, TURNS + 1)])
 def test_1000_turns_are_resumed_in_a_second_and_the_next_message_is_sent_in_a_third_of_one(
     tmp_path: Path, tokenizer: ChatTokenizer, monkeypatch: pytest.MonkeyPatch, max_length: int, in_prompt: int

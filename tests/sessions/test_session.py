@@ -257,6 +257,7 @@ def test_words_are_found_in_every_message_on_every_branch(tmp_path: Path) -> Non
     assert not list(sessions.find("nowhere"))
 
 
+@pytest.mark.slow
 def test_2000_sessions_are_offered_in_20_ms_and_listed_in_a_second(tmp_path: Path) -> None:
     session = started(tmp_path, "one")
     one_turn(session)

@@ -22,7 +22,10 @@ ROOT = Path(__file__).parents[2]
 TOOLS = "bash cat cksum date dirname env find flock grep head mkdir mktemp nproc readlink rm sleep stty tail tr wc"
 NO_PACKAGES = "no\tpackages\tit lacks torch"
 
-pytestmark = pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="the fakes are for a machine without GPUs")
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="the fakes are for a machine without GPUs"),
+]
 
 
 @dataclass

@@ -61,6 +61,7 @@ def engine_of():
     return Engine(tiny_model(), group, max_positions=512, ends=stop_finder(lambda: TOKENIZER))
 
 
+@pytest.mark.slow
 @settings(quick, max_examples=20)
 @given(draw=st.randoms(use_true_random=False), prompts=st.lists(PROMPT, min_size=1, max_size=3), rule=RULES)
 def test_a_reply_ends_where_a_stop_text_is_first_complete(draw, prompts, rule):
