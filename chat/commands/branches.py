@@ -76,7 +76,7 @@ def _questions(repl: Repl, word: str) -> Iterable[Value]:
     return ((str(n), node.text[:60]) for n, node in enumerate(repl.talk.tree.questions()[:SHOWN_QUESTIONS], 1))
 
 
-@command("continue", "/continue", "go on with a reply that was stopped, cut off, or reached its length limit")
+@command("continue", "/continue", "continue a reply that was stopped, cut off, or reached its length limit")
 def continue_(repl: Repl, argument: str) -> None:
     repl.answering.go_on()
 
@@ -101,7 +101,7 @@ def _edited(repl: Repl, word: str) -> Iterable[Value]:
 @command(
     "edit",
     "/edit [N|reply]",
-    "change your last message, the N-th last, or the last reply, and go on from there",
+    "change your last message, the N-th last, or the last reply, and continue from there",
     values=first_word(_edited),
     example="/edit 2",
 )
@@ -165,7 +165,7 @@ def _maker(leaf: Node) -> str:
 @command(
     "branches",
     "/branches [N]",
-    "all branches of the conversation; with a number, go on from that one",
+    "all branches of the conversation; with a number, continue from that one",
     values=first_word(_leaves),
     example="/branches 2",
 )

@@ -38,7 +38,7 @@ CHOICES: dict[str, Choice] = {
             help="what happens to a conversation that no longer fits",
             values={
                 "drop": "What no longer fits is left out of the prompt, the oldest exchanges first.",
-                "refuse": "A message that no longer fits with all that was said is refused.",
+                "refuse": "A message that no longer fits together with the conversation is refused.",
             },
             holder=lambda repl: repl.talk,
         ),
@@ -47,7 +47,7 @@ CHOICES: dict[str, Choice] = {
             help="how replies are shown",
             values={
                 "rendered": "Markdown is drawn: headings, lists, tables, code.",
-                "source": "Replies stand as the model wrote them, every character of them.",
+                "source": "Replies are shown exactly as the model wrote them.",
             },
             holder=lambda repl: repl.page.shown,
         ),
@@ -55,7 +55,7 @@ CHOICES: dict[str, Choice] = {
             name="thinking",
             help="what of a model's thinking stays on the screen",
             values={
-                "hide": "Thinking is seen while it lasts, then folded to a line.",
+                "hide": "Thinking is shown as it streams, then folded to a line.",
                 "show": "Thinking stays on the screen, dimmed.",
             },
             holder=lambda repl: repl.page.shown,
@@ -72,11 +72,11 @@ CHOICES: dict[str, Choice] = {
         ),
         Choice(
             name="bell",
-            help="what calls you when a reply or a load of more than 10 s ends",
+            help="how you are alerted when a reply or a load of more than 10 s ends",
             values={
                 "bell": "The terminal's bell rings when something that took more than 10 s ends.",
                 "notify": "The terminal is asked for a notification (OSC 9) when something that took long ends.",
-                "off": "Nothing calls you.",
+                "off": "No bell and no notification.",
             },
             holder=lambda repl: repl.page.shown,
         ),

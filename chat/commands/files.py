@@ -67,7 +67,7 @@ def checkpoint_values(repl: Repl, word: str) -> Iterator[Value]:
 @command(
     "load",
     "/load STEP|PATH",
-    "go on with the weights of another step or folder",
+    "load the weights of another step or folder",
     values=first_word(checkpoint_values),
     example="/load 200",
 )
@@ -82,9 +82,9 @@ def load(repl: Repl, argument: str) -> None:
 @command(
     "watch",
     "/watch [off|load]",
-    "show in the toolbar when a newer step is complete; load: go on with it, and answer the last message again",
+    "show in the toolbar when a newer step is complete; load: load it, and answer the last message again",
     live=True,
-    values=first_word(lambda repl, word: [("load", "go on with the newer step"), ("off", "stop watching")]),
+    values=first_word(lambda repl, word: [("load", "load the newer step"), ("off", "stop watching")]),
     example="/watch load",
 )
 def watch(repl: Repl, argument: str) -> None:
@@ -174,7 +174,7 @@ def _session_names(repl: Repl, word: str) -> Iterable[Value]:
 @command(
     "resume",
     "/resume [NAME|FILE.json]",
-    "go on with another session, by default the latest, or with an exported one",
+    "continue another session, by default the latest, or an exported one",
     values=first_word(_session_names),
     example="/resume primes",
 )

@@ -27,7 +27,7 @@ def _compared(repl: Repl, words: tuple[str, ...], word: str) -> Iterable[Value]:
     """A setting or steps, then values that are not there yet; or a reply of the last comparison."""
     kept = repl.comparing.kept
     if not words:
-        keep = [("keep ", "go on with a reply of the last comparison")] if kept else []
+        keep = [("keep ", "continue with a reply of the last comparison")] if kept else []
         return (*keep, (f"{STEP} ", "checkpoints of this run, or others"), *setting_names())
     if words[0] == "keep":
         return ((str(number), label) for number, label in enumerate(kept, 1)) if len(words) == 1 else ()
@@ -39,7 +39,7 @@ def _compared(repl: Repl, words: tuple[str, ...], word: str) -> Iterable[Value]:
 @command(
     "compare",
     "/compare NAME VALUE VALUE...|step STEP...|keep N",
-    "answer the last message once per value of a setting, or once per step, and compare; keep: go on with reply N",
+    "answer the last message once per value of a setting, or per step, and compare; keep: continue with reply N",
     values=_compared,
     example="/compare refine_iter 1 2 auto, or /compare step 100 200 latest",
 )
@@ -107,7 +107,9 @@ def copy(repl: Repl, argument: str) -> None:
         text, what = blocks[k - 1], f"code block {k} of {len(blocks)}"
     if not repl.page.console.send(osc_52(text)):
         raise UsageError("Nothing can be copied here.", "This terminal is used without escape codes.")
-    repl.note(f"Sent {what} to the terminal's clipboard: {len(text):,} characters. Not every terminal takes it.")
+    repl.note(
+        f"Sent {what} to the terminal's clipboard: {len(text):,} characters. Not every terminal supports this."
+    )
 
 
 @command("context", "/context", "what each message takes of the context, what is cached, what does not fit")

@@ -12,8 +12,8 @@ from chat.console.events import Abort, CommandInfo, ConsoleEvent, Interrupt, Lea
 ABORT_SECONDS = 2.0
 HOW_TO_LEAVE = "Ctrl-D or /quit leaves."
 NOTHING_CHANGED = "Nothing was changed."
-LEAVES = "Leaves when this is done (Ctrl-C stops a reply); typing calls it off."
-STAYS = "The program goes on after this."
+LEAVES = "Leaves when this is done (Ctrl-C stops a reply); typing cancels that."
+STAYS = "The program stays open after this."
 STOPPING = "The reply stops after this pass. Ctrl-C three times in a row ends the program."
 NOT_STOPPABLE = "This cannot be stopped halfway. Ctrl-C three times in a row ends the program."
 

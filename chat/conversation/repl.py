@@ -112,7 +112,7 @@ class Repl:
             self.leave()
             return
         self._asked_to_leave = True
-        self.note(f"To leave, send {word} once more, or /quit. To say it to the model, put a blank before it.")
+        self.note(f"To leave, send {word} once more, or /quit. To send it to the model, put a space in front.")
 
     def _run_live(self, line: str) -> None:
         """Run a command in the middle of a reply."""

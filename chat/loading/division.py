@@ -66,7 +66,7 @@ def _one_model(parallel: str, checkpoint: Checkpoint, ranks: Ranks, need: int) -
         size = next(sizes, None)
         if size is not None and need // size + ROOM_BYTES <= least_free_memory(ranks):
             left = f"{ranks.size}{_left_over(ranks.size - size)}"
-            words = f"The model is cut over {size} ranks, since its parts cannot be shared out to {left}."
+            words = f"The model is split over {size} ranks, since its parts cannot be divided among {left}."
             return Division(copies=1, ranks=size, mode="auto", words=words)
     return undivided(parallel, ranks.size)
 

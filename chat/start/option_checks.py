@@ -28,7 +28,7 @@ def check_together(options: LaunchOptions) -> None:
         )
     if options.replay is not None and (options.has_prompts or options.resume is not None):
         raise UsageError(
-            "--replay decodes the replies of a session again, so it stands alone.",
+            "--replay decodes the replies of a session again, so nothing else can be given with it.",
             hint="Leave --resume and the prompts out.",
         )
     if options.parallel.startswith("copies") and "parallel" in options.given and not options.has_prompts:

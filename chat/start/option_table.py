@@ -143,7 +143,7 @@ OPTIONS: dict[str, Option] = {
             metavar="WAY",
             read=_parallel,
             in_config=True,
-            help="how the model is spread over the processes: auto, tp (each layer is cut), fsdp, none or verl; "
+            help="how the model is spread over the processes: auto, tp (each layer is split), fsdp, none or verl; "
             "for many prompts also copies[:RANKS], several copies of the model, each on RANKS ranks, which is "
             "what auto uses for them (default auto)",
         ),
@@ -265,7 +265,7 @@ OPTIONS: dict[str, Option] = {
             metavar="NAME",
             read=_text,
             optional=True,
-            help="go on with the latest session, or with the named one, or with an exported FILE.json",
+            help="continue the latest session, the named one, or an exported FILE.json",
         ),
         Option(
             name="join_timeout",
@@ -289,7 +289,7 @@ OPTIONS: dict[str, Option] = {
             metavar="FILE",
             read=_path,
             help="decode every reply of a session (its name, or a .jsonl or .json file) again under its own "
-            "record, by CHECKPOINT or else by what made it; exit code 6 if any comes out otherwise",
+            "record, with CHECKPOINT or else with the checkpoint that made it; exit code 6 if any differs",
         ),
         Option(name="debug", group=ALWAYS, help="show the traceback of an error"),
         Option(name="version", group=ALWAYS, help="print the version and exit"),

@@ -255,7 +255,7 @@ class Lifeline:
                 # A rank has failed before the ranks met. torchrun's parent knows which, and says so.
                 _attempt(self.put_back)
                 os._exit(1)
-            self.end(self._closing("Ended by a signal from outside."), EXIT_INTERRUPTED)
+            self.end(self._closing("Ended by an external signal."), EXIT_INTERRUPTED)
 
 
 def _sentence(text: str) -> str:

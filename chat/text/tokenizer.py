@@ -76,7 +76,7 @@ class ChatTokenizer:
         """Whether prompts go through the template: as asked, else where there is one. Raises UsageError."""
         if asked and not self.has_chat_template:
             raise UsageError(
-                "--use_chat_template cannot be: the checkpoint has no chat template.",
+                "--use_chat_template is not possible: the checkpoint has no chat template.",
                 hint="Leave it out; prompts then go to the model as they are.",
             )
         return self.has_chat_template if asked is None else asked

@@ -147,7 +147,7 @@ def capture_problem(
         raise
     except refusals as error:
         return None, f"{type(error).__name__}: {(str(error) or 'no words').splitlines()[0].rstrip('.')}"
-    return None, "it gives other logits with its keys and values in fixed storage"
+    return None, "its logits change with a static KV cache"
 
 
 class FixedWidth:

@@ -99,7 +99,7 @@ class Engine:
         """Why answers take longer than they might, as a sentence, or None."""
         if self.slow_reason is not None:
             greedy = "" if self._causality.causal else " Its replies at refine_iter auto are not greedy."
-            return f"Every pass reads everything again, which is slow: {self.slow_reason}.{greedy}"
+            return f"Every pass recomputes the whole sequence, which is slow: {self.slow_reason}.{greedy}"
         return self.forwards.notice
 
     @property

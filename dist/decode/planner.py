@@ -23,9 +23,9 @@ from dist.protocol import Group, Turn
 
 # For a pass's own tensors, beside the storage.
 HEADROOM_BYTES = 512 << 20
-NOT_CAPTURED = "Passes are not captured as CUDA graphs, which costs time"
+NOT_CAPTURED = "Passes are not captured as CUDA graphs, which is slower"
 LOWER = "Lower max_length or --batch_size, or use more GPUs."
-ONE_BY_ONE = "Several prompts are answered one by one, which costs time: this model cannot read them together."
+ONE_BY_ONE = "Several prompts are answered one by one, which is slower: this model cannot be batched."
 
 
 class SequenceForward:
@@ -112,11 +112,11 @@ class SequenceForward:
             else:
                 self._refused = need
                 self.notice = (
-                    f"{NOT_CAPTURED}: keys and values of {need.capacity} tokens take {gib(need.row_bytes)}, "
-                    f"and {gib(free)} are free for them. A lower max_length needs less."
+                    f"{NOT_CAPTURED}: a KV cache of {need.capacity} tokens takes {gib(need.row_bytes)}, "
+                    f"and {gib(free)} are free for it. A lower max_length needs less."
                 )
         if is_exact(self._module) and not isinstance(self.alone, CapturedForward):
-            raise PromptError("--exact cannot be kept.", self.notice or NOT_CAPTURED, "Or leave --exact out.")
+            raise PromptError("--exact is not possible here.", self.notice or NOT_CAPTURED, "Or leave --exact out.")
         return self.alone
 
     def _for_batch(self, turn: Turn) -> VarlenForward | None:

@@ -47,21 +47,21 @@ def choose_layout(parallel: str, keep: Keep, plan: FillPlan, group: Group) -> La
             without = _fsdp(keep, plan, group)
             return replace(without, words=f"{without.words}; no tp: {refusal.why}")
         why = "as asked" if parallel == "tp" else "the fastest on GPUs"
-        return Layout(words=f"tp, each layer cut over {group.size} ranks: {why}", placement="boxes", cut=cut)
+        return Layout(words=f"tp, each layer split over {group.size} ranks: {why}", placement="boxes", cut=cut)
     return _fsdp(keep, plan, group)
 
 
 def _fsdp(keep: Keep, plan: FillPlan, group: Group) -> Layout:
     if keep == "resident":
-        return Layout(words="fsdp, gathered once and kept: as asked", placement="exchanged")
+        return Layout(words="fsdp, all-gathered once and kept: as asked", placement="exchanged")
     if keep == "sharded":
-        return Layout(words="fsdp, gathered per forward: as asked", placement="shares")
+        return Layout(words="fsdp, all-gathered per forward pass: as asked", placement="shares")
     room = group.smallest(free_bytes(group.device))
     need = plan.bytes + HEADROOM_BYTES
     if need <= room:
-        words = f"fsdp, gathered once and kept: it fits ({gib(need)} of {gib(room)} free)"
+        words = f"fsdp, all-gathered once and kept: it fits ({gib(need)} of {gib(room)} free)"
         return Layout(words=words, placement="exchanged")
-    words = f"fsdp, gathered per forward: no room for all of it ({gib(need)} of {gib(room)} free)"
+    words = f"fsdp, all-gathered per forward pass: no room for all of it ({gib(need)} of {gib(room)} free)"
     return Layout(words=words, placement="shares")
 
 

@@ -151,11 +151,11 @@ def _check_exact(module: Any, layout: Layout, group: Group, sums: str | None) ->
     if group.device.type != "cuda" or next(module.parameters()).dtype.itemsize != 2:
         why = "It is for weights of 16 bits on GPUs."
     elif not is_exact(module):
-        why = "The model has parts that add in an order of their own, or its layers are gathered when used."
+        why = "The model has parts that add in an order of their own, or its layers are all-gathered on demand."
     elif layout.cut is not None and sums == SUMS_BY_NCCL:
         why = "The GPUs cannot sum through memory that they share, and NCCL adds in orders that change."
     if why is not None:
-        raise CheckpointError("--exact cannot be promised.", why, "Leave --exact out.")
+        raise CheckpointError("--exact is not possible here.", why, "Leave --exact out.")
 
 
 def _load_by_verl(
@@ -163,7 +163,7 @@ def _load_by_verl(
 ) -> LoadedModel:
     """The model as verl itself loads it; its weights are gathered in every forward. UsageError if `exact`."""
     if exact:
-        raise UsageError("--exact cannot be promised.", "verl's loader leaves the model as transformers made it.")
+        raise UsageError("--exact is not possible here.", "verl's loader leaves the model as transformers made it.")
     from dist.model.verl_loader import load_by_verl
 
     started = time.monotonic()
@@ -174,7 +174,7 @@ def _load_by_verl(
             checkpoint,
             module,
             dtype=str(dtype).removeprefix("torch."),
-            parallel="verl: FSDP1 and verl's own loader, gathered per forward",
+            parallel="verl: FSDP1 and verl's own loader, all-gathered per forward pass",
             load_seconds=time.monotonic() - started,
             load_bytes=sum(path.stat().st_size for path in checkpoint.files) // group.size,
         ),

@@ -114,14 +114,14 @@ def plan_cut(module: Any, rank: int, size: int) -> Cut:
     """
     experts = next((name for name, _ in module.named_modules() if name.endswith(".experts")), None)
     if experts is not None:
-        raise _refusal(size, f"{experts} holds experts, which are not cut here.")
+        raise _refusal(size, f"{experts} holds experts, which are not split here.")
     styles = _styles(module)
     parents: dict[str, dict[str, str]] = {}
     for name, style in styles.items():
         parent, _, child = name.rpartition(".")
         parents.setdefault(parent, {})[child] = style
     if not parents:
-        raise _refusal(size, f"transformers has no plan to cut a {type(module).__name__}.")
+        raise _refusal(size, f"transformers has no tensor-parallel plan for a {type(module).__name__}.")
     parts: dict[str, Part] = {}
     heads: dict[str, tuple[int, int]] = {}
     for parent, children in parents.items():
@@ -215,7 +215,7 @@ def _attention_parts(
         fit = [n for n in range(2, queries + 1) if not queries % n and (not keys % n or not n % keys)]
         raise _refusal(
             size,
-            f"Its {queries} query and {keys} key-value heads cannot be shared out evenly to {size}.",
+            f"Its {queries} query and {keys} key-value heads cannot be divided evenly among {size}.",
             f", or {_listed(fit)} processes" if fit else "",
         )
     queries_here, keys_here = queries // size, max(1, keys // size)
@@ -234,7 +234,7 @@ def _mlp_parts(name: str, mlp: Any, children: Mapping[str, str], rank: int, size
     widths = {child: getattr(mlp, child).out_features for child in children if child != output}
     if not widths or set(widths.values()) != {width}:
         listed = (
-            ", ".join(f"{child} gives {width}" for child, width in widths.items()) or "nothing before it is cut"
+            ", ".join(f"{child} gives {width}" for child, width in widths.items()) or "nothing before it is split"
         )
         raise _refusal(size, f"In {name}, {output} takes {width} values and {listed}.")
     _check_rest(name, mlp, children, (), size)
@@ -247,13 +247,13 @@ def _linears(name: str, owner: Any, children: Mapping[str, str], size: int) -> s
     """Check that all children are plain linears in known styles; the name of the one cut by its inputs."""
     for child, style in children.items():
         if style not in (BY_OUTPUTS, BY_INPUTS):
-            raise _refusal(size, f"transformers cuts {name}.{child} as {style}, which is not supported here.")
+            raise _refusal(size, f"transformers splits {name}.{child} as {style}, which is not supported here.")
         kind = type(getattr(owner, child))
         if kind is not nn.Linear:
             raise _refusal(size, f"{name}.{child} is a {kind.__name__}, not a Linear.")
     outputs = [child for child, style in children.items() if style == BY_INPUTS]
     if len(outputs) != 1:
-        raise _refusal(size, f"{name} has {len(outputs)} linears to be cut by their inputs, not 1.")
+        raise _refusal(size, f"{name} has {len(outputs)} row-parallel linears, not 1.")
     return outputs[0]
 
 
@@ -262,7 +262,7 @@ def _check_rest(name: str, owner: Any, children: Mapping[str, str], shape: tuple
     for own_name, parameter in owner.named_parameters():
         cut = own_name.rpartition(".")[0] in children
         if not cut and parameter.shape != shape and parameter.numel() != 1:
-            raise _refusal(size, f"{name}.{own_name} of shape {list(parameter.shape)} would have to be cut too.")
+            raise _refusal(size, f"{name}.{own_name} of shape {list(parameter.shape)} would have to be split too.")
 
 
 def _listed(counts: list[int]) -> str:

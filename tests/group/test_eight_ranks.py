@@ -20,7 +20,13 @@ from tiny_models import COMMON
 HEADS = {28: 4, 32: 8}
 COPIES = {"copies": 8, "copies:2": 4, "copies:4": 2}
 LAYOUTS = ("auto", "none", "fsdp", "shares", "tp", *COPIES)
-WORDS = {"auto": "fsdp", "none": "none", "fsdp": "fsdp", "shares": "fsdp, gathered per forward", "copies": "none"}
+WORDS = {
+    "auto": "fsdp",
+    "none": "none",
+    "fsdp": "fsdp",
+    "shares": "fsdp, all-gathered per forward pass",
+    "copies": "none",
+}
 
 
 def model_of(heads: int):

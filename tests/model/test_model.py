@@ -66,7 +66,7 @@ def test_a_model_without_room_is_refused_before_the_first_byte_is_read(tiny_chec
 @pytest.mark.parametrize(("more", "error"), [({}, CheckpointError), ({"parallel": "verl"}, UsageError)])
 def test_exactness_that_cannot_be_promised_is_refused(tiny_checkpoint, more, error):
     checkpoint = open_checkpoint(tiny_checkpoint("fsdp1", 1))
-    with pytest.raises(error, match="--exact cannot be promised"):
+    with pytest.raises(error, match="--exact is not possible here"):
         load_model(checkpoint, SoloGroup(torch.device("cpu")), exact=True, **more)
 
 
@@ -117,7 +117,9 @@ def test_verls_own_loader_gives_the_same_model_at_the_same_world_size(tiny_check
     for root in roots:
         assert results[root]["verl"]["logits"] == results[root]["resident"]["logits"]
         assert results[root]["verl"]["held"] < 0.55 * results[root]["resident"]["held"]
-        assert results[root]["verl"]["parallel"] == "verl: FSDP1 and verl's own loader, gathered per forward"
+        assert (
+            results[root]["verl"]["parallel"] == "verl: FSDP1 and verl's own loader, all-gathered per forward pass"
+        )
     assert results[other]["verl"]["error"] == (
         "--parallel verl needs the 3 processes that saved the checkpoint. There are 2 here. "
         "Leave out --parallel verl: the default reads the checkpoint on any number of processes."

@@ -99,7 +99,7 @@ def results_of(sizes: str, *folders: Path) -> dict:
 def test_a_rank_holds_its_part_of_every_weight_bit_for_bit(on_ranks, model, size):
     got = on_ranks[model, size]
     assert got.get("differing") == {}, got
-    assert got["parallel"] == f"tp, each layer cut over {size} ranks: as asked"
+    assert got["parallel"] == f"tp, each layer split over {size} ranks: as asked"
     assert got["slow"] is None
 
 
@@ -196,14 +196,14 @@ def test_heads_that_do_not_divide_are_refused_with_what_would(on_ranks, models):
 def test_experts_are_refused():
     assert refusal(tiny_model("qwen3 mixture of experts"), 2) == (
         "--parallel tp cannot spread this model over 2 processes. model.layers.0.mlp.experts holds experts, which "
-        "are not cut here. Use --parallel fsdp."
+        "are not split here. Use --parallel fsdp."
     )
 
 
 def test_a_model_without_a_plan_is_refused():
     config = transformers.GPT2Config(n_embd=32, n_layer=1, n_head=4, vocab_size=61, n_positions=64)
     assert refusal(transformers.AutoModelForCausalLM.from_config(config), 2) == (
-        "--parallel tp cannot spread this model over 2 processes. transformers has no plan to cut a "
+        "--parallel tp cannot spread this model over 2 processes. transformers has no tensor-parallel plan for a "
         "GPT2LMHeadModel. Use --parallel fsdp."
     )
 
@@ -218,7 +218,7 @@ def test_a_norm_over_all_heads_is_refused():
     model.model.layers[1].self_attn.q_norm = torch.nn.RMSNorm(96)
     assert refusal(model, 2) == (
         "--parallel tp cannot spread this model over 2 processes. model.layers.1.self_attn.q_norm.weight of shape "
-        "[96] would have to be cut too. Use --parallel fsdp."
+        "[96] would have to be split too. Use --parallel fsdp."
     )
 
 
@@ -253,12 +253,12 @@ def test_on_gpus_a_model_that_can_be_cut_is_cut_else_it_is_told_why(monkeypatch)
     def words(parallel: str, size: int) -> str:
         return dist.model.layout.choose_layout(parallel, "auto", plan, Ranks(size)).words
 
-    assert words("auto", 2) == "tp, each layer cut over 2 ranks: the fastest on GPUs"
+    assert words("auto", 2) == "tp, each layer split over 2 ranks: the fastest on GPUs"
     assert words("auto", 3) == (
-        "fsdp, gathered once and kept: it fits (1.0 GiB of 8.0 GiB free); no tp: Its 4 query and 2 key-value "
-        "heads cannot be shared out evenly to 3."
+        "fsdp, all-gathered once and kept: it fits (1.0 GiB of 8.0 GiB free); no tp: Its 4 query and 2 key-value "
+        "heads cannot be divided evenly among 3."
     )
-    assert words("fsdp", 2) == "fsdp, gathered once and kept: it fits (1.0 GiB of 8.0 GiB free)"
+    assert words("fsdp", 2) == "fsdp, all-gathered once and kept: it fits (1.0 GiB of 8.0 GiB free)"
     assert words("tp", 1) == "none: one process"
-    with pytest.raises(CheckpointError, match="cannot be shared out evenly to 3"):
+    with pytest.raises(CheckpointError, match="cannot be divided evenly among 3"):
         words("tp", 3)
