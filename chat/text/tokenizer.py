@@ -5,7 +5,6 @@ transformers is imported when a tokenizer is loaded, not before.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,11 +58,6 @@ class ChatTokenizer:
     def has_chat_template(self) -> bool:
         """Whether messages can be put through a template of the checkpoint's."""
         return self.template is not None
-
-    def with_template(self, template: Template | None) -> ChatTokenizer:
-        """With another chat template, or none. Raises CheckpointError for one that cannot be used."""
-        taken = None if template is None else take_template(self.backend, template)
-        return dataclasses.replace(self, template=taken)
 
     def stop_words(self) -> str:
         """The tokens that end a reply and why, for people."""

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import mmap
-import os
 import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -285,13 +284,6 @@ class TorchGroup:
         except RuntimeError as problem:
             raise self._ranks.lost(problem) from problem
         return tensor
-
-
-def open_group(ranks: Ranks | None = None) -> SoloGroup | TorchGroup:
-    """The group of `ranks`, by default of those that the environment describes; of this process if it is alone."""
-    if ranks is None and int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return SoloGroup()
-    return TorchGroup(ranks)
 
 
 def _bytes_tensor(data: bytes) -> torch.Tensor:

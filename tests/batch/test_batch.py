@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
@@ -839,7 +840,7 @@ def test_without_a_record_the_trace_is_told_on_stderr(run: Run) -> None:
 def test_a_template_that_is_not_there_is_refused_before_anything_is_made(
     tokenizer: ChatTokenizer, tmp_path: Path
 ) -> None:
-    bare = tokenizer.with_template(None)
+    bare = dataclasses.replace(tokenizer, template=None)
     options = LaunchOptions(prompt="x", use_chat_template=True, output_file=str(tmp_path / "r.json"))
     asked = read_prompts(options, io.BytesIO())
     with pytest.raises(UsageError, match="has no chat template"):

@@ -21,11 +21,11 @@ from typing import Any
 import paths  # noqa: F401
 import torch
 from bench_gpu import PLACEHOLDER, SHAPE, WRITERS, event_seconds
+from ranks import open_group
 
 from dist.checkpoint.open import open_checkpoint
 from dist.decode.engine import Engine
 from dist.decode.packed_batch import Piece
-from dist.group.group import open_group
 from dist.model.load import load_model
 from dist.protocol import Control, Reply, Turn
 from dist.settings import GenerationSettings

@@ -127,7 +127,7 @@ def main() -> None:
     options = parser.parse_args()
     folder = Path(options.folder or tempfile.mkdtemp())
     if options.rank:
-        from dist.group.group import open_group
+        from ranks import open_group
 
         group = open_group()
         fine = Bench(folder, group, True).run(options.prompts, True, options.only)

@@ -122,8 +122,9 @@ class Bench:
     """One rank of the measurement."""
 
     def __init__(self, folder: Path, options: argparse.Namespace) -> None:
+        from ranks import open_group
+
         from dist.checkpoint.open import open_checkpoint
-        from dist.group.group import open_group
         from dist.model.load import load_model
 
         self.options = options

@@ -44,8 +44,8 @@ def verdicts_on_this_rank() -> None:
     """Rank 0 prints the figures of the rank that waited longest, by shared memory and by gloo in turn."""
     import torch
     import torch.distributed as torch_dist
+    from ranks import open_group
 
-    from dist.group.group import open_group
     from dist.group.wire import Verdict
     from dist.settings import GenerationSettings
 
@@ -121,8 +121,7 @@ def answers_on_this_rank(checkpoint: str, dtype: str) -> None:
     """Rank 0: for every line of standard input answer once and print the seconds; the others follow."""
     import torch
     from bench_cpu import FIXED, Bench
-
-    from dist.group.group import open_group
+    from ranks import open_group
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     group = open_group()

@@ -16,29 +16,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import paths  # noqa: F401  (finds the rest)
+from long_session import ASKED, long_session
 from program import Chat
 
-from chat.sessions.session import Asked, Session
-from chat.text.tokenizer import ChatTokenizer, load_tokenizer
+from chat.sessions.session import Session
+from chat.text.tokenizer import load_tokenizer
 from dist.checkpoint.open import open_checkpoint
-from dist.settings import GenerationSettings
-
-ASKED = Asked(settings=GenerationSettings().as_dict())
-QUESTION = "What is the capital of the country that lies north of number {}?"
-REPLY = "The capital of the country that lies north of number {} is the city at the river there, with a port."
-
-
-def long_session(folder: Path, tokenizer: ChatTokenizer, turns: int) -> None:
-    """A session of so many turns, each reply with its tokens."""
-    session = Session(folder, name="long")
-    for number in range(turns):
-        session.say(QUESTION.format(number), ASKED)
-        text = REPLY.format(number)
-        ids = tokenizer.encode(text)
-        for start in range(0, len(ids), 8):
-            session.tokens(ids[start : start + 8], tokenizer.decode(ids[start : start + 8]))
-        session.reply("stop", text, {})
-    session.close()
 
 
 def many_sessions(folder: Path, count: int) -> None:

@@ -44,9 +44,9 @@ def measure(base: Path) -> list[dict[str, Any]]:
 def one_rank(root: str, keep: str, dtype: str) -> None:
     """Load the checkpoint on this rank and print what it took."""
     import torch
+    from ranks import open_group
 
     from dist.checkpoint.open import open_checkpoint
-    from dist.group.group import open_group
     from dist.model.build import build_model
     from dist.model.load import load_model
 

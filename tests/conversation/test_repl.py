@@ -14,6 +14,7 @@ import torch
 from checkpoints import CASES, build_model
 from hold import holder
 from known_facts import known_facts
+from other_template import with_template
 from plain_rule import plain_rule
 
 from chat.commands.table import COMMANDS, complete, dispatch
@@ -28,7 +29,6 @@ from chat.text.prompt import prompt_ids
 from chat.text.stops import stop_finder
 from chat.text.tokenizer import ChatTokenizer, load_tokenizer
 from chat.text.transcript import Transcript
-from dist.checkpoint.templates import Template
 from dist.decode.engine import Engine
 from dist.errors import PromptError, UsageError
 from dist.group.group import SoloGroup
@@ -293,7 +293,7 @@ IGNORES_SYSTEM = "{% for message in messages if message.role != 'system' %}|{{ m
 
 
 def test_a_system_prompt_that_the_template_ignores_is_said_to_have_no_effect(tiny, tmp_path):
-    tokenizer = tiny[2].with_template(Template(text=IGNORES_SYSTEM, source="a test"))
+    tokenizer = with_template(tiny[2], IGNORES_SYSTEM)
     hold = holder(tiny[1], tokenizer, tmp_path, START)
     _, console = hold("/system Be kind.", "/context", "/system -", "/settings")
     assert "The system prompt has no effect: the chat template ignores it. /system - removes it." in console.shown

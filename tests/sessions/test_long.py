@@ -7,16 +7,14 @@ from pathlib import Path
 
 import pytest
 from checkpoints import save_tokenizer
+from long_session import long_session
 
-from chat.sessions.session import Asked, Session
+from chat.sessions.session import Session
 from chat.text.prompt import fit
 from chat.text.tokenizer import ChatTokenizer, load_tokenizer
 from dist.settings import GenerationSettings
 
 TURNS = 1000
-ASKED = Asked(settings=GenerationSettings().as_dict())
-QUESTION = "What is the capital of the country that lies north of number {}?"
-REPLY = "The capital of the country that lies north of number {} is the city at the river there, with a port."
 
 
 @pytest.fixture(scope="module")
@@ -26,26 +24,13 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> ChatTokenizer:
     return load_tokenizer(folder)
 
 
-def long_session(folder: Path, tokenizer: ChatTokenizer) -> Session:
-    session = Session(folder, name="long", system="Be brief.")
-    for number in range(TURNS):
-        session.say(QUESTION.format(number), ASKED)
-        text = REPLY.format(number)
-        ids = tokenizer.encode(text)
-        for start in range(0, len(ids), 16):
-            session.tokens(ids[start : start + 16], tokenizer.decode(ids[start : start + 16]))
-        session.reply("stop", text, {})
-    session.close()
-    return session
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(("max_length", "in_prompt"), [(8192, 100), (1 << 30, TURNS + 1)])
 def test_1000_turns_are_resumed_in_a_second_and_the_next_message_is_sent_in_a_third_of_one(
     tmp_path: Path, tokenizer: ChatTokenizer, monkeypatch: pytest.MonkeyPatch, max_length: int, in_prompt: int
 ) -> None:
     monkeypatch.setattr("os.fsync", lambda file: None)  # making it is not what is measured
-    long_session(tmp_path, tokenizer)
+    long_session(tmp_path, tokenizer, TURNS)
     monkeypatch.undo()
     settings = GenerationSettings(max_length=max_length)
     encoded: list[str] = []

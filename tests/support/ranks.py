@@ -79,9 +79,14 @@ def results_of_forks(sizes, work, reach=None) -> dict:
     return results
 
 
-def _fork(rank: int, size: int, port: int, answers, work, reach) -> None:
-    from dist.group.group import open_group
+def open_group():
+    """The group of the ranks that the environment describes; of this process if it is alone."""
+    from dist.group.group import SoloGroup, TorchGroup
 
+    return SoloGroup() if int(os.environ.get("WORLD_SIZE", "1")) == 1 else TorchGroup()
+
+
+def _fork(rank: int, size: int, port: int, answers, work, reach) -> None:
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(size))
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     group = reach() if reach else open_group()

@@ -8,11 +8,11 @@ import pytest
 from checkpoints import save_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from other_template import with_template
 
 from chat.text.prompt import fit, prompt_ids
 from chat.text.tokenizer import ChatTokenizer, load_tokenizer
 from chat.text.transcript import Message, Transcript, message_from
-from dist.checkpoint.templates import Template
 from dist.errors import PromptError
 from dist.settings import GenerationSettings
 
@@ -24,11 +24,6 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> ChatTokenizer:
     folder = tmp_path_factory.mktemp("tokenizer")
     save_tokenizer(folder)
     return load_tokenizer(folder)
-
-
-def with_template(tokenizer: ChatTokenizer, template: str) -> ChatTokenizer:
-    """The same tokenizer with another template; the original keeps its own."""
-    return tokenizer.with_template(Template(text=template, source="a test"))
 
 
 def greedy_otherwise(tokenizer: ChatTokenizer, text: str) -> tuple[int, ...]:
