@@ -4,8 +4,9 @@
 #   bash tests/run.sh [--fast | --all] [pytest's arguments]
 #   PYTHON=/path/to/python bash tests/run.sh            the tests alone, in an environment of yours
 #
-# --fast leaves out what starts ranks, the program or a terminal (under a minute). Of tests marked `drawn` one case is
-# drawn, by a seed that is printed; --all runs every case, and what takes minutes.
+# --fast leaves out what starts ranks, the program or a terminal, and what takes a second or more: its tests take less
+# than a minute on two idle cores. Of tests marked `drawn` one case is drawn, by a seed that is printed; --all runs
+# every case, and what takes minutes.
 # Files run side by side, one worker a core; -n0 runs them in this process.
 set -eu -o pipefail
 
