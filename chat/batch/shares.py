@@ -37,7 +37,7 @@ class Shares:
     def text(self) -> str:
         """Everybody's tokens a second so far, for a progress line."""
         rates = " ".join(f"{tokens / max(self._seconds, 1e-9):,.0f}" for tokens in self._tokens)
-        return f"each {rates}" if len(self._names) > 1 else ""
+        return f"each copy {rates}" if len(self._names) > 1 else ""
 
     def lines(self) -> list[str]:
         """All that was done, in all and by each."""

@@ -226,6 +226,17 @@ def test_json_prints_one_object_a_line(run: Run, prompts: str) -> None:
     assert [one["prompt"] for one in objects] == [f"prompt number-{number} ok" for number in range(6)]
 
 
+def test_json_streams_each_object_is_there_before_the_next_prompt_is_answered(run: Run, prompts: str) -> None:
+    streams, seen = Texts(), []
+
+    def say(text: str, seed: int | None) -> str:
+        seen.append(streams.replies.getvalue().count("\n"))
+        return "Fine."
+
+    run("--prompts_file", prompts, "--json", streams=streams, say=say)
+    assert seen == [0, 1, 2, 3, 4, 5]
+
+
 def test_with_an_output_file_stdout_stays_empty_unless_json_is_asked_for(
     run: Run, prompts: str, tmp_path: Path
 ) -> None:

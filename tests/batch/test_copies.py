@@ -281,6 +281,13 @@ def division(
     ranks: int, parallel: str = "auto", replies: int = 100, gib: int = 100, gpu: bool = True, **config: int
 ) -> tuple[int, int, str]:
     """(copies, ranks each, mode) for 7B parameters in 16 bits where each rank has so many GiB free."""
+    made = whole_division(ranks, parallel, replies, gib, gpu, **config)
+    return made.copies, made.ranks, made.mode
+
+
+def whole_division(
+    ranks: int, parallel: str = "auto", replies: int = 100, gib: int = 100, gpu: bool = True, **config: int
+) -> Division:
     shape = {"num_attention_heads": 28, "num_key_value_heads": 4, "intermediate_size": 18944, **config}
     checkpoint: Any = SimpleNamespace(config=shape, parameters=7_600_000_000, dtype="bfloat16")
     device = torch.device("cuda" if gpu else "cpu")
@@ -292,7 +299,7 @@ def division(
         tell_free_memory(one, (gib + one.rank) << 30)
     made = divide(parallel, "bfloat16", checkpoint, all_ranks[0], replies)
     assert hear_division(all_ranks[-1]) == made
-    return made.copies, made.ranks, made.mode
+    return made
 
 
 def test_many_prompts_get_copies_on_as_few_ranks_as_hold_the_model() -> None:
@@ -329,6 +336,13 @@ def test_one_model_is_cut_over_as_many_gpus_as_its_parts_can_be_shared_out_to() 
     assert division(3, replies=0, num_experts=8) == (1, 3, "auto")
     assert division(3, replies=0, gpu=False) == (1, 3, "auto")
     assert division(3, "tp", replies=0) == (1, 3, "tp")
+
+
+def test_ranks_that_have_nothing_to_do_are_named_on_one_line() -> None:
+    assert whole_division(4, replies=0, num_attention_heads=14, num_key_value_heads=2).words == (
+        "The model is cut over 2 ranks, since its parts cannot be shared out to 4; 2 ranks have nothing to do."
+    )
+    assert whole_division(7, gib=10).words == "3 copies, 2 ranks each; 1 rank has nothing to do"
 
 
 def test_copies_can_be_asked_for_by_name() -> None:

@@ -14,7 +14,7 @@ def test_each_worker_has_its_replies_tokens_and_seconds() -> None:
     now += 2
     shares.add(0, 1000)
     shares.add(1, 3000)
-    assert shares.text == "each 500 1,500"
+    assert shares.text == "each copy 500 1,500"
     now += 2
     shares.add(0, 1)
     assert shares.lines() == [
