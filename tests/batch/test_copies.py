@@ -16,7 +16,7 @@ import pytest
 import torch
 import torch.distributed as torch_dist
 from checkpoints import free_port
-from test_batch import FACTS, SETTINGS, ScriptedEngine, Texts, question, tokenizer  # noqa: F401 (a fixture)
+from scripted_engine import FACTS, SETTINGS, ScriptedEngine, Texts, question
 
 from chat.batch.copies import Copies, serve, tell_failure
 from chat.batch.prompts import read_prompts
@@ -69,7 +69,7 @@ class Ran:
 
 
 @pytest.fixture
-def run(tokenizer: ChatTokenizer) -> Callable[..., Ran]:  # noqa: F811
+def run(tokenizer: ChatTokenizer) -> Callable[..., Ran]:
     def run(*argv: str, interrupted: Callable[[], bool] = lambda: False, **engine: Any) -> Ran:
         """Rank 0 on this thread, the other copies on theirs."""
         store, streams, options = DictStore(), Texts(), parse_options(argv)
@@ -251,7 +251,7 @@ def test_what_was_finished_out_of_order_outlives_the_failure_of_a_copy(
 
 
 def test_a_copy_that_cannot_load_ends_the_run_with_its_reason(
-    tokenizer: ChatTokenizer,  # noqa: F811
+    tokenizer: ChatTokenizer,
     asked: tuple[str, ...],
 ) -> None:
     store, engine, options = DictStore(), Engine(tokenizer), parse_options(asked)

@@ -19,8 +19,8 @@ from typing import Any
 
 import pytest
 from held_run import reply_by_plain_rule
+from scripted_engine import SETTINGS, ScriptedEngine, Texts, question, records
 from steps import add_step
-from test_batch import SETTINGS, ScriptedEngine, Texts, question, records, tokenizer  # noqa: F401 (a fixture)
 from test_batch_ranks import Launched, results
 from test_copies import COPIES, DictStore
 
@@ -94,7 +94,7 @@ def asked(tmp_path: Path) -> tuple[str, ...]:
 
 
 @pytest.fixture
-def run(tokenizer: ChatTokenizer) -> Run:  # noqa: F811
+def run(tokenizer: ChatTokenizer) -> Run:
     def run(*argv: str, turns: dict[str, Any] | None = None, **engine: Any) -> Any:
         options, streams = parse_options(argv), Texts()
         scripted = Engine(tokenizer, **engine)
@@ -247,7 +247,7 @@ def test_all_copies_take_over_each_step_before_they_answer_for_it(
     run: Run,
     asked: tuple[str, ...],
     tmp_path: Path,
-    tokenizer: ChatTokenizer,  # noqa: F811
+    tokenizer: ChatTokenizer,
     there: int,
 ) -> None:
     """Also where the first step has answered already, and they are still to load when the next one is."""
@@ -264,7 +264,7 @@ def test_all_copies_take_over_each_step_before_they_answer_for_it(
 def test_a_copy_that_cannot_take_over_a_step_ends_the_run(
     asked: tuple[str, ...],
     tmp_path: Path,
-    tokenizer: ChatTokenizer,  # noqa: F811
+    tokenizer: ChatTokenizer,
 ) -> None:
     (tmp_path / "p.txt").write_text("".join(f"prompt number-{number} ok\n" for number in range(40)))
 

@@ -13,6 +13,8 @@ import pytest
 
 from chat.start.early_ranks import EarlyRanks
 
+pytestmark = pytest.mark.real
+
 ROOT = Path(__file__).resolve().parents[2]
 # A rank that prints what it knows once it knows all of it.
 RANK = """

@@ -11,8 +11,12 @@ from chat.conversation.repl import Repl
 from chat.conversation.state import Talk
 from chat.screen.draw import Palette
 from chat.sessions.folder import Sessions
+from chat.sessions.journal import read_journal
 from chat.sessions.session import Session
 from dist.errors import CheckpointError, UsageError
+from dist.settings import GenerationSettings
+
+START = GenerationSettings(add_eos_length=3, refine_iter=2, max_new_tokens=24)
 
 
 class OneCheckpoint:
@@ -51,3 +55,10 @@ def holder(engine, tokenizer, tmp_path, start):
         return repl, console
 
     return run
+
+
+def conversation(tmp_path, repl):
+    """What is held, what a resumed session would hold, and what an export holds: all the same."""
+    (path,) = (tmp_path / "sessions").iterdir()
+    assert read_journal(path.read_bytes()).tree.transcript() == repl.talk.transcript
+    return [message.content for message in repl.talk.transcript.messages]
