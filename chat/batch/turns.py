@@ -64,10 +64,11 @@ class Answerer:
 
     def _rehearse(self) -> None:
         """Have all workers make what GPUs need for batches like the first one."""
-        first = self._peek() if self._engine.captures else None
+        settings = self._task.settings
+        fast = self._engine.captures and self._engine.slow_notice is None and settings.decoder == "cached"
+        first = self._peek() if fast else None
         together = 1 if first is None else min(self._most_together([first]), self._share(MOST_AHEAD))
         if first is not None and together > 1 and not self._stop():
-            settings = self._task.settings
             tokens = min(len(first.token_ids) + settings.max_new_tokens, settings.max_length)
             turn = rehearsal(settings, self._task.tokenizer.eos_id, together, tokens)
             self._workers.rehearse(turn)

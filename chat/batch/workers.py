@@ -88,9 +88,9 @@ def rehearsal(settings: GenerationSettings, placeholder: int, together: int, tok
 
 
 def rehearse(engine: TurnAnswerer, turn: Turn) -> None:
-    """Answer a turn of no meaning. What is wrong with a prompt is said by its own result."""
+    """Answer a turn of no meaning, as long as passes can be captured. Real prompts' results say what is wrong."""
     try:
-        for _ in engine.answer(turn, lambda: Control(settings=turn.settings)):
+        for _ in engine.answer(turn, lambda: Control(settings=turn.settings, cancel=not engine.captures)):
             pass
     except PromptError:
         pass

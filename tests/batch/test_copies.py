@@ -146,7 +146,10 @@ def test_where_passes_are_captured_all_copies_rehearse_before_the_first_prompt(
     said = ran.err.splitlines()
     assert [line.partition(":")[0] for line in said] == ["all", "rank 0", "rank 1", "rank 2"]
     assert said[0].startswith("all: 30 replies, ")
-    # A single prompt needs none.
+    # A single prompt needs none, and so does what is slow anyway.
+    (tmp_path / "r.jsonl").unlink()
+    slow = run(*asked, **scripted, remark_after=lambda turns: "Slow.")
+    assert sum(len(turn.prompts) for one in slow.engines for turn in one.turns) == 30
     (tmp_path / "r.jsonl").unlink()
     Path(asked[1]).write_text("just one ok\n")
     assert sum(len(one.turns) for one in run(*asked, **scripted).engines) == 1
