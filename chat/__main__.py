@@ -24,6 +24,7 @@ from chat.terminal.streams import say as say_on
 from dist.errors import ChatError, CheckpointError, RankError
 
 if TYPE_CHECKING:
+    from dist.checkpoint.digest import Digests
     from dist.checkpoint.open import Checkpoint
     from dist.group.ranks import Ranks
 
@@ -33,7 +34,8 @@ LINGER_S = 3.0
 
 def main() -> None:
     """Run one rank; ends the process."""
-    # Until all is imported: what is imported stays, and looking through it again and again takes 0.3 s.
+    # Until import_libraries is done, whatever becomes of it; what is wrong before ends the process. All that is
+    # imported stays, and looking through it again and again takes 0.3 s.
     gc.disable()
     rank = int(os.environ.get("RANK", "0"))
     try:
@@ -101,8 +103,8 @@ def follow(options: LaunchOptions, streams: Streams) -> NoReturn:
     try:
         checkpoint, problem = open_or_problem(options)
         ranks = join(options, streams)
-        whole, problem = (None, problem) if checkpoint is None else whole_or_problem(options, checkpoint)
-        ranks.meet(intent(options, checkpoint, problem, whole))
+        digest, problem = (None, problem) if checkpoint is None else digest_or_problem(options, checkpoint)
+        ranks.meet(intent(options, checkpoint, digest, problem))
         assert checkpoint is not None  # else all ranks have refused
         serve(options, ranks, checkpoint)
         ending, code = "Node 0 has ended the run.", 0
@@ -135,15 +137,15 @@ def open_or_problem(options: LaunchOptions) -> tuple[Checkpoint | None, str | No
         return None, str(error)
 
 
-def whole_or_problem(options: LaunchOptions, checkpoint: Checkpoint) -> tuple[str | None, str | None]:
-    """The digest of every byte of this host's copy if --verify asks for it, or why it cannot be used."""
+def digest_or_problem(options: LaunchOptions, checkpoint: Checkpoint) -> tuple[Digests | None, str | None]:
+    """The digest of this host's copy, of its every byte too if --verify asks for it, or why it cannot be used."""
     from chat.loading.opening import reads_for_host
+    from dist.checkpoint.digest import digests
     from dist.checkpoint.verify import verify
 
-    if not (options.verify and reads_for_host()):
-        return None, None
+    whole = options.verify and reads_for_host()
     try:
-        return verify(checkpoint).digest, None
+        return replace(digests(checkpoint), whole=verify(checkpoint).digest if whole else ""), None
     except CheckpointError as error:
         return None, str(error)
 

@@ -46,7 +46,7 @@ from chat.start.options import LaunchOptions, load_config, resolve_settings, wit
 from chat.terminal.lifeline import Lifeline
 from chat.terminal.streams import Streams
 from chat.text.stops import stop_finder
-from dist.checkpoint.digest import digests
+from dist.checkpoint.digest import Digests, digests
 from dist.checkpoint.open import Checkpoint
 from dist.errors import WeightsLost
 from dist.model.libraries import wake_gpu
@@ -73,7 +73,7 @@ class Asked:
     session  the session to continue, or a new one, and what there is to say of its file; None: no conversation
     replay   the session whose replies are to be decoded again, if any
     steps    the checkpoints that are to answer prompts in turn, of which `checkpoint` is the first that is there
-    whole    the digest of every byte of the checkpoint if --verify asks for it, else ""
+    digest   the checkpoint's, that of every byte too if --verify asks for it
     files    the tokenizer's
     """
 
@@ -82,7 +82,7 @@ class Asked:
     replay: Tree | None
     checkpoint: Checkpoint
     steps: tuple[AskedStep, ...]
-    whole: str
+    digest: Digests
     settings: GenerationSettings
     origins: dict[str, str]
     files: TokenizerFiles
@@ -103,7 +103,7 @@ def run(options: LaunchOptions, streams: Streams, lifeline: Lifeline) -> int:
     import_libraries(options)
     tokenizer = open_tokenizer(options, checkpoint, asked.settings.template_arguments, asked.files)
     use_template = tokenizer.wants_template(options.use_chat_template)
-    digest = replace(digests(checkpoint), whole=asked.whole)
+    digest = asked.digest
     if options.has_prompts:
         options = replace(options, system=default_system(options) or None)
         refuse_other_output(options, asked, use_template, digest.checkpoint)
@@ -158,7 +158,7 @@ def ask(options: LaunchOptions, config: ConfigFile, status: Status) -> Asked:
     if not options.verify:
         prefetch(checkpoint.files)
     files = read_files(options, checkpoint, settings.template_arguments)
-    whole = verify(checkpoint, status) if options.verify else ""
+    digest = replace(digests(checkpoint), whole=verify(checkpoint, status) if options.verify else "")
     status.show(f"Loading {checkpoint.path}")
     return Asked(
         prompts=prompts,
@@ -166,7 +166,7 @@ def ask(options: LaunchOptions, config: ConfigFile, status: Status) -> Asked:
         replay=replay,
         checkpoint=checkpoint,
         steps=steps,
-        whole=whole,
+        digest=digest,
         settings=settings,
         origins=origins,
         files=files,
@@ -181,7 +181,7 @@ def meet(options: LaunchOptions, asked: Asked, lifeline: Lifeline) -> Ranks | No
     ranks = open_ranks()
     if ranks is not None:
         lifeline.watch(ranks)
-        ranks.meet(intent(options, asked.checkpoint, whole=asked.whole or None))
+        ranks.meet(intent(options, asked.checkpoint, asked.digest))
         lifeline.watch(ranks)
     return ranks
 

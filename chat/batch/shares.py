@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from chat.text.counted import counted
+from dist.counted import counted
 
 
 class Shares:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from chat.commands.row import Value, ago, command, exchanges, first_word, unquoted, whole_number
 from chat.sessions.nodes import Node
 from chat.sessions.tree import Tree
-from chat.text.counted import counted
 from chat.text.transcript import ASSISTANT, SYSTEM, USER
+from dist.counted import counted
 from dist.errors import UsageError
 
 if TYPE_CHECKING:

@@ -16,6 +16,7 @@ from chat.loading.facts import facts_table
 from chat.loading.named import BASE_WORD, LATEST_WORD
 from chat.sessions.formats import FORMATS
 from dist.checkpoint.folder import Step
+from dist.counted import counted
 from dist.errors import UsageError
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ def read(repl: Repl, argument: str) -> None:
     name = expand(argument).name
     size = repl.talk.check_room(name, text)
     repl.page.console.insert(text, name)
-    repl.note(f"{name} is part of your next message: {len(text):,} characters, {size:,} tokens.")
+    repl.note(f"{name} is part of your next message: {counted(len(text), 'character')}, {counted(size, 'token')}.")
 
 
 def _targets(repl: Repl, word: str) -> Iterator[Value]:

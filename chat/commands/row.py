@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from chat.text.counted import counted
+from dist.counted import counted
 from dist.errors import UsageError
 
 if TYPE_CHECKING:

@@ -192,10 +192,14 @@ def complete(repl: Repl, before: str) -> Iterator[tuple[str, str, int]]:
         return
     head, space, word = before.rpartition(" ")
     if not space:
-        for row in COMMANDS.values():
-            if row.name.startswith(before[1:]):
+        # Another name of a command only where no command's first name fits.
+        for named in (COMMANDS, ALIASES):
+            fitting = {name: row for name, row in named.items() if name.startswith(before[1:])}
+            for name, row in fitting.items():
                 _, wants, argument = row.usage.partition(" ")
-                yield f"/{row.name}" + " " * bool(wants and argument[0] != "["), row.help, -len(before)
+                yield f"/{name}" + " " * bool(wants and argument[0] != "["), row.help, -len(before)
+            if fitting:
+                return
         return
     name, *words = head[1:].split() or [""]
     if name in COMMANDS:

@@ -10,7 +10,7 @@ from chat.commands.row import Value, command, exchanges, first_word, unquoted, w
 from chat.commands.settings import known_setting, setting_names, setting_values
 from chat.screen.markdown.stream import code_blocks
 from chat.screen.stats_lines import stats_rows
-from chat.text.counted import counted
+from dist.counted import counted
 from dist.errors import UsageError
 
 if TYPE_CHECKING:

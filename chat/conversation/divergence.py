@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from chat.conversation.provenance import is_other
 from chat.sessions.nodes import Made
 from chat.text.cells import visible
-from chat.text.counted import counted
 from chat.text.running_text import Decode
+from dist.counted import counted
 from dist.protocol import BlockUpdate
 from dist.settings import SAMPLING
 
@@ -70,7 +70,7 @@ def divergence(before: Made, now: Made, decode: Decode, margin: Margins | None =
     place = next((at for at in range(both) if ours[at] != theirs[at]), both)
     if place == both:
         whole = len(ours) == len(theirs)
-        far = f"all {both:,} tokens" if whole else f"the {both:,} tokens that both have"
+        far = f"all {both:,} tokens" if whole else f"the {counted(both, 'token')} that both have"
         return f"The same as the reply of {who}, in {far}."
     at = margin.at(place) if margin is not None else None
     doubt = "" if at is None else f" The top-2 margin there is {at:.2f} logits, and 16 bits round."

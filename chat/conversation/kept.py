@@ -10,8 +10,8 @@ from chat.sessions.export import Target, conversation_of, export
 from chat.sessions.nodes import ROOT, Node
 from chat.sessions.session import Session
 from chat.sessions.tree import Tree
-from chat.text.counted import counted
 from chat.text.transcript import Transcript
+from dist.counted import counted
 from dist.errors import ChatError, UsageError
 
 

@@ -11,8 +11,8 @@ from chat.sessions.nodes import CUT, Node
 from chat.sessions.reimport import import_session, is_file_to_import
 from chat.sessions.session import Session
 from chat.sessions.tree import Tree
-from chat.text.counted import counted
 from chat.text.transcript import USER
+from dist.counted import counted
 from dist.errors import UsageError
 
 # Origins of settings.

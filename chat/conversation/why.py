@@ -16,9 +16,9 @@ from chat.conversation.state import Talk
 from chat.conversation.work import Work
 from chat.sessions.nodes import Made, Node
 from chat.text.cells import visible
-from chat.text.counted import counted
 from chat.text.prompt import prompt_digest, prompt_ids
 from chat.text.running_text import TokenTexts
+from dist.counted import counted
 from dist.errors import UsageError
 from dist.protocol import TokenScore, Turn
 from dist.settings import GenerationSettings, parse_setting
@@ -53,7 +53,8 @@ def why(talk: Talk, work: Work, page: Page, word: str) -> None:
     if maker is not None and is_other(maker, talk.tree.checkpoints[-1]):
         page.note(f"{talk.facts.who} scores here what another checkpoint wrote.")
     likeliest = f"{others:,} of them not the likeliest (*)" if others else "all of them the likeliest"
-    page.note(f"{counted(len(ids), 'token')}, {likeliest}; log p {total:.2f}, {total / len(ids):.3f} a token.")
+    mean = _round(total / len(ids), 3)
+    page.note(f"{counted(len(ids), 'token')}, {likeliest}; log p {_round(total, 2)}, {mean} a token.")
 
 
 def _prompt(talk: Talk, page: Page, reply: Node, made: Made) -> tuple[int, ...]:
@@ -115,7 +116,7 @@ def _row(talk: Talk, at: int, text: str, token: int, score: TokenScore) -> tuple
     star = "*" if top and top[0][0] != token else ""
     likeliest = ", ".join(f"{_shown(talk, one)} {_percent(other)}" for one, other in top)
     own = _quoted(text) if text else _shown(talk, token)
-    return f"{at + 1:,}", f"{star}{own}", f"{value:.2f}", _percent(value), likeliest
+    return f"{at + 1:,}", f"{star}{own}", _round(value, 2), _percent(value), likeliest
 
 
 def _shown(talk: Talk, token: int) -> str:
@@ -124,6 +125,10 @@ def _shown(talk: Talk, token: int) -> str:
 
 def _quoted(text: str) -> str:
     return '"' + visible(text).replace("\n", "\\n") + '"'
+
+
+def _round(value: float, digits: int) -> str:
+    return f"{round(value, digits) + 0.0:.{digits}f}"  # not -0.00
 
 
 def _percent(value: float) -> str:

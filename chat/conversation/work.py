@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from chat.conversation.inbox import Inbox
 from chat.conversation.page import Page
-from chat.text.counted import counted
+from dist.counted import counted
 from dist.errors import ChatError
 from dist.protocol import BlockUpdate, Control, PrefillUpdate, Reply, Turn
 from dist.settings import GenerationSettings

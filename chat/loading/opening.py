@@ -13,7 +13,7 @@ from chat.demo import demo_folder, is_ready
 from chat.loading.step_list import AskedStep, asked_steps, first_there
 from chat.loading.trial import undecided, until_decided
 from chat.start.options import LaunchOptions, version_text
-from dist.checkpoint.digest import digests
+from dist.checkpoint.digest import Digests
 from dist.checkpoint.open import Checkpoint, open_checkpoint
 from dist.errors import CheckpointError, PromptError
 from dist.protocol import EndsAt
@@ -36,31 +36,32 @@ def import_libraries(options: LaunchOptions) -> None:
     """Every rank, before it meets the others: all that `load` imports."""
     from dist.model.libraries import import_libraries
 
-    # verl imports what it likes.
-    import_libraries(spare=options.parallel != "verl")
-    import dist.decode.engine
-    import dist.model.load
-    import dist.model.reload  # noqa: F401
-
-    # The garbage collector would scan everything imported for nothing: 0.2 s without a key or a pass.
-    # Before the model is built: a frozen one would not be freed by /load.
-    gc.freeze()
-    gc.enable()
+    try:
+        # verl imports what it likes.
+        import_libraries(spare=options.parallel != "verl")
+        import dist.decode.engine
+        import dist.model.load
+        import dist.model.reload  # noqa: F401
+    finally:
+        # The garbage collector would scan everything imported for nothing: 0.2 s without a key or a pass.
+        # Before the model is built: a frozen one would not be freed by /load.
+        gc.freeze()
+        gc.enable()
 
 
 def intent(
-    options: LaunchOptions, checkpoint: Checkpoint | None, problem: str | None = None, whole: str | None = None
+    options: LaunchOptions, checkpoint: Checkpoint | None, digest: Digests | None, problem: str | None = None
 ) -> Intent:
     """What this rank is about to do, for the others to compare with.
 
-    `problem` is why it has no checkpoint, `whole` the digest of every byte of it, if this rank has read them.
+    `digest` is the checkpoint's, `problem` why this rank has none.
     """
     from dist.group.agreement import Intent
 
     return Intent(
         options={name: str(getattr(options, name)) for name in SHARED_OPTIONS},
-        checkpoint=None if checkpoint is None else digests(checkpoint).checkpoint,
-        whole=whole,
+        checkpoint=None if digest is None else digest.checkpoint,
+        whole=None if digest is None else digest.whole or None,
         path="" if checkpoint is None else str(checkpoint.path),
         problem=problem,
         program=version_text(),

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from chat.screen.palette import Palette
 from chat.text.cells import cells
-from chat.text.counted import counted
+from dist.counted import counted
 from dist.protocol import Reply
 
 ENDS = {"stop": "a stop token", "length": "the limit", "cancelled": "Ctrl-C"}

@@ -8,9 +8,9 @@ from rich.text import Text
 
 from chat.screen.markdown.blocks import wrap
 from chat.screen.palette import Palette
-from chat.text.counted import counted
 from chat.text.running_text import Decode
 from chat.text.thinking import CLOSE
+from dist.counted import counted
 
 
 def folded(tokens: int, seconds: float, palette: Palette) -> list[Text]:

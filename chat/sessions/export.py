@@ -10,8 +10,8 @@ from chat.sessions.exported import Conversation
 from chat.sessions.formats import FORMATS
 from chat.sessions.nodes import Node
 from chat.sessions.tree import Tree
-from chat.text.counted import counted
 from chat.text.transcript import SYSTEM, USER
+from dist.counted import counted
 from dist.errors import ChatError, UsageError
 
 ARGUMENT = re.compile(r"(?P<name>.*?)(?:(?:^|\s+)(?P<first>\d+)-(?P<last>\d*))?", re.DOTALL)

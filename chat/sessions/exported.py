@@ -9,8 +9,8 @@ from typing import Any
 
 from chat.sessions.nodes import CUT, Made, Node
 from chat.sessions.tree import Tree
-from chat.text.counted import counted
 from chat.text.transcript import ASSISTANT, SYSTEM, USER
+from dist.counted import counted
 from dist.errors import UsageError
 from dist.settings import SETTINGS, parse_setting, setting_text
 

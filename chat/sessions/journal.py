@@ -101,19 +101,22 @@ class Journal:
         journal._file = open_locked(path)
         return journal, path.read_bytes()
 
-    def keep(self, size: int, records: int) -> None:
+    def keep(self, size: int, records: int) -> str | None:
         """Cut the file after its first `size` bytes, which hold `records` records. Raises OSError.
 
-        More than a torn last line is kept beside it: it may be another kind of file.
+        More than a torn last line is kept beside it, in the file whose name is returned: it may be another kind of
+        file.
         """
         assert self._file is not None
         with self.path.open("rb") as file:
             file.seek(size)
             cut = file.read()
-        if b"\n" in cut:
-            write_whole(self.path.with_name(f"{self.path.name}.cut"), cut, mode=0o600)
+        kept = f"{self.path.name}.cut" if b"\n" in cut else None
+        if kept is not None:
+            write_whole(self.path.with_name(kept), cut, mode=0o600)
         os.ftruncate(self._file, size)
         self.written = records
+        return kept
 
     @property
     def exists(self) -> bool:

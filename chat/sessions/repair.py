@@ -6,7 +6,7 @@ from chat.files import write_whole
 from chat.sessions.journal import Journal, as_line, read_journal
 from chat.sessions.records import VERSION
 from chat.sessions.tree import Tree
-from chat.text.counted import counted
+from dist.counted import counted
 from dist.errors import ChatError
 
 
@@ -30,9 +30,10 @@ def put_in_order(journal: Journal, data: bytes, name: str) -> tuple[Tree, tuple[
         return tree, (f"The session was in the format of version 1; that file is kept as {path.name}.v1.",), ()
     said: list[str] = []
     lost = len(data) - reading.sound
-    journal.keep(reading.sound, len(tree.records))
+    kept = journal.keep(reading.sound, len(tree.records))
     if lost:
-        said.append(f"The end of the journal was damaged: dropped {counted(lost, 'unreadable byte')}.")
+        where = "" if kept is None else f", kept in {kept}"
+        said.append(f"The end of the journal was damaged: dropped {counted(lost, 'unreadable byte')}{where}.")
     if reading.skipped:
         lines = "line is" if reading.skipped == 1 else "lines are"
         said.append(f"{reading.skipped} {lines} damaged in the middle of the journal; the rest was read.")

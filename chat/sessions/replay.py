@@ -15,9 +15,9 @@ from typing import Any, Protocol
 from chat.sessions.nodes import Made, Node
 from chat.sessions.records import CheckpointRecord
 from chat.sessions.tree import Tree
-from chat.text.counted import counted
 from chat.text.prompt import most_tokens, prompt_digest, prompt_ids
 from chat.text.tokenizer import ChatTokenizer
+from dist.counted import counted
 from dist.errors import ChatError, PromptError, UsageError
 from dist.protocol import Reply, Turn
 from dist.settings import SETTINGS, GenerationSettings, parse_setting

@@ -30,6 +30,7 @@ from dist.checkpoint.templates import (
     special_tokens,
 )
 from dist.checkpoint.verify import Verified, verify
+from dist.counted import counted
 from dist.errors import ChatError
 
 BAR = 24
@@ -49,7 +50,7 @@ def describe(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
             ),
         )
     yield "layout", checkpoint.layout
-    yield "saved by", f"{checkpoint.world_size} rank{'s' if checkpoint.world_size > 1 else ''}"
+    yield "saved by", counted(checkpoint.world_size, "rank")
     if checkpoint.torch_family is not None:
         yield "torch", checkpoint.torch_family
     yield "model", _model(checkpoint)

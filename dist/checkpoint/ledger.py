@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from dist.counted import counted
+
 FILES, TENSORS, TEMPLATES = "files", "tensors", "chat template"
 WEIGHTS = "weights"
 SHOWN = 6
@@ -66,7 +68,9 @@ class Ledger:
         """How many files, tensors and keys are used, in words."""
         used = [one.place for one in self.entries if one.used]
         rest = len(used) - used.count(FILES) - used.count(TENSORS)
-        return f"{used.count(FILES)} files, {used.count(TENSORS)} tensors, {rest} keys"
+        return ", ".join(
+            (counted(used.count(FILES), "file"), counted(used.count(TENSORS), "tensor"), counted(rest, "key"))
+        )
 
     def lines(self, *, all_names: bool = False) -> Iterator[str]:
         """What is not used, one line for each place and reason; long lists are cut unless `all_names`."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from dist.checkpoint.boxes import Numbers, SavedTensor
 from dist.checkpoint.experts import is_used, single_or_fused
 from dist.checkpoint.ledger import TENSORS, WEIGHTS, Entry
+from dist.counted import counted
 from dist.errors import CheckpointError
 
 SHOWN = 3
@@ -249,7 +250,7 @@ def _likely(attempt: _Attempt) -> str:
         return "The vocabulary was resized after config.json was written: its vocab_size is not the file's."
     layers = [_layers(names) for names in (saved, [name for name in saved if name not in extra] + missing)]
     if layers[0] != layers[1]:
-        return f"The file has {layers[0]} layers, the config {layers[1]}."
+        return f"The file has {counted(layers[0], 'layer')}, the config {layers[1]}."
     if differing and not missing and not extra:
         return "The names agree and the sizes do not: config.json is of another size of the same model."
     if missing and not extra and not differing:

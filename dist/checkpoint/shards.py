@@ -15,6 +15,7 @@ from pathlib import Path
 from dist.checkpoint.boxes import SavedTensor, distinct, first_gap
 from dist.checkpoint.folder import SHARD_NAME, read_json
 from dist.checkpoint.shard_file import ShardFile, read_shard_file
+from dist.counted import counted
 from dist.errors import CheckpointError
 
 SHOWN = 3
@@ -98,7 +99,7 @@ def _world_size(folder: Path, found: Mapping[int, set[int]]) -> int:
         return said
     if len(found) == 1:
         return next(iter(found))
-    sets = ", ".join(f"world size {size} ({len(ranks)} files)" for size, ranks in sorted(found.items()))
+    sets = ", ".join(f"world size {size} ({counted(len(ranks), 'file')})" for size, ranks in sorted(found.items()))
     raise CheckpointError(
         f"There are several sets of shards: {folder}.",
         f"Found {sets}, and no fsdp_config.json that says which one counts.",
@@ -121,7 +122,7 @@ def _check_place(file: ShardFile, rank: int, world_size: int) -> None:
     if file.world_size is not None and file.world_size != world_size:
         mesh = " x ".join(map(str, file.mesh))
         raise CheckpointError(
-            f"{label} was saved by a mesh of {file.world_size} ranks: {file.path}.",
+            f"{label} was saved by a mesh of {counted(file.world_size, 'rank')}: {file.path}.",
             f"The mesh {mesh} does not span the {world_size} ranks that the file's name gives, "
             "as with expert or tensor parallelism.",
             "Save the model with FSDP alone, or merge the checkpoint with verl's model_merger first.",

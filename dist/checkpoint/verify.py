@@ -16,6 +16,7 @@ from dist.checkpoint.folder import SHARD_NAME
 from dist.checkpoint.open import Checkpoint
 from dist.checkpoint.shards import shard_label
 from dist.checkpoint.torch_archive import ARCHIVE_ERRORS, Archive, Entries, Window
+from dist.counted import counted
 from dist.errors import CheckpointError
 
 BLOCK_BYTES = 4 << 20
@@ -121,23 +122,20 @@ def _checked(checkpoint: Checkpoint, without: Set[Archive], passed_over: int) ->
     said = []
     if paths:
         items = sum(bool(archive.holds) for archive in checkpoint.archives if archive not in without)
-        what = f"the {items:,} items of the model in {_files(len(paths))}" if items else _files(len(paths))
+        files = counted(len(paths), "file")
+        what = f"the {items:,} items of the model in {files}" if items else files
         said.append(f"every byte of {what} matches its CRC-32")
     if passed_over:
         said.append(f"{passed_over:,} bytes beside them hold no weights of the model and were passed over")
     bare = [path for path in (*bare_files(checkpoint), *sorted(_paths(without))) if path not in paths]
     if bare:
         suffixes = ", ".join(sorted({path.suffix for path in bare}))
-        said.append(f"{_files(len(bare))} without checksums ({suffixes}) read, but not compared")
+        said.append(f"{counted(len(bare), 'file')} without checksums ({suffixes}) read, but not compared")
     return "; ".join(said) or "there are no files"
 
 
 def _paths(archives: Iterable[Archive]) -> list[Path]:
     return list(dict.fromkeys(archive.path for archive in archives))
-
-
-def _files(count: int) -> str:
-    return "1 file" if count == 1 else f"{count:,} files"
 
 
 def _size(path: Path) -> int:

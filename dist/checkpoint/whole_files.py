@@ -16,6 +16,7 @@ from dist.checkpoint.boxes import ITEM_BYTES, Box, Piece, SavedTensor, row_major
 from dist.checkpoint.folder import read_json
 from dist.checkpoint.shard_file import read_shard_file
 from dist.checkpoint.torch_archive import Archive
+from dist.counted import counted
 from dist.errors import CheckpointError
 from dist.plain_json import parse_json
 
@@ -101,8 +102,8 @@ def _files(folder: Path, single: str, pattern: str) -> list[Path]:
     if missing:
         raise CheckpointError(
             f"{missing[0]} is missing: {folder / missing[0]}.",
-            f"{single}.index.json names {len(names)} files; {len(missing)} of them are not there.",
-            f"Copy all {len(names)} files.",
+            f"{single}.index.json names {counted(len(names), 'file')}; {len(missing)} of them are not there.",
+            f"Copy {'all ' * (len(names) > 1)}{counted(len(names), 'file')}.",
         )
     return [folder / name for name in names]
 

@@ -88,6 +88,8 @@ def test_help_names_every_command_and_completion_offers_names_and_values(talk):
     assert {text for text, _, _ in complete(repl, "/set top_")} == {"top_k ", "top_p "}
     assert "cached" in {text for text, _, _ in complete(repl, "/set decoder c")}
     assert not list(complete(repl, "hello /ref"))
+    assert [text for text, _, _ in complete(repl, "/exi")] == ["/exit"]
+    assert "/exit" not in {text for text, _, _ in complete(repl, "/ex")}
 
 
 def test_help_is_grouped_has_the_keys_and_an_example_of_every_command(talk):

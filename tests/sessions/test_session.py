@@ -137,7 +137,10 @@ def test_a_damaged_end_is_cut_off_with_a_notice_and_the_session_goes_on(tmp_path
     whole = session.path.read_bytes()
     session.path.write_bytes(whole + tail)
     again, said = Session.resume(tmp_path)
-    assert said == (f"The end of the journal was damaged: dropped {len(tail)} unreadable bytes.",)
+    kept = session.path.with_name(f"{session.path.name}.cut")
+    where = f", kept in {kept.name}" if b"\n" in tail else ""
+    assert said == (f"The end of the journal was damaged: dropped {len(tail)} unreadable bytes{where}.",)
+    assert kept.read_bytes() == tail if where else not kept.exists()
     one_turn(again, "more")
     again.close()
     assert again.path.read_bytes().startswith(whole)
