@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -27,12 +27,13 @@ class Pieces:
     `table_S4`, int64 on the device: for each piece its first token's place in the forward, how many tokens it has,
     how many of its sequence come before it, and the slot of its sequence's first token. `longest` is the number of
     tokens in the longest one. With `most_keys`, which no sequence exceeds, a GPU gives a token the same bits
-    whatever else the forward holds.
+    whatever else the forward holds. `masks` are what `reference_attention` makes once for all layers.
     """
 
     table_S4: torch.Tensor
     longest: int
     most_keys: int | None = None
+    masks: dict[tuple[int, int, int], torch.Tensor] = field(default_factory=dict, compare=False, repr=False)
 
 
 @contextmanager
@@ -109,42 +110,48 @@ def reference_attention(
 ) -> torch.Tensor:
     """The same as the kernels' split_kv_attention, in plain torch, piece by piece; returns [T, H, D]."""
     heads, tokens, size = query_HTD.shape
+    group = heads // key_KCD.shape[0]
     result_THD = query_HTD.new_empty((tokens, heads, size))
     for first, length, start, slot in pieces.table_S4.tolist():
+        mask = pieces.masks.get((length, start, window))
+        if mask is None:
+            mask = pieces.masks[length, start, window] = _mask(query_HTD, length, start, window, group)
         keys, values = (storage[:, slot : slot + start + length] for storage in (key_KCD, value_KCD))
         query = query_HTD[:, first : first + length]
-        attended = _attend_alone(query, keys, values, scale=scale, window=window, softcap=softcap)
+        attended = _attend_alone(query, keys, values, mask, scale=scale, softcap=softcap)
         result_THD[first : first + length] = attended.transpose(0, 1)
     return result_THD
+
+
+def _mask(like: torch.Tensor, rows: int, start: int, window: int, group: int) -> torch.Tensor:
+    """Added to scores: what the last `rows` tokens of a sequence see, for a `group` of query heads; [group * L, U]."""
+    slot_U = torch.arange(start + rows, device=like.device)
+    own_L1 = slot_U[start:].unsqueeze(-1)
+    hidden_LU = slot_U > own_L1
+    if window:
+        hidden_LU |= slot_U <= own_L1 - window
+    return like.new_zeros(hidden_LU.shape).masked_fill_(hidden_LU, -torch.inf).repeat(group, 1)
 
 
 def _attend_alone(
     query_HLD: torch.Tensor,
     key_KUD: torch.Tensor,
     value_KUD: torch.Tensor,
+    mask: torch.Tensor,
     *,
     scale: float,
-    window: int,
     softcap: float,
 ) -> torch.Tensor:
     """The last L tokens of a sequence of U; [H, L, D]."""
     heads, rows, size = query_HLD.shape
-    key_heads, used, _ = key_KUD.shape
-    own_L1 = torch.arange(used - rows, used, device=query_HLD.device).unsqueeze(-1)
-    slot_U = torch.arange(used, device=query_HLD.device)
-    seen_LU = slot_U <= own_L1
-    if window:
-        seen_LU &= slot_U > own_L1 - window
-    group = heads // key_heads
-    folded = query_HLD.reshape(key_heads, group * rows, size)
+    key_heads = key_KUD.shape[0]
+    folded = query_HLD.reshape(key_heads, -1, size)
     if not softcap:
         # Four dimensions, or torch takes its slowest way.
         query, key, value = (part.unsqueeze(0) for part in (folded, key_KUD, value_KUD))
-        seen = seen_LU.repeat(group, 1)
-        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=seen, scale=scale)
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
         return attended.view(heads, rows, size)
     exact = torch.promote_types(query_HLD.dtype, torch.float32)
     scores = softcap * torch.tanh((folded @ key_KUD.transpose(1, 2)).to(exact) * scale / softcap)
-    scores = scores.view(heads, rows, used).masked_fill(~seen_LU, -torch.inf)
-    shares = scores.softmax(dim=-1).to(value_KUD.dtype).view(key_heads, -1, used)
+    shares = (scores + mask).softmax(dim=-1).to(value_KUD.dtype)
     return (shares @ value_KUD).view(heads, rows, size)
