@@ -124,7 +124,7 @@ def reference_attention(
 
 
 def _mask(like: torch.Tensor, rows: int, start: int, window: int, group: int) -> torch.Tensor:
-    """Added to scores: what the last `rows` tokens of a sequence see, for a `group` of query heads; [group * L, U]."""
+    """What the last `rows` tokens of a sequence see, added to the scores of a `group` of heads; [group * L, U]."""
     slot_U = torch.arange(start + rows, device=like.device)
     own_L1 = slot_U[start:].unsqueeze(-1)
     hidden_LU = slot_U > own_L1
