@@ -230,12 +230,16 @@ put_terminal_back() {
 }
 
 exit_code() { # prints the run's exit code; rank 0 leaves its own in a file, since torchrun makes 1 of every failure
-    local status ending last
+    local status ending last rank0=here
     status=$(cat "$DLLM_RUN_DIR/status" 2>/dev/null)
     # How this host's ranks ended, in words: of a host without rank 0, or of a rank 0 that was killed.
     ending=$(cat "$DLLM_RUN_DIR/ending" 2>/dev/null)
+    if [[ -z $ending ]] && ((code == 137)); then
+        ending="$job_name was killed (SIGKILL); out of memory?"
+    fi
     if [[ ${NNODES:-1} != 1 && ${NODE_RANK:-0} != 0 && $interrupted == 0 && -n $ending ]]; then
         say "$ending"
+        rank0=elsewhere
     fi
     if [[ $status =~ ^[0-9]+$ ]]; then
         echo "$status"
@@ -244,11 +248,8 @@ exit_code() { # prints the run's exit code; rank 0 leaves its own in a file, sin
     elif ((code == 0)); then
         echo 0
     else
-        if [[ -z $ending ]] && ((code == 137)); then
-            ending="$job_name was killed (SIGKILL); out of memory?"
-        fi
         if [[ -n $ending ]]; then
-            [[ ${NODE_RANK:-0} != 0 ]] || say "$ending"
+            [[ $rank0 == elsewhere ]] || say "$ending"
         else
             last=$(grep -h . "$DLLM_RUN_DIR/rank0.log" 2>/dev/null | tail -n 1)
             say "$job_name ended with code $code, and rank 0 left no word of why." ${last:+"Its log ends: $last"}

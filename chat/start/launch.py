@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from chat.start.early_ranks import EarlyRanks
 from chat.start.options import LaunchOptions, asked_options, load_config, version_text, with_config
@@ -25,10 +25,11 @@ from chat.terminal.streams import NoticeStream
 from dist.errors import ChatError
 from dist.group.hosts import Hosts, check_interfaces, host_name, own_address, resolve
 
+if TYPE_CHECKING:
+    from dist.group.rendezvous import Meeting
+
 # Exit codes of ranks that have reported why themselves, or that torchrun ended because of another.
 REPORTED = (2, 3, 4, 5, 130, -signal.SIGTERM)
-
-
 POST_S = 2.0
 
 
@@ -96,11 +97,12 @@ def start_ranks(
     from torch.distributed.elastic.multiprocessing.subprocess_handler import SubprocessHandler
     from torch.distributed.run import main as torchrun
 
+    from dist.group.ranks import rank_name
     from dist.group.rendezvous import BACKEND, Meeting, register
 
     def met(others: dict[int, dict[str, str]]) -> None:
         if hosts.nodes > 1:
-            give_signs_of_life(hosts, options.answer_timeout, run_dir)
+            give_signs_of_life(hosts, meeting, options.answer_timeout, run_dir)
         if hosts.node:
             checkpoint = options.checkpoint_dir or "the embedded model"
             waiting.say(
@@ -108,7 +110,9 @@ def start_ranks(
                 f"{hosts.meeting_point}) with {checkpoint}."
             )
 
-    meeting = Meeting(hosts, join_s=options.join_timeout, notice=waiting.show, met=met, program=version_text())
+    meeting = Meeting(
+        hosts, count, join_s=options.join_timeout, notice=waiting.show, met=met, program=version_text()
+    )
     register(meeting)
     agent = [f"--nnodes={hosts.nodes}", f"--nproc_per_node={count}", f"--rdzv_backend={BACKEND}"]
     agent += [f"--rdzv_endpoint={hosts.meeting_point}", f"--rdzv_id={run_id}"]
@@ -119,32 +123,42 @@ def start_ranks(
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         if failure.exitcode not in REPORTED:
+            who = rank_name(rank, host_name() if hosts.nodes > 1 else None)
             how = ("was " if failure.exitcode < 0 else "") + in_words(failure.exitcode)
-            write_ending(run_dir, f"Rank {rank} {how}" + ("" if how.endswith("?") else "."))
+            write_ending(run_dir, f"{who} {how}" + ("" if how.endswith("?") else "."))
             # Rank 0 may be on another host, or gone with its store.
             if meeting.store is not None:
-                post_within(meeting.store, rank, how, POST_S)
+                post_within(meeting.store, who, how, POST_S)
+        meeting.leave()
         raise
+    meeting.leave()
 
 
-def give_signs_of_life(hosts: Hosts, answer_s: float, run_dir: Path) -> None:
+def give_signs_of_life(hosts: Hosts, meeting: Meeting, answer_s: float, run_dir: Path) -> None:
     """From the meeting on rank 0 sees whether this host is there, and this host whether node 0 is."""
     from dist.group.board import Board, connect, node_name
+    from dist.group.ranks import LOST, contact_name
 
     watched = [node_name(0)] if hosts.node else []
     address = resolve(hosts.address) if hosts.node else own_address(hosts.address, is_master=True)
-    board = Board(connect(address, hosts.port), node_name(hosts.node), watched, 0)
+    board = Board(connect(address, hosts.port), node_name(hosts.node), watched)
     if hosts.node:
         watch_rank_0(board, run_dir, answer_s)
+        return
+
+    def lost(node: int) -> None:
+        board.post_failure(contact_name(meeting.others[node]["host"], meeting.ranks_of(node)), LOST, POST_S)
+
+    meeting.watch_others(lost)
 
 
-def post_within(store: Any, rank: int, how: str, seconds: float) -> None:
+def post_within(store: Any, who: str, how: str, seconds: float) -> None:
     """Tell rank 0 how a rank ended, unless it is gone with its store: that is not waited for."""
     from dist.group.board import post_failure
 
     def post() -> None:
         with contextlib.suppress(RuntimeError):
-            post_failure(store, rank, how)
+            post_failure(store, who, how)
 
     thread = threading.Thread(target=post, daemon=True)
     thread.start()

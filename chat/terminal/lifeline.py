@@ -47,17 +47,16 @@ class Ranks(Protocol):
         """{rank: process id} of the ranks on this host."""
         ...
 
-    def recorded_failures(self) -> dict[int, str]:
-        """{rank: reason} as far as it is known here; returns at once."""
+    def recorded_failures(self) -> Mapping[str, str]:
+        """{a rank's or a host's name: how it failed} as far as it is known here; returns at once."""
         ...
 
     def silence(self) -> dict[str, float]:
         """{who: seconds} since the last sign of life; to be asked about once a second."""
         ...
 
-    def hosts(self) -> Mapping[int, str]:
-        """{rank: the name of its host}, of all ranks."""
-        ...
+    @property
+    def several_hosts(self) -> bool: ...
 
     def name(self, rank: int) -> str:
         """`Rank 1`, with its host where there are several."""
@@ -160,8 +159,7 @@ class Lifeline:
         ranks = self._ranks
         if ranks is None:
             return None
-        elsewhere = len(set(ranks.hosts().values())) > 1
-        deadline = time.monotonic() + (OTHER_HOSTS_WAIT_S if elsewhere else RECORD_WAIT_S)
+        deadline = time.monotonic() + (OTHER_HOSTS_WAIT_S if ranks.several_hosts else RECORD_WAIT_S)
         ended: dict[int, int | None] = {}
         while True:
             for rank, pid in self._dead_ranks().items():
@@ -169,8 +167,8 @@ class Lifeline:
                 ended.setdefault(rank, fate.of_zombie(pid))
             if os.getppid() != self._parent:  # the ranks went with it
                 return PARENT_KILLED
-            for rank, reason in ranks.recorded_failures().items():
-                return _sentence(f"{ranks.name(rank)} {reason}")
+            for who, how in ranks.recorded_failures().items():
+                return _sentence(f"{who} {how}")
             for rank, code in ended.items():
                 if code is not None and code < 0 and not self._parent_dies():
                     return _sentence(f"{ranks.name(rank)} was {fate.in_words(code)}")

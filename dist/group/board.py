@@ -7,7 +7,6 @@ counted by whoever asks.
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -21,6 +20,8 @@ PERIOD_S = 0.5
 LONGEST_STEP_S = 2.0
 ANSWER = timedelta(seconds=20)
 BEAT, FAILURE, FAILURES = "chat/beat/", "chat/failure/", "chat/failures"
+# Between who failed and how.
+SEPARATOR = "\t"
 
 
 class Store(Protocol):
@@ -48,17 +49,15 @@ def node_name(node: int) -> str:
     return f"node {node}"
 
 
-def post_failure(store: Store, rank: int, reason: str) -> None:
-    """Write why `rank` failed; the first reason stays. Raises RuntimeError if the store is gone."""
-    if not store.check([f"{FAILURE}{rank}"]):
-        store.set(f"{FAILURE}{rank}", reason)
-        store.add(FAILURES, 1)
+def post_failure(store: Store, who: str, how: str) -> None:
+    """Write who failed and how, in words; what is first said of one stays. Raises RuntimeError without a store."""
+    store.set(f"{FAILURE}{store.add(FAILURES, 1)}", f"{who}{SEPARATOR}{how}")
 
 
 class Board:
     """The view of the others that `name` has: a rank's number, or a launcher's `node_name`.
 
-    `watched` are those whose signs of life count here, `size` is the number of ranks.
+    `watched` are those whose signs of life count here.
     """
 
     def __init__(
@@ -66,19 +65,18 @@ class Board:
         store: Store,
         name: str,
         watched: Iterable[str],
-        size: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
         self._clock = clock
         self._name = name
-        self._size = size
         self._beats = dict.fromkeys(watched, "")
         self._seen = dict(self._beats)
         self._present: set[str] = set()
         self._silence = dict.fromkeys(self._beats, 0.0)
-        self._failures: dict[int, str] = {}
-        self._to_post: str | None = None
+        self._failures: dict[str, str] = {}
+        self._failures_read = 0
+        self._to_post: tuple[str, str] | None = None
         self._asked = self._clock()
         self._wake = threading.Event()
         self._closed = False
@@ -101,13 +99,13 @@ class Board:
                 self._silence[name] += step
         return dict(self._silence)
 
-    def failures(self) -> dict[int, str]:
-        """{rank: reason} as far as it has been read."""
+    def failures(self) -> dict[str, str]:
+        """{who: how} as far as it has been read, the first that failed first."""
         return dict(self._failures)
 
-    def post_failure(self, reason: str, wait_s: float) -> None:
-        """Have this rank's failure written; returns when that is done, or after `wait_s`."""
-        self._to_post = reason
+    def post_failure(self, who: str, how: str, wait_s: float) -> None:
+        """Have a failure written; returns when that is done, or after `wait_s`."""
+        self._to_post = who, how
         self._wake.set()
         deadline = time.monotonic() + wait_s
         while self._to_post is not None and self.contact_lost is None and time.monotonic() < deadline:
@@ -134,7 +132,7 @@ class Board:
     def _exchange(self, beat: str) -> None:
         self._store.set(f"{BEAT}{self._name}", beat)
         if self._to_post is not None:
-            post_failure(self._store, int(self._name), self._to_post)
+            post_failure(self._store, *self._to_post)
             self._to_post = None
         for name in self._beats:
             key = f"{BEAT}{name}"
@@ -143,8 +141,8 @@ class Board:
             self._beats[name] = self._store.get(key).decode() if there else f"not yet, {beat}"
             if there:
                 self._present.add(name)
-        if self._store.add(FAILURES, 0) > len(self._failures):
-            for rank in range(self._size):
-                with contextlib.suppress(KeyError):
-                    if rank not in self._failures and self._store.check([f"{FAILURE}{rank}"]):
-                        self._failures[rank] = self._store.get(f"{FAILURE}{rank}").decode()
+        # One that is counted may not be written yet.
+        while self._store.check([key := f"{FAILURE}{self._failures_read + 1}"]):
+            self._failures_read += 1
+            who, _, how = self._store.get(key).decode().partition(SEPARATOR)
+            self._failures.setdefault(who, how)

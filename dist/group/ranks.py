@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from dist.group.hosts import check_interfaces, host_name, interface_variables, o
 
 # For what all ranks of a run write at about the same time.
 STORE_TIMEOUT = timedelta(minutes=10)
+LOST = "was lost"
 # `Connection closed by peer [10.0.0.2]:2985`
 GLOO_PEER = re.compile(r"\[([0-9a-f.:]+)\]:\d+")
 
@@ -53,9 +54,11 @@ class Ranks:
             raise self.lost(error) from error
         self._process_ids = {self.rank: os.getpid()}
         # Rank 0 looks after all, and after hosts whose ranks have not come yet; for the others rank 0 counts.
-        nodes = [node_name(node) for node in range(1, int(os.environ.get("GROUP_WORLD_SIZE", "1")))]
+        hosts = int(os.environ.get("GROUP_WORLD_SIZE", "1"))
+        self.several_hosts = hosts > 1
+        nodes = [node_name(node) for node in range(1, hosts)]
         watched = [*map(str, range(1, self.size)), *nodes] if self.rank == 0 else ["0"]
-        self._board = Board(board_store, str(self.rank), watched, self.size)
+        self._board = Board(board_store, str(self.rank), watched)
 
     def meet(self, intent: Intent | None = None) -> Ranks:
         """All ranks, together: compare what each is about to do, learn who the others are. Raises ChatError."""
@@ -81,13 +84,10 @@ class Ranks:
         """{rank: process id} of the ranks on this host."""
         return self._process_ids
 
-    def hosts(self) -> Mapping[int, str]:
-        """{rank: the name of its host}."""
-        return self._hosts
-
     def name(self, rank: int) -> str:
         """`Rank 1`, with its host where there are several."""
-        return f"Rank {rank}" + (f" ({self._hosts[rank]})" if len(set(self._hosts.values())) > 1 else "")
+        host = self._hosts.get(rank, host_name() if rank == self.rank else None)
+        return rank_name(rank, host if self.several_hosts else None)
 
     def silence(self) -> dict[str, float]:
         """{who: seconds} since the last sign of life: on rank 0 of all others, elsewhere of rank 0.
@@ -97,13 +97,13 @@ class Ranks:
         heard = self._board.silence()
         return {self.name(int(who)) if who.isdigit() else who.capitalize(): heard[who] for who in heard}
 
-    def recorded_failures(self) -> dict[int, str]:
-        """{rank: how it failed, as what follows its name} as far as it is known here; returns at once."""
+    def recorded_failures(self) -> dict[str, str]:
+        """{a rank's or a host's name: how it failed, as what follows the name} as far as it is known here."""
         return self._board.failures()
 
     def record_failure(self, how: str, wait_s: float = 1.0) -> None:
         """Let rank 0 know why this rank is about to end."""
-        self._board.post_failure(how, wait_s)
+        self._board.post_failure(self.name(self.rank), how, wait_s)
 
     @property
     def contact_lost(self) -> str | None:
@@ -120,8 +120,7 @@ class Ranks:
         ranks = [rank for rank, address in self._addresses.items() if peer and address == peer[1]]
         if not ranks or len(set(self._addresses.values())) == 1:
             return RankError("Contact between the ranks was lost.", said)
-        named = f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}"
-        return RankError(f"Contact with {self._hosts[ranks[0]]} ({named}) was lost.", "It closed the connection.")
+        return RankError(f"{contact_name(self._hosts[ranks[0]], ranks)} {LOST}.", "It closed the connection.")
 
     def _exchange_places(self) -> list[dict[str, str]]:
         """Where every rank is: process, device (-1: a CPU), process namespace, host, address."""
@@ -135,6 +134,16 @@ class Ranks:
         }
         self.store.set(f"place/{self.rank}", json.dumps(place))
         return [json.loads(self.store.get(f"place/{rank}")) for rank in range(self.size)]
+
+
+def rank_name(rank: int, host: str | None = None) -> str:
+    """`Rank 1`, with its host where that is to be said."""
+    return f"Rank {rank}" + (f" ({host})" if host else "")
+
+
+def contact_name(host: str, ranks: Sequence[int]) -> str:
+    """What is lost when all ranks of a host are gone."""
+    return f"Contact with {host} (rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))})"
 
 
 def open_ranks() -> Ranks | None:

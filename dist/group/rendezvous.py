@@ -6,6 +6,7 @@ leads to the others; every launcher says whom it waits for. Knows no model and n
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -28,6 +29,7 @@ from torch.distributed.elastic.rendezvous import (
 
 from dist.errors import ChatError, RankError, UsageError
 from dist.group.hosts import Hosts, host_name, own_address, resolve
+from dist.group.lines import Line, Lines
 
 BACKEND = "chat"
 JOIN_S = 300.0
@@ -43,14 +45,15 @@ Notice = Callable[[str], None]
 class Meeting(RendezvousHandler):
     """The meeting of all launchers.
 
-    It waits `join_s` for the others, and `answer_s` for whoever listens at node 0's port to answer as this program.
-    `notice(text)` shows whom this one waits for, `""` that it is over; `met` is then called with what the other
-    hosts said of themselves, by node. `program` is this program's version.
+    This host brings `count` ranks. It waits `join_s` for the others, and `answer_s` for whoever listens at node 0's
+    port to answer as this program. `notice(text)` shows whom this one waits for, `""` that it is over; then `met`
+    is called with what the other hosts said of themselves, by node. `program` is this program's version.
     """
 
     def __init__(
         self,
         hosts: Hosts,
+        count: int = 1,
         *,
         join_s: float = JOIN_S,
         answer_s: float = ANSWER_S,
@@ -63,7 +66,9 @@ class Meeting(RendezvousHandler):
         self._answer_s = answer_s
         self._notice = notice
         self._met = met
-        self._mine = {"nodes": str(hosts.nodes), "host": host_name(), "program": program}
+        self._mine = {"nodes": str(hosts.nodes), "host": host_name(), "program": program, "ranks": str(count)}
+        self._lines: Lines | None = None
+        self._line: Line | None = None
         self._began = time.monotonic()
         self.store: Any = None
         self.others: dict[int, dict[str, str]] = {}
@@ -90,6 +95,23 @@ class Meeting(RendezvousHandler):
             RendezvousStoreInfo(address, port),
         )
 
+    def watch_others(self, lost: Callable[[int], None]) -> None:
+        """Node 0, after the meeting: `lost(node)` is called when the launcher of another host was killed."""
+        if self._lines is not None:
+            self._lines.watch(lost)
+
+    def leave(self) -> None:
+        """This launcher ends in an orderly way: nobody needs to be told that it is gone."""
+        for end in (self._line, self._lines):
+            if end is not None:
+                with contextlib.suppress(OSError):
+                    end.close()
+
+    def ranks_of(self, node: int) -> list[int]:
+        """Node 0, after the meeting: the ranks of a host. torchrun counts them host by host."""
+        counts = [int((self.others | {0: self._mine})[number]["ranks"]) for number in range(self._hosts.nodes)]
+        return list(range(sum(counts[:node]), sum(counts[: node + 1])))
+
     def _open_store(self) -> tuple[str, int]:
         """Node 0: listen, but only where the others come from."""
         hosts = self._hosts
@@ -114,6 +136,9 @@ class Meeting(RendezvousHandler):
             timeout=STORE_TIMEOUT,
             master_listen_fd=listener.detach(),
         )
+        if hosts.nodes > 1:
+            self._lines = Lines(address)
+            self._mine["line"] = str(self._lines.port)
         self.store.set("chat/meeting", json.dumps(self._mine))
         return address, port
 
@@ -147,6 +172,8 @@ class Meeting(RendezvousHandler):
         store = self._open_connection(target, port)
         self.store = store
         self._compare(store)
+        with contextlib.suppress(OSError):  # where it cannot be had, signs of life have to do
+            self._line = Line(target, int(self.others[0]["line"]), hosts.node)
         store.set(f"chat/joined/{hosts.node}", json.dumps(self._mine))
         while not store.check(["chat/complete"]):
             self._wait(f"the other nodes at {hosts.meeting_point}")

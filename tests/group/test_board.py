@@ -45,9 +45,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def three(port: int, clock: Clock) -> Iterator[list[Board]]:
-    boards = [
-        Board(connect("127.0.0.1", port), str(rank), "12" if rank == 0 else "0", 3, clock) for rank in range(3)
-    ]
+    boards = [Board(connect("127.0.0.1", port), str(rank), "12" if rank == 0 else "0", clock) for rank in range(3)]
     yield boards
     for one in boards:
         one.close()
@@ -77,15 +75,20 @@ def test_ones_own_sleep_is_not_the_others_silence(three, clock):
 
 
 def test_a_failure_reaches_all_and_the_first_reason_stays(three):
-    three[2].post_failure("failed: OutOfMemoryError: 3 GiB", wait_s=20.0)
-    three[2].post_failure("exited with code 1", wait_s=20.0)
+    three[2].post_failure("Rank 2", "failed: OutOfMemoryError: 3 GiB", wait_s=20.0)
+    three[2].post_failure("Rank 2", "exited with code 1", wait_s=20.0)
+    three[1].post_failure("Rank 1", "was killed", wait_s=20.0)
     for one in three:
-        assert eventually(lambda one=one: one.failures() == {2: "failed: OutOfMemoryError: 3 GiB"})
+        assert eventually(lambda one=one: len(one.failures()) == 2)
+        assert list(one.failures().items()) == [
+            ("Rank 2", "failed: OutOfMemoryError: 3 GiB"),
+            ("Rank 1", "was killed"),
+        ]
 
 
 def test_a_launcher_posts_for_a_rank_that_could_not(three, port):
-    post_failure(connect("127.0.0.1", port), 1, "was killed (SIGKILL); out of memory?")
-    assert eventually(lambda: three[0].failures() == {1: "was killed (SIGKILL); out of memory?"})
+    post_failure(connect("127.0.0.1", port), "Rank 1", "was killed (SIGKILL); out of memory?")
+    assert eventually(lambda: three[0].failures() == {"Rank 1": "was killed (SIGKILL); out of memory?"})
 
 
 class Stuck:
@@ -103,13 +106,13 @@ class Stuck:
 
 def test_a_store_that_never_answers_keeps_nobody(clock):
     store = Stuck()
-    stuck = Board(store, "1", ["0"], 2, clock)
+    stuck = Board(store, "1", ["0"], clock)
     for _ in range(7):
         clock.now += 1.0
         silence = stuck.silence()
     assert silence == {"0": 7.0}
     began = time.monotonic()
-    stuck.post_failure("failed", wait_s=0.1)
+    stuck.post_failure("Rank 1", "failed", wait_s=0.1)
     stuck.close()
     assert time.monotonic() - began < 10
     store.cable.set()
@@ -123,5 +126,5 @@ class Gone(Stuck):
 
 
 def test_a_store_that_is_gone_is_said_so():
-    gone = Board(Gone(), "1", ["0"], 2)
+    gone = Board(Gone(), "1", ["0"])
     assert eventually(lambda: gone.contact_lost == "Connection reset by peer")

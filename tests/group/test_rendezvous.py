@@ -36,6 +36,7 @@ class Launcher(threading.Thread):
     def end(self) -> Launcher:
         self.join(60)
         assert not self.is_alive()
+        self.meeting.leave()
         return self
 
     def wait_for(self, text: str) -> None:

@@ -1,6 +1,7 @@
 """Whatever dies, whenever: what died is named, the screen's text is kept, the terminal is sane, nobody is left.
 
-A table of all of it is printed at the end (tests/support/deaths.py says how the limit is held).
+One table of cases for one host and for two (network namespaces). What was seen of each is printed at the end
+(tests/support/deaths.py says how the limits are held).
 """
 
 from __future__ import annotations
@@ -10,120 +11,125 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 import pytest
-from deaths import Row, Table, busyness, family, printed, until_gone
-from program import READY_S, ROOT, Chat, environment, ranks_below, replied
+from deaths import Row, Table, busyness, printed, until_gone
+from namespaces import obstacle
+from on_hosts import ANSWER_S, LONG, TWO_HOSTS, WAIT_S, Run
+from program import READY_S, replied
 from pty_screen import pasted
 
 pytestmark = [pytest.mark.timeout(600)]
 
-LONG = (
-    "--max_new_tokens",
-    "1800",
-    "--add_eos_length",
-    "3",
-    "--refine_iter",
-    "2",
-    "--max_length",
-    "2000",
-    "--answer_timeout",
-    "8",
-)
-GONE_S = 2.0
-# What is waited for at most; the limit itself is held against what was measured.
-WAIT_S = 20.0
-
+WHY_NOT = obstacle()
+on_two_hosts = pytest.mark.skipif(WHY_NOT is not None, reason=WHY_NOT or "")
+# From a death to the last process, on an idle machine: on one host, and on two.
+GONE_S, GONE_FAR_S = 2.0, 5.0
 KILLED = "was killed (SIGKILL); out of memory?"
 
+# --- When --------------------------------------------------------------------------------------------------------
 
-def loading(chat: Chat) -> None:
+When = Callable[[Run], None]
+
+
+def loading(run: Run) -> None:
+    run.talk(*LONG, wait=False)
     deadline = time.monotonic() + READY_S
-    while len(chat.ranks()) < chat.count:
+    while len(run.ranks()) < run.count:
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
 
-def at_the_prompt(chat: Chat) -> None:
-    chat.wait_for("/help lists the commands", READY_S)
-    chat.say("/max_new_tokens 8")
-    chat.say("Hello there")
-    chat.wait_for(replied())
+def at_the_prompt(run: Run) -> None:
+    run.talk(*LONG)
+    run.chat.say("/max_new_tokens 8")
+    run.chat.say("Hello there")
+    run.chat.wait_for(replied())
 
 
-def in_prefill(chat: Chat) -> None:
-    chat.wait_for("/help lists the commands", READY_S)
-    chat.send(pasted("Hello there " * 160))
-    chat.send("\r")
+def in_prefill(run: Run) -> None:
+    run.talk(*LONG)
+    run.chat.send(pasted("Hello there " * 160))
+    run.chat.send("\r")
     # The turn is on disk when its prompt begins to be read, not earlier; the message may be shown a little later.
     asked = "Hello there Hello there"
-    chat.wait_for(lambda screen: asked in "".join(chat.sessions()) and asked in "\n".join(screen.scrollback))
+    run.chat.wait_for(
+        lambda screen: asked in "".join(run.chat.sessions()) and asked in "\n".join(screen.scrollback)
+    )
 
 
-def in_a_reply(chat: Chat) -> None:
-    chat.wait_for("/help lists the commands", READY_S)
-    chat.say("Hello there")
-    under_way = re.compile(r"block [3-9]|pass [3-9]|[1-9]\d+ tokens")
-    chat.wait_for(lambda screen: under_way.search(screen.text) is not None)
+def in_a_reply(run: Run) -> None:
+    run.talk(*LONG)
+    run.reply_begins()
 
 
-def in_a_command(chat: Chat) -> None:
-    at_the_prompt(chat)
-    chat.say("/settings")
+def in_a_command(run: Run) -> None:
+    at_the_prompt(run)
+    run.chat.say("/settings")
 
 
-def in_load(chat: Chat) -> None:
-    at_the_prompt(chat)
-    chat.say(f"/load {chat.checkpoint}")
+def in_load(run: Run) -> None:
+    at_the_prompt(run)
+    run.chat.say(f"/load {run.checkpoint}")
 
 
-def in_compare(chat: Chat) -> None:
-    at_the_prompt(chat)
-    chat.say("/max_new_tokens 1800")
-    chat.say("/compare refine_iter 1 2 3 4 5 6 7 8")
-    chat.wait_for(lambda screen: "/compare" in screen.text)
+def in_compare(run: Run) -> None:
+    at_the_prompt(run)
+    run.chat.say("/max_new_tokens 1800")
+    run.chat.say("/compare refine_iter 1 2 3 4 5 6 7 8")
+    run.chat.wait_for(lambda screen: "/compare" in screen.text)
     time.sleep(0.3)
 
 
-WHEN = [loading, at_the_prompt, in_prefill, in_a_reply, in_a_command, in_load, in_compare]
+WHEN = (loading, at_the_prompt, in_prefill, in_a_reply, in_a_command, in_load, in_compare)
+
+# --- Who ---------------------------------------------------------------------------------------------------------
 
 
-class Watched(Chat):
-    """A conversation of `count` ranks that something will happen to."""
+@dataclass(frozen=True, slots=True)
+class Death:
+    """What is done, and what is said of it.
 
-    def __init__(self, home: Path, checkpoint: Path, count: int) -> None:
-        self.count = count
-        self.checkpoint = str(checkpoint)
-        super().__init__(home, str(count), self.checkpoint, *LONG, wait=False)
+    said       a part of a line on node 0's screen
+    elsewhere  what node 1's screen ends with; None: it has nobody left to say it
+    code       node 0's exit code; None: it has nobody left to give one
+    """
 
-    def launcher(self) -> int:
-        """torchrun's process, or the rank itself where it is alone."""
-        (pid,) = map(int, Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split())
-        return pid
+    what: str
+    strike: Callable[[Run], None]
+    said: Callable[[Run], str]
+    elsewhere: str | None
+    code: int | None = 5
 
-    def family(self) -> list[int]:
-        """The script and all that it has started."""
-        return [self.process.pid, *family(self.process.pid)]
 
-    def is_over(self, pids: list[int], began: float, code: int | None = 5) -> float:
-        """Seconds until all were gone. The terminal is as it was, what was said is on the screen and on disk."""
-        gone = until_gone(pids, began, WAIT_S)
-        if code is not None:
-            assert self.wait_end(10) == code, self.text
-        deadline = time.monotonic() + WAIT_S
-        while self.mode != self.mode_before:
-            assert time.monotonic() < deadline, "the terminal is not as it was"
-            time.sleep(0.02)
-        if "Hello there" in "".join(self.sessions()):
-            assert "Hello there" in "\n".join(self.scrollback)
-        return gone
+def kill(victim: Callable[[Run], int]) -> Callable[[Run], None]:
+    return lambda run: os.kill(victim(run), signal.SIGKILL)
 
-    def last_words(self, *parts: str) -> str:
-        """The line of the screen that holds all of these."""
-        lines = self.text.splitlines()
-        return next((line.strip() for line in reversed(lines) if all(part in line for part in parts)), "")
+
+LOST_A, LOST_B = r"Contact with hosta \(rank 0\) was lost\.", "Contact with hostb (rank 1) was lost."
+FOLLOWER = Death(
+    "follower killed",
+    kill(lambda run: run.ranks()[run.count - 1]),
+    lambda run: f"{run.name(run.count - 1)} {KILLED}",
+    r"Rank 1 \(hostb\) was killed \(SIGKILL\)",
+)
+RANK_0 = Death("rank 0 killed", kill(lambda run: run.ranks()[0]), lambda run: f"{run.name(0)} {KILLED}", LOST_A)
+LAUNCHER = Death("launcher killed", kill(lambda run: run.launcher(0)), lambda _: "torchrun was killed", LOST_A)
+SCRIPT = Death(
+    "script killed",
+    kill(lambda run: run.scripts[0]),
+    lambda _: "start script or torchrun was killed",
+    LOST_A,
+    code=None,
+)
+TERMINAL = Death("terminal closed", lambda run: run.chat.hang_up(), lambda _: "", LOST_A, code=None)
+FAR_LAUNCHER = Death(
+    "follower's launcher killed", kill(lambda run: run.launcher(1)), lambda _: LOST_B, r"torchrun was killed"
+)
+FAR_SCRIPT = Death("follower's script killed", kill(lambda run: run.scripts[1]), lambda _: LOST_B, None)
+DEATHS = (FOLLOWER, RANK_0, LAUNCHER, SCRIPT, TERMINAL, FAR_LAUNCHER, FAR_SCRIPT)
 
 
 @pytest.fixture(scope="module")
@@ -138,150 +144,180 @@ def table(request: pytest.FixtureRequest) -> Iterator[Table]:
         yield held
 
 
-def every(counts: tuple[int, ...]) -> pytest.MarkDecorator:
-    cases = [(when, count) for when in WHEN for count in counts]
-    return pytest.mark.parametrize(
-        ("when", "count"), cases, ids=[f"{when.__name__}-{count}" for when, count in cases]
-    )
+def is_over(run: Run, pids: Iterable[int], began: float, death: Death) -> tuple[float, float]:
+    """Seconds until all were gone, and how busy the machine is. The terminal is sane, what was said is kept."""
+    gone = until_gone(pids, began, WAIT_S)
+    busy = busyness()
+    chat = run.chat
+    if death is TERMINAL:
+        return gone, busy
+    if death.code is not None:
+        assert chat.wait_end(10) == death.code, chat.text
+    deadline = time.monotonic() + WAIT_S
+    while chat.mode != chat.mode_before:
+        assert time.monotonic() < deadline, "the terminal is not as it was"
+        time.sleep(0.02)
+    if "Hello there" in "".join(chat.sessions()):
+        assert "Hello there" in "\n".join(chat.scrollback)
+    return gone, busy
+
+
+def last_line(text: str, part: str) -> str:
+    """The last line that holds a part."""
+    return next((line.strip() for line in reversed(text.splitlines()) if part and part in line), "")
+
+
+def dies(run: Run, table: Table, death: Death, when: When) -> None:
+    """Bring a run to a moment, do it, hold what is seen against what is wanted, and write it down."""
+    when(run)
+    pids = run.family()
+    began = time.monotonic()
+    death.strike(run)
+    gone, busy = is_over(run, pids, began, death)
+    elsewhere = ""
+    if run.several:
+        assert run.follower_ends() == (5 if death.elsewhere else -signal.SIGKILL)
+        elsewhere = run.last_word if death.elsewhere else ""
+        assert death.elsewhere is None or re.match(death.elsewhere, elsewhere), run.said
+    wanted = death.said(run)
+    said = last_line("" if death is TERMINAL else run.chat.text, wanted)
+    assert wanted in said
+    assert when is loading or "Hello there" in "".join(run.chat.sessions())
+    if death is not TERMINAL:
+        assert ("--resume" in "".join(run.chat.text.split())) == (when is not loading)
+    place = TWO_HOSTS if run.several else str(run.count)
+    row = Row(death.what, when.__name__, place, said, elsewhere, death.code, gone, busy)
+    table.add(row, GONE_FAR_S if run.several else GONE_S)
+
+
+def every(deaths: Iterable[Death], counts: Iterable[int | str]) -> pytest.MarkDecorator:
+    """A test's cases: each of these deaths, at every moment, in each of these places."""
+    cases = [(death, when, place) for death in deaths for when in WHEN for place in counts]
+    names = [f"{death.what.replace(' ', '_')}-{when.__name__}-{place}" for death, when, place in cases]
+    return pytest.mark.parametrize(("death", "when", "place"), cases, ids=names)
 
 
 @pytest.mark.drawn
-@every((2, 3))
-def test_a_killed_follower_is_named(tmp_path, tiny_checkpoint, table, when: Callable[[Chat], None], count: int):
-    with Watched(tmp_path, tiny_checkpoint("fsdp2", 3), count) as chat:
-        when(chat)
-        ranks, pids = chat.ranks(), chat.family()
-        began = time.monotonic()
-        os.kill(ranks[count - 1], signal.SIGKILL)
-        gone = chat.is_over(pids, began)
-        said = f"Rank {count - 1} {KILLED}"
-        assert said in chat.text
-        table.add(Row("follower killed", when.__name__, str(count), said, 5, gone, busyness()), GONE_S)
+@every([FOLLOWER], (2, 3))
+def test_a_killed_follower_is_named(tmp_path, tiny_checkpoint, table, death: Death, when: When, place: int):
+    with Run(tmp_path, tiny_checkpoint("fsdp2", 3), place) as run:
+        dies(run, table, death, when)
 
 
 @pytest.mark.drawn
-@every((1, 2, 3))
-def test_a_killed_rank_0_is_named(tmp_path, tiny_checkpoint, table, when: Callable[[Chat], None], count: int):
-    with Watched(tmp_path, tiny_checkpoint("fsdp2", 3), count) as chat:
-        when(chat)
-        ranks, pids = chat.ranks(), chat.family()
-        began = time.monotonic()
-        os.kill(ranks[0], signal.SIGKILL)
-        gone = chat.is_over(pids, began)
-        said = f"{'Rank 0' if count > 1 else 'The program'} {KILLED}"
-        assert said in chat.text
-        assert ("--resume" in "".join(chat.text.split())) == (when is not loading)
-        table.add(Row("rank 0 killed", when.__name__, str(count), said, 5, gone, busyness()), GONE_S)
+@every([RANK_0], (1, 2, 3))
+def test_a_killed_rank_0_is_named(tmp_path, tiny_checkpoint, table, death: Death, when: When, place: int):
+    with Run(tmp_path, tiny_checkpoint("fsdp2", 3), place) as run:
+        dies(run, table, death, when)
 
 
 @pytest.mark.drawn
-@every((2, 3))
-def test_a_killed_launcher_leaves_nobody(
-    tmp_path, tiny_checkpoint, table, when: Callable[[Chat], None], count: int
-):
-    with Watched(tmp_path, tiny_checkpoint("fsdp2", 3), count) as chat:
-        when(chat)
-        pids = chat.family()
-        began = time.monotonic()
-        os.kill(chat.launcher(), signal.SIGKILL)
-        gone = chat.is_over(pids, began)
-        said = chat.last_words("torchrun was killed")
-        assert said
-        table.add(Row("launcher killed", when.__name__, str(count), said, 5, gone, busyness()), GONE_S)
+@every([LAUNCHER], (2, 3))
+def test_a_killed_launcher_leaves_nobody(tmp_path, tiny_checkpoint, table, death: Death, when: When, place: int):
+    with Run(tmp_path, tiny_checkpoint("fsdp2", 3), place) as run:
+        dies(run, table, death, when)
 
 
 @pytest.mark.drawn
-@pytest.mark.parametrize("end", ["killed", "hung up"])
-@every((1, 2, 3))
-def test_a_killed_script_or_closed_terminal_leaves_nobody(tmp_path, tiny_checkpoint, table, when, count, end):
-    with Watched(tmp_path, tiny_checkpoint("fsdp2", 3), count) as chat:
-        when(chat)
-        pids = chat.family()
-        began = time.monotonic()
-        if end == "killed":
-            os.kill(chat.process.pid, signal.SIGKILL)
-            gone = chat.is_over(pids, began, code=None)
-            what = "script killed"
-        else:
-            chat.hang_up()
-            gone = until_gone(pids, began, WAIT_S)
-            what = "terminal closed"
-        assert when is loading or "Hello there" in "".join(chat.sessions())
-        said = chat.last_words("start script or torchrun was killed") if end == "killed" else ""
-        table.add(Row(what, when.__name__, str(count), said, None, gone, busyness()), GONE_S)
+@every([SCRIPT, TERMINAL], (1, 2, 3))
+def test_a_killed_script_or_closed_terminal_leaves_nobody(tmp_path, tiny_checkpoint, table, death, when, place):
+    with Run(tmp_path, tiny_checkpoint("fsdp2", 3), place) as run:
+        dies(run, table, death, when)
+
+
+@on_two_hosts
+@pytest.mark.drawn
+@every(DEATHS, [TWO_HOSTS])
+def test_a_death_on_one_of_two_hosts(tmp_path, tiny_checkpoint, table, death: Death, when: When, place: str):
+    with Run(tmp_path, tiny_checkpoint("fsdp2", 3), place) as run:
+        dies(run, table, death, when)
+
+
+def is_stopped(run: Run, table: Table, when: When) -> None:
+    """A stopped rank 1 is named while it is stopped, then the program goes on; in the end the deadline counts."""
+    when(run)
+    pids, rank, name = run.family(), run.ranks()[1], run.name(1)
+    os.kill(rank, signal.SIGSTOP)
+    began = time.monotonic()
+    run.chat.wait_for(f"{name} has not answered for ", WAIT_S)
+    assert time.monotonic() - began > 4
+    os.kill(rank, signal.SIGCONT)
+    run.chat.wait_for(lambda screen: "has not answered" not in screen.text, WAIT_S)
+    os.kill(rank, signal.SIGSTOP)
+    assert run.chat.wait_end(2 * WAIT_S) == 5
+    ended = time.monotonic()
+    death = Death("rank 1 stopped", lambda _: None, lambda _: "", None)
+    said = last_line(run.chat.text, f"{name} has not answered for ")
+    assert said in [f"{name} has not answered for {seconds} s." for seconds in (ANSWER_S, ANSWER_S + 1)]
+    place = TWO_HOSTS if run.several else str(run.count)
+    gone, busy = is_over(run, pids, ended, death)
+    row = Row(death.what, when.__name__, place, said, "", 5, gone, busy)
+    table.add(row, GONE_FAR_S if run.several else GONE_S)
 
 
 @pytest.mark.drawn
 @pytest.mark.parametrize("when", [at_the_prompt, in_a_reply, in_load, in_compare], ids=lambda when: when.__name__)
-@pytest.mark.parametrize("count", [2, 3])
-def test_a_stopped_rank_is_said_so_and_has_a_deadline(tmp_path, tiny_checkpoint, table, when, count):
-    with Watched(tmp_path, tiny_checkpoint("fsdp2", 3), count) as chat:
-        when(chat)
-        ranks, pids = chat.ranks(), chat.family()
-        os.kill(ranks[1], signal.SIGSTOP)
-        began = time.monotonic()
-        chat.wait_for("Rank 1 has not answered for ", WAIT_S)
-        assert time.monotonic() - began > 4
-        # It goes on when the rank does.
-        os.kill(ranks[1], signal.SIGCONT)
-        chat.wait_for(lambda screen: "has not answered" not in screen.text, WAIT_S)
-        os.kill(ranks[1], signal.SIGSTOP)
-        assert chat.wait_end(2 * WAIT_S) == 5
-        ended = time.monotonic()
-        said = chat.last_words("Rank 1 has not answered for ", " s.")
-        assert said in ("Rank 1 has not answered for 8 s.", "Rank 1 has not answered for 9 s.")
-        gone = chat.is_over(pids, ended)
-        table.add(Row("rank 1 stopped", when.__name__, str(count), said, 5, gone, busyness()), GONE_S)
+@pytest.mark.parametrize("place", [2, 3, pytest.param(TWO_HOSTS, marks=on_two_hosts)])
+def test_a_stopped_rank_is_said_so_and_has_a_deadline(tmp_path, tiny_checkpoint, table, when: When, place):
+    with Run(tmp_path, tiny_checkpoint("fsdp2", 3), place) as run:
+        is_stopped(run, table, when)
+
+
+BATCH = [(death, 1, streams) for death in (RANK_0, SCRIPT) for streams in ("read", "closed", "broken")]
+BATCH += [
+    (death, count, streams)
+    for death in (FOLLOWER, RANK_0, LAUNCHER, SCRIPT)
+    for count in (2, 3)
+    for streams in ("read", "closed", "broken")
+]
+FAR_BATCH = [
+    pytest.param(death, TWO_HOSTS, "read", marks=on_two_hosts) for death in DEATHS if death is not TERMINAL
+]
 
 
 @pytest.mark.drawn
-@pytest.mark.parametrize("streams", ["read", "closed", "broken"])
 @pytest.mark.parametrize(
-    ("who", "count"),
-    [("rank 0", 1), ("script", 1)]
-    + [(who, count) for who in ("rank 1", "rank 0", "launcher", "script") for count in (2, 3)],
+    ("death", "place", "streams"), [*BATCH, *FAR_BATCH], ids=lambda value: str(getattr(value, "what", value))
 )
-def test_deaths_in_a_batch_whose_output_nobody_reads(tmp_path, tiny_checkpoint, table, who, count, streams):
-    checkpoint = str(tiny_checkpoint("fsdp2", 3))
+def test_deaths_in_a_batch_whose_output_nobody_reads(tmp_path, tiny_checkpoint, table, death, place, streams):
     (tmp_path / "p.txt").write_text("".join(f"Question {n}\n" for n in range(400)))
-    output = tmp_path / "r.jsonl"
-    words = ["bash", str(ROOT / "run_chat.sh"), str(count), checkpoint, "--prompts_file", str(tmp_path / "p.txt")]
-    words += ["--output_file", str(output), "--max_new_tokens", "300", "--add_eos_length", "3", "--batch_size", "1"]
-    if streams == "closed":
-        words = ["bash", "-c", 'exec "$@" >&- 2>&-', "bash", *words]
-    errors = tmp_path / "stderr"
-    with errors.open("wb") as kept:
-        run = subprocess.Popen(
-            words,
-            env=environment(tmp_path),
-            stdin=subprocess.DEVNULL,
+    output, errors = tmp_path / "r.jsonl", tmp_path / "stderr"
+    words = ["--prompts_file", str(tmp_path / "p.txt"), "--output_file", str(output)]
+    words += ["--max_new_tokens", "300", "--add_eos_length", "3", "--batch_size", "1"]
+    with Run(tmp_path, tiny_checkpoint("fsdp2", 3), place) as run, errors.open("wb") as kept:
+        batch = run.answer_prompts(
+            *words,
+            closed=streams == "closed",
             stdout=subprocess.PIPE if streams == "broken" else subprocess.DEVNULL,
             stderr=subprocess.PIPE if streams == "broken" else kept,
         )
-    if run.stdout is not None and run.stderr is not None:
-        assert run.stderr.readline().startswith(b"Starting ")
-        run.stdout.close()  # nobody reads any more
-        run.stderr.close()
-    deadline = time.monotonic() + READY_S
-    while not (output.exists() and output.read_bytes().count(b"\n") > 2):
-        assert run.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    ranks = ranks_below(run.pid)
-    assert len(ranks) == count
-    pids = [run.pid, *family(run.pid)]
-    launcher = int(Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()[0])
-    victims = {**{f"rank {rank}": pid for rank, pid in ranks.items()}, "launcher": launcher, "script": run.pid}
-    began = time.monotonic()
-    os.kill(victims[who], signal.SIGKILL)
-    gone = until_gone(pids, began, WAIT_S)
-    code = run.wait(10)
-    assert code == (-signal.SIGKILL if who == "script" else 5)
-    lines = output.read_bytes()
-    assert lines.endswith(b"}\n")  # each line whole
-    assert len(lines.splitlines()) < 400
-    said = ""
-    if streams == "read" and who != "script":
-        named = {"launcher": "torchrun", "rank 0": "Rank 0" if count > 1 else "The program"}.get(who, "Rank 1")
-        said = next(line for line in errors.read_text().splitlines() if f"{named} was killed" in line)
-    table.add(Row(f"{who} killed", f"batch, output {streams}", str(count), said, code, gone, busyness()), GONE_S)
+        if batch.stdout is not None and batch.stderr is not None:
+            assert batch.stderr.readline().startswith(b"Starting ")
+            batch.stdout.close()  # nobody reads any more
+            batch.stderr.close()
+        deadline = time.monotonic() + READY_S
+        while not (output.exists() and output.read_bytes().count(b"\n") > 2):
+            assert batch.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        assert len(run.ranks()) == run.count
+        pids = run.family()
+        began = time.monotonic()
+        death.strike(run)
+        gone, busy = until_gone(pids, began, WAIT_S), busyness()
+        code = batch.wait(10)
+        assert code == (-signal.SIGKILL if death is SCRIPT else 5)
+        lines = output.read_bytes()
+        assert lines.endswith(b"}\n")  # each line whole
+        assert len(lines.splitlines()) < 400
+        said, elsewhere = "", ""
+        if streams == "read" and death is not SCRIPT:
+            said = last_line(errors.read_text(), death.said(run))
+            assert said
+        if run.several:
+            assert run.follower_ends() == (5 if death.elsewhere else -signal.SIGKILL)
+            elsewhere = run.last_word if death.elsewhere else ""
+            assert death.elsewhere is None or re.match(death.elsewhere, elsewhere), run.said
+        place = TWO_HOSTS if run.several else str(run.count)
+        row = Row(death.what, f"batch, output {streams}", place, said, elsewhere, code, gone, busy)
+        table.add(row, GONE_FAR_S if run.several else GONE_S)

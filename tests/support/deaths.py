@@ -69,17 +69,18 @@ class Row:
     when: str
     ranks: str
     said: str
+    elsewhere: str
     code: int | None
     gone_s: float
     busy: float
 
     def __str__(self) -> str:
         code = "" if self.code is None else self.code
-        cells = (self.what, self.when, self.ranks, self.said, code, f"{self.gone_s:.2f}", f"{self.busy:.1f}")
-        return f"| {' | '.join(str(cell) for cell in cells)} |"
+        cells = (self.what, self.when, self.ranks, self.said, self.elsewhere, code)
+        return f"| {' | '.join(map(str, cells))} | {self.gone_s:.2f} | {self.busy:.1f} |"
 
 
-HEAD = "| what | when | ranks | said | code | gone after (s) | machine |\n|---|---|---|---|---|---|---|"
+HEAD = "| what | when | ranks | said | the other host said | code | gone after (s) | machine |\n" + "|---" * 8 + "|"
 
 
 class Table:

@@ -30,14 +30,14 @@ child = subprocess.Popen(["sleep", "600"], stdout=subprocess.DEVNULL, stderr=sub
 class Ranks:
     asked = 0
     def process_ids(self): return {0: os.getpid(), 1: child.pid} if facts["local"] else {0: os.getpid()}
-    def hosts(self): return {int(rank): host for rank, host in facts["hosts"].items()}
+    several_hosts = not facts["local"]
     def recorded_failures(self):
         if facts.get("failure_after", 0) > time.monotonic() - began: return {}
-        return {int(rank): how for rank, how in facts["failures"].items()}
+        return {self.name(int(rank)): how for rank, how in facts["failures"].items()}
     def silence(self):
         self.asked += 1
         return {self.name(1): facts["silence"][min(self.asked, len(facts["silence"])) - 1]}
-    def name(self, rank): return f"Rank {rank}" + (f" ({self.hosts()[rank]})" if not facts["local"] else "")
+    def name(self, rank): return f"Rank {rank}" + (f" ({facts['hosts'][str(rank)]})" if not facts["local"] else "")
 
 lifeline.TICK_S = 0.05
 began = time.monotonic()
