@@ -41,7 +41,7 @@ REST = [
 
 # A test file is `real` if it says so, or if it uses a support module that starts processes.
 REAL = re.compile(
-    r"^(from|import) (program|pty_screen|ranks\w*|deaths|namespaces)\b|^pytestmark = [^=]*\.real\b", re.M
+    r"^(from|import) (program|pty_screen|ranks\w*|deaths|namespaces|on_hosts)\b|^pytestmark = [^=]*\.real\b", re.M
 )
 SLOW = re.compile(r"^pytestmark = [^=]*\.slow\b", re.M)
 

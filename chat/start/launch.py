@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from chat.start.early_ranks import EarlyRanks
 from chat.start.options import LaunchOptions, asked_options, load_config, version_text, with_config
-from chat.terminal.fate import in_words
-from chat.terminal.lifeline import TORCHRUN_PID, watch_rank_0
+from chat.terminal.fate import as_sentence, in_words
+from chat.terminal.lifeline import EXIT_RANK_DIED, TORCHRUN_PID, watch_rank_0
 from chat.terminal.process import die_with_parent, write_ending, write_status
 from chat.terminal.streams import NoticeStream
 from dist.errors import ChatError
@@ -125,11 +125,13 @@ def start_ranks(
         if failure.exitcode not in REPORTED:
             who = rank_name(rank, host_name() if hosts.nodes > 1 else None)
             how = ("was " if failure.exitcode < 0 else "") + in_words(failure.exitcode)
-            write_ending(run_dir, f"{who} {how}" + ("" if how.endswith("?") else "."))
+            write_ending(run_dir, as_sentence(f"{who} {how}"))
             # Rank 0 may be on another host, or gone with its store.
             if meeting.store is not None:
                 post_within(meeting.store, who, how, POST_S)
-        meeting.leave()
+            meeting.leave(f"{who} {how}")
+        else:
+            meeting.leave()
         raise
     meeting.leave()
 
@@ -142,14 +144,21 @@ def give_signs_of_life(hosts: Hosts, meeting: Meeting, answer_s: float, run_dir:
     watched = [node_name(0)] if hosts.node else []
     address = resolve(hosts.address) if hosts.node else own_address(hosts.address, is_master=True)
     board = Board(connect(address, hosts.port), node_name(hosts.node), watched)
-    if hosts.node:
-        watch_rank_0(board, run_dir, answer_s)
-        return
 
     def lost(node: int) -> None:
         board.post_failure(contact_name(meeting.others[node]["host"], meeting.ranks_of(node)), LOST, POST_S)
 
-    meeting.watch_others(lost)
+    def lost_node_0(why: str) -> None:
+        # The ranks of this host end with this process.
+        contact = contact_name(meeting.others[0]["host"], range(int(meeting.others[0]["ranks"])))
+        write_ending(run_dir, as_sentence(why or f"{contact} {LOST}"))
+        os._exit(EXIT_RANK_DIED)
+
+    if hosts.node:
+        watch_rank_0(board, run_dir, answer_s)
+        meeting.watch_node_0(lost_node_0)
+    else:
+        meeting.watch_others(lost)
 
 
 def post_within(store: Any, who: str, how: str, seconds: float) -> None:

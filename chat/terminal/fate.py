@@ -27,6 +27,10 @@ def in_words(code: int) -> str:
     return f"killed ({number.name})" + (f"; {hint}" if hint else "")
 
 
+def as_sentence(text: str) -> str:
+    return text if text.endswith((".", "?", "!")) else f"{text}."
+
+
 def of_zombie(pid: int) -> int | None:
     """The exit code of a process that has ended, or None once its parent has taken note."""
     try:

@@ -168,16 +168,16 @@ class Lifeline:
             if os.getppid() != self._parent:  # the ranks went with it
                 return PARENT_KILLED
             for who, how in ranks.recorded_failures().items():
-                return _sentence(f"{who} {how}")
+                return fate.as_sentence(f"{who} {how}")
             for rank, code in ended.items():
                 if code is not None and code < 0 and not self._parent_dies():
-                    return _sentence(f"{ranks.name(rank)} was {fate.in_words(code)}")
+                    return fate.as_sentence(f"{ranks.name(rank)} was {fate.in_words(code)}")
             if time.monotonic() > deadline:
                 break
             time.sleep(0.02)
         for rank, code in ended.items():
             how = "exited without an error message (killed, or out of memory?)"
-            return _sentence(f"{ranks.name(rank)} {how if code is None else fate.in_words(code)}")
+            return fate.as_sentence(f"{ranks.name(rank)} {how if code is None else fate.in_words(code)}")
         return None
 
     def _dead_ranks(self) -> dict[int, int]:
@@ -254,10 +254,6 @@ class Lifeline:
                 _attempt(self.put_back)
                 os._exit(1)
             self.end(self._closing("Ended by an external signal."), EXIT_INTERRUPTED)
-
-
-def _sentence(text: str) -> str:
-    return text if text.endswith((".", "?", "!")) else f"{text}."
 
 
 def watch_rank_0(ranks: Follower, run_dir: Path, answer_s: float) -> None:

@@ -29,7 +29,7 @@ from torch.distributed.elastic.rendezvous import (
 
 from dist.errors import ChatError, RankError, UsageError
 from dist.group.hosts import Hosts, host_name, own_address, resolve
-from dist.group.lines import Line, Lines
+from dist.group.lines import GOODBYE, Line, Lines
 
 BACKEND = "chat"
 JOIN_S = 300.0
@@ -100,12 +100,17 @@ class Meeting(RendezvousHandler):
         if self._lines is not None:
             self._lines.watch(lost)
 
-    def leave(self) -> None:
-        """This launcher ends in an orderly way: nobody needs to be told that it is gone."""
-        for end in (self._line, self._lines):
-            if end is not None:
-                with contextlib.suppress(OSError):
-                    end.close()
+    def watch_node_0(self, lost: Callable[[str], None]) -> None:
+        """Another node, after the meeting: `lost(why)` is called when node 0's launcher ends but for a goodbye."""
+        if self._line is not None:
+            self._line.watch(lost)
+
+    def leave(self, why: str = GOODBYE) -> None:
+        """This launcher ends in an orderly way; node 0 says `why` to the others where they cannot know."""
+        if self._line is not None:
+            self._line.close()
+        if self._lines is not None:
+            self._lines.close(why)
 
     def ranks_of(self, node: int) -> list[int]:
         """Node 0, after the meeting: the ranks of a host. torchrun counts them host by host."""

@@ -36,10 +36,7 @@ When = Callable[[Run], None]
 
 def loading(run: Run) -> None:
     run.talk(*LONG, wait=False)
-    deadline = time.monotonic() + READY_S
-    while len(run.ranks()) < run.count:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    run.wait_for_ranks()
 
 
 def at_the_prompt(run: Run) -> None:

@@ -152,6 +152,13 @@ class Run:
         """{rank: process id} on all hosts."""
         return {rank: pid for script in self.scripts for rank, pid in ranks_below(script).items()}
 
+    def wait_for_ranks(self) -> None:
+        """Wait until the processes of all ranks are there; they may still be far from ready."""
+        deadline = time.monotonic() + READY_S
+        while len(self.ranks()) < self.count:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
     def launcher(self, node: int) -> int:
         """torchrun's process, or the rank itself where it is alone."""
         script = self.scripts[node]
