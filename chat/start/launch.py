@@ -13,8 +13,9 @@ import os
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from chat.start.early_ranks import EarlyRanks
 from chat.start.options import LaunchOptions, asked_options, load_config, version_text, with_config
@@ -129,7 +130,8 @@ def start_ranks(
             # Rank 0 may be on another host, or gone with its store.
             if meeting.store is not None:
                 post_within(meeting.store, who, how, POST_S)
-            meeting.leave(f"{who} {how}")
+            if hosts.node == 0:
+                meeting.leave(f"{who} {how}")
         else:
             meeting.leave()
         raise
@@ -138,21 +140,29 @@ def start_ranks(
 
 def give_signs_of_life(hosts: Hosts, meeting: Meeting, answer_s: float, run_dir: Path) -> None:
     """From the meeting on rank 0 sees whether this host is there, and this host whether node 0 is."""
-    from dist.group.board import Board, connect, node_name
+    from dist.group.board import PERIOD_S, Board, connect, node_name
     from dist.group.ranks import LOST, contact_name
 
-    watched = [node_name(0)] if hosts.node else []
     address = resolve(hosts.address) if hosts.node else own_address(hosts.address, is_master=True)
-    board = Board(connect(address, hosts.port), node_name(hosts.node), watched)
+    store, watched = connect(address, hosts.port), node_name(0) if hosts.node else "0"
+    board = Board(store, node_name(hosts.node), [watched])
+
+    def end(why: str) -> NoReturn:
+        # The ranks of this host end with this process.
+        write_ending(run_dir, as_sentence(why))
+        meeting.leave(why)
+        os._exit(EXIT_RANK_DIED)
 
     def lost(node: int) -> None:
-        board.post_failure(contact_name(meeting.others[node]["host"], meeting.ranks_of(node)), LOST, POST_S)
+        contact = contact_name(meeting.others[node]["host"], meeting.ranks_of(node))
+        board.post_failure(contact, LOST, POST_S)
+        time.sleep(PERIOD_S)
+        if not board.has_come("0"):  # it still imports libraries: its own end would come late
+            end(" ".join(next(iter(board.failures().items()), (contact, LOST))))
 
     def lost_node_0(why: str) -> None:
-        # The ranks of this host end with this process.
         contact = contact_name(meeting.others[0]["host"], range(int(meeting.others[0]["ranks"])))
-        write_ending(run_dir, as_sentence(why or f"{contact} {LOST}"))
-        os._exit(EXIT_RANK_DIED)
+        end(why or f"{contact} {LOST}")
 
     if hosts.node:
         watch_rank_0(board, run_dir, answer_s)

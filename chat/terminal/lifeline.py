@@ -158,7 +158,7 @@ class Lifeline:
         """Which rank failed first and how, in words; waits a little for those who know."""
         ranks = self._ranks
         if ranks is None:
-            return None
+            return PARENT_KILLED if os.getppid() != self._parent else None
         deadline = time.monotonic() + (OTHER_HOSTS_WAIT_S if ranks.several_hosts else RECORD_WAIT_S)
         ended: dict[int, int | None] = {}
         while True:

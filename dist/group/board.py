@@ -99,6 +99,10 @@ class Board:
                 self._silence[name] += step
         return dict(self._silence)
 
+    def has_come(self, name: str) -> bool:
+        """Whether one that is watched has ever given a sign of life."""
+        return name in self._present
+
     def failures(self) -> dict[str, str]:
         """{who: how} as far as it has been read, the first that failed first."""
         return dict(self._failures)

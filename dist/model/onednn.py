@@ -60,24 +60,8 @@ class SharedLinear(torch.nn.Module):
 
 
 def _product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    rows = x.numel() // x.shape[-1]
-    if (whole := padded_rows(rows)) == rows:
-        product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-        return product
-    padded = x.new_zeros(whole, x.shape[-1])
-    padded[:rows] = x.reshape(rows, -1)
-    product = torch.ops.mkldnn._linear_pointwise(padded, weight, bias, "none", [], "")[:rows]
-    return product.view(*x.shape[:-1], -1)
-
-
-def padded_rows(rows: int) -> int:
-    """How many rows a product of `rows` is made with: one of 16 counts from each power of two to the next.
-
-    oneDNN generates code for every count that it meets and keeps it: 0.3 MiB for each shape of weights, several
-    GiB after prompts of all lengths. The rows that are added are at most a sixteenth.
-    """
-    step = 1 << max(0, rows.bit_length() - 5)
-    return -(-rows // step) * step
+    product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return product
 
 
 def packing_pays(device: torch.device, placement: Placement | None, cpuinfo: Path = CPUINFO) -> bool:

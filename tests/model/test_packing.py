@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import shutil
 import subprocess
 import sys
@@ -15,16 +16,18 @@ from ranks import rank_environment
 from steps import add_step, cut_in_half
 from tiny_models import FAMILIES, tiny_model
 
+from chat.__main__ import ONEDNN_CACHED, ONEDNN_CACHES
 from dist.checkpoint.open import open_checkpoint
 from dist.decode.engine import Engine
 from dist.errors import CheckpointError, WeightsLost
 from dist.group.group import SoloGroup
 from dist.model.load import load_model
-from dist.model.onednn import PackedLinear, SharedLinear, pack, packing_pays, padded_rows, unpack
+from dist.model.onednn import PackedLinear, SharedLinear, pack, packing_pays, unpack
 from dist.model.reload import Reloader
 from dist.protocol import Control, Reply, Turn
 from dist.settings import GenerationSettings
 
+ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
 SETTINGS = GenerationSettings(add_eos_length=7, refine_iter=2, max_new_tokens=40)
 
@@ -86,12 +89,28 @@ def test_a_packed_layer_is_that_layer_for_any_number_of_rows(shape):
         torch.testing.assert_close(module(strided), linear(strided))
 
 
-def test_products_have_few_numbers_of_rows():
-    wanted = range(1, 4097)
-    made = [padded_rows(rows) for rows in wanted]
-    assert all(rows <= whole <= rows * 17 / 16 for rows, whole in zip(wanted, made))
-    assert made[:31] == list(wanted)[:31]
-    assert len(set(made)) < 150
+PRODUCTS = """
+import re, torch
+from dist.model.onednn import PackedLinear
+torch.set_num_threads(1)
+def own(): return int(re.search(r"RssAnon:\\s+(\\d+)", open("/proc/self/status").read())[1]) // 1024
+layers = [PackedLinear(torch.nn.Linear(64, 64 + 8 * n)) for n in range(5)]
+with torch.inference_mode():
+    layers[0](torch.ones(1, 64))
+    before = own()
+    for rows in range(1, 101):
+        for layer in layers: layer(torch.ones(rows, 64))
+print(own() - before)
+"""
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
+def test_products_of_many_numbers_of_rows_take_bounded_memory():
+    environment = os.environ | dict.fromkeys(ONEDNN_CACHES, ONEDNN_CACHED)
+    command = [sys.executable, "-c", PRODUCTS]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, check=True, text=True)
+    # Without a bound it is 270 MiB.
+    assert int(done.stdout) < 150
 
 
 def test_a_tied_head_stays_one_tensor_with_its_embedding():
