@@ -248,6 +248,8 @@ exit_code() { # prints the run's exit code; rank 0 leaves its own in a file, sin
     elif ((code == 0)); then
         echo 0
     else
+        # The line of progress of a rank 0 that was killed while it loaded.
+        [[ -s $DLLM_RUN_DIR/continue || ! -t 2 || ${TERM:-dumb} == dumb || ${NO_COLOR-} ]] || printf '\r\033[K' >&2
         if [[ -n $ending ]]; then
             [[ $rank0 == elsewhere ]] || say "$ending"
         else

@@ -11,10 +11,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -77,6 +79,20 @@ class EarlyRanks:
         """Until the agent sees to it: signals that end the launcher end the ranks first."""
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, self._end)
+
+    def watch(self, killed: Callable[[int, int], None]) -> None:
+        """Call `killed(rank, exit code)`, on a thread of its own, if a signal ends one before the agent has it."""
+        threading.Thread(target=self._watch, args=(killed,), name="early ranks", daemon=True).start()
+
+    def _watch(self, killed: Callable[[int, int], None]) -> None:
+        ranks = {os.pidfd_open(rank.process.pid): name for name, rank in tuple(self._waiting.items())}
+        for ended in select.select(ranks, [], [])[0]:
+            rank = self._waiting.get(ranks[ended])
+            if rank is None:
+                return  # from now on the agent sees what becomes of them
+            end = os.waitid(os.P_PIDFD, ended, os.WEXITED | os.WNOWAIT)
+            if end is not None and end.si_code != os.CLD_EXITED:
+                killed(int(ranks[ended]), -end.si_status)
 
     def _end(self, number: int, frame: object) -> NoReturn:
         for rank in self._waiting.values():

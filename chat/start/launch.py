@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -94,6 +95,7 @@ def start_ranks(
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         early = EarlyRanks(count, [os.environ.get("PYTHON_EXEC", sys.executable), "-u", *program], run_id)
         early.end_on_signals()
+        early.watch(partial(end_with_rank, run_dir))
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.multiprocessing.subprocess_handler import SubprocessHandler
     from torch.distributed.run import main as torchrun
@@ -136,6 +138,13 @@ def start_ranks(
             meeting.leave()
         raise
     meeting.leave()
+
+
+def end_with_rank(run_dir: Path, rank: int, code: int) -> None:
+    """A rank was killed before the agent was there to see it: end, and all other ranks with this process."""
+    if code not in REPORTED:
+        write_ending(run_dir, as_sentence(f"Rank {rank} was {in_words(code)}"))
+        os._exit(EXIT_RANK_DIED)
 
 
 def give_signs_of_life(hosts: Hosts, meeting: Meeting, answer_s: float, run_dir: Path) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NoReturn, Protocol
 
 from chat.terminal import fate
-from chat.terminal.process import end_within, write_ending, write_status
+from chat.terminal.process import end_within, has_ending, write_ending, write_status
 
 SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 TICK_S = 1.0
@@ -246,6 +246,8 @@ class Lifeline:
         if number == signal.SIGINT and not self.on_interrupt():
             self.end("Interrupted.", EXIT_INTERRUPTED)
         elif number in (signal.SIGTERM, signal.SIGHUP):
+            if self._ranks is None and has_ending(self._run_dir):
+                os._exit(EXIT_RANK_DIED)  # the launcher has ended, and the start script says why
             # torchrun ends every rank when one of them died; blame that one.
             if self._is_anybody_lost():
                 self.end_after_rank_failure()

@@ -42,6 +42,11 @@ def write_ending(run_dir: Path, text: str) -> None:
         file.write(f"{text}\n")
 
 
+def has_ending(run_dir: Path) -> bool:
+    """Whether it is known on this host why its ranks end."""
+    return (run_dir / "ending").exists()
+
+
 def die_with_parent(number: signal.Signals, parent: str | None = None) -> None:
     """Let the kernel send `number` to this process when its parent dies, so that no rank is orphaned.
 

@@ -184,7 +184,7 @@ def dies(run: Run, table: Table, death: Death, when: When) -> None:
     wanted = death.said(run)
     said = last_line("" if death is TERMINAL else run.chat.text, wanted)
     # Rank 0 may not have come so far that it could say who left it alone.
-    assert wanted in said or (death is SCRIPT and when is loading)
+    assert wanted in said or (death is SCRIPT and when is loading), run.chat.text
     assert when is loading or "Hello there" in "".join(run.chat.sessions())
     if death is not TERMINAL:
         assert ("--resume" in "".join(run.chat.text.split())) == (when is not loading)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import queue
 import select
 import signal
 import subprocess
@@ -81,3 +82,13 @@ def test_the_launcher_takes_them_along(ended_by: str) -> None:
         poll.register(process, select.POLLIN)
         assert poll.poll(30_000)
         os.close(process)
+
+
+def test_one_that_is_killed_before_the_agent_has_it_is_said_at_once() -> None:
+    ranks = EarlyRanks(2, (sys.executable, "-c", "import time; time.sleep(600)"), "7")
+    killed: queue.SimpleQueue[tuple[int, int]] = queue.SimpleQueue()
+    ranks.watch(lambda rank, code: killed.put((rank, code)))
+    ranks._waiting["1"].process.send_signal(signal.SIGKILL)
+    assert killed.get(timeout=30) == (1, -signal.SIGKILL)
+    for rank in ranks._waiting.values():
+        rank.end()
