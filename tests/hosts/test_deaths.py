@@ -116,7 +116,8 @@ RANK_0 = Death(
     "rank 0 killed",
     kill(lambda run: run.ranks()[0]),
     lambda run: f"{run.name(0)} {KILLED}",
-    r"Rank 0 \(hosta\) was killed \(SIGKILL\)",
+    # On a busy machine node 1's rank may give up before word comes.
+    rf"Rank 0 \(hosta\) was killed \(SIGKILL\)|{LOST_A}",
 )
 LAUNCHER = Death("launcher killed", kill(lambda run: run.launcher(0)), lambda _: "torchrun was killed", LOST_A)
 SCRIPT = Death(
