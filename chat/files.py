@@ -44,7 +44,7 @@ def home(environ: Mapping[str, str] = os.environ) -> Path:
 
 
 def expand(text: str) -> Path:
-    """The path that a person typed, with `~` filled in. Raises UsageError for what no system takes as a name."""
+    """The path that a user typed, with `~` filled in. Raises UsageError for what no system takes as a name."""
     if "\0" in text:
         raise UsageError("A file's name cannot hold a NUL character.")
     path = Path(text)

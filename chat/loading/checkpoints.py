@@ -108,7 +108,7 @@ class Checkpoints:
     def load(self, argument: str, progress: OnBytes | None = None, verifying: OnBytes | None = None) -> Adopted:
         """All ranks take over the weights of a step or folder.
 
-        `progress(done, total)` tells of all ranks' bytes; before that, under `--verify`, `verifying` of the bytes
+        `progress(done, total)` counts all ranks' bytes; before that, under `--verify`, `verifying` the bytes
         whose checksums have been compared.
         Raises ChatError with the old weights in place, or WeightsLost.
         """

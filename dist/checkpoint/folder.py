@@ -1,4 +1,4 @@
-"""Which folder holds the weights when a person points at a run, a step, an actor or a model. Opens no weights.
+"""Which folder holds the weights when a user points at a run, a step, an actor or a model. Opens no weights.
 
 Knows the layouts of verl 0.2 to 0.9 and of its neighbours by the names of files alone.
 """

@@ -1,6 +1,6 @@
 """How much storage turns need, and how many prompts to decode together: by memory, and by what a pass gains.
 
-The memory of a batch is mostly keys and values, rows x tokens x layers x heads, and the logits of a pass. Nothing
+The memory of a batch is mostly its KV cache, rows x tokens x layers x heads, and the logits of a pass. Nothing
 here asks what is free, or takes any of it.
 """
 
@@ -21,7 +21,7 @@ ROUND_TOKENS = 256
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Storage:
-    """Fixed storage for `rows` sequences of at most `capacity` tokens; one takes `row_bytes` on this rank."""
+    """A static KV cache for `rows` sequences of at most `capacity` tokens; one takes `row_bytes` on this rank."""
 
     rows: int
     capacity: int
@@ -88,7 +88,7 @@ def row_slots(tokens: int, block: int) -> int:
 
 
 def storage_bytes(module: Any, tokens: int) -> int:
-    """What the keys and values of so many tokens take on this rank, in bytes."""
+    """What a KV cache of so many tokens takes on this rank, in bytes."""
     _, kv_heads, head_size = _heads(module)
     layers = module.config.get_text_config().num_hidden_layers
     return int(2 * layers * kv_heads * head_size * tokens * next(module.parameters()).element_size())

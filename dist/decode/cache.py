@@ -1,4 +1,4 @@
-"""Keys and values of one sequence, kept between passes and turns. Knows no decoding rule.
+"""The KV cache of one sequence, kept between passes and turns. Knows no decoding rule.
 
 Keys and values at a position are a function of the tokens read up to it. So the cache remembers which tokens it
 was fed, and what a new input shares with them from the start is exact; everything after is dropped. No other

@@ -1,6 +1,6 @@
 """Does the fast way of decoding hold for this model? A few small passes and a look at its config.
 
-Block refinement with kept keys and values needs that earlier logits do not move when later tokens change or the
+Block refinement with a KV cache needs that earlier logits do not move when later tokens change or the
 input grows, and that keys and values can be rewound. Knows no rank: every rank asks the same and gets the same.
 """
 

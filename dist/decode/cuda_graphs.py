@@ -170,7 +170,7 @@ class FixedWidth:
 
     @torch.inference_mode()
     def run(self, order: Order, pool: Any) -> None:
-        """The forward that `order` tells of; with a `pool` for its memory it is captured, the first time."""
+        """The forward pass that `order` describes; with a `pool` for its memory it is captured, the first time."""
         self._order.numpy()[:] = order
         if pool is not None and self._graph is None:
             self._capture(pool)

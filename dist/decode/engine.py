@@ -109,7 +109,7 @@ class Engine:
 
     @property
     def cached_tokens(self) -> int:
-        """Tokens whose keys and values are kept from the last turn."""
+        """Tokens in the KV cache, left from the last turn."""
         return len(self.forwards.token_ids)
 
     def answer(self, turn: Turn, poll: Poll) -> Iterator[Event]:

@@ -1,4 +1,4 @@
-"""Forwards of the model over passes: with kept keys and values, or from scratch. Knows no rule and no rank.
+"""The model's forward passes: over a KV cache, or from scratch. Knows no rule and no rank.
 
 Shape suffixes: L tokens fed, N choices, V vocabulary.
 """
@@ -158,7 +158,7 @@ def choices_at(
     trace: bool,
     head: Head,
 ) -> list[Choices]:
-    """Every pass's choices, where all of them and their logits stand one behind the other."""
+    """Every pass's choices, where all of them and their logits stand end to end."""
     candidates = most_likely(head.whole(logits_NV)) if trace else None
     result: list[Choices] = []
     for place, step in zip(places, steps):

@@ -1,7 +1,7 @@
 """Log-probabilities of a reply's tokens, from passes whose input is the text itself. Knows no rule and no rank.
 
 Whatever made the reply, each token is judged by what really stands before it, as one forward over prompt and reply
-would; it is done in chunks, with keys and values of its own.
+would; it is done in chunks, with a KV cache of its own.
 
 Shape suffixes: N rows, V vocabulary, K best.
 """

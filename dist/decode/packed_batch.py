@@ -1,4 +1,4 @@
-"""One forward over pieces of several sequences, laid one behind the other. Knows no decoding rule.
+"""One forward pass over a packed (varlen) batch: pieces of several sequences, end to end. Knows no decoding rule.
 
 To the model it is a single sequence whose positions start again at 0 (varlen, packed sequences); only the storage
 and the attention know which token belongs to which sequence. Nothing need be padded, and all that differs from
@@ -57,7 +57,7 @@ def order_of(pieces: Sequence[Piece], capacity: int, limit: int | None) -> Order
 
 
 class FlatForward:
-    """A model's forwards over a cache in fixed storage."""
+    """A model's forward passes over a static KV cache."""
 
     def __init__(self, module: Any, cache: FixedCache) -> None:
         self._module = module
@@ -67,7 +67,7 @@ class FlatForward:
         self._most_keys = cache.capacity if is_exact(module) else None
 
     def __call__(self, order: torch.Tensor, *, tokens: int, pieces: int, kept: int, longest: int) -> torch.Tensor:
-        """The forward that `order`, on the device, tells of; logits [K, V]. `longest`: of the longest piece."""
+        """The pass that `order`, on the device, describes; logits [K, V]. `longest`: of the longest piece."""
         ids_T, positions_T, slots_T, places_K, table = torch.split(
             order, [tokens, tokens, tokens, kept, 4 * pieces]
         )

@@ -1,4 +1,4 @@
-"""How sequences are decoded with kept keys and values: by captured CUDA graphs, or as it comes.
+"""How sequences are decoded over a KV cache: by captured CUDA graphs, or eagerly.
 
 What a turn needs (dist/decode/batch_size.py), then what memory grants of it, then what is built. All ranks make and
 drop the storage at the same points. Knows no text.
@@ -29,7 +29,7 @@ ONE_BY_ONE = "Several prompts are answered one by one, which is slower: this mod
 
 
 class SequenceForward:
-    """The forwards of turns: of one prompt, whose keys and values stay for the next one, and of several together.
+    """The forwards of turns: of one prompt, whose KV cache stays for the next one, and of several together.
 
     `notice` says in words why a GPU's passes are not captured, or is None; `captures` says whether they are to be,
     where that works. `alone` and `batch` are the forwards in use. `uncaptured` makes those of batches where nothing
@@ -62,11 +62,11 @@ class SequenceForward:
 
     @property
     def token_ids(self) -> list[int]:
-        """The conversation's tokens whose keys and values are kept."""
+        """The conversation's tokens in the KV cache."""
         return self.alone.cache.token_ids
 
     def forget(self) -> None:
-        """Drop all keys and values: the weights that made them are gone."""
+        """Empty the KV caches: the weights that filled them are gone."""
         self._batches_work = True
         self.alone.cache.truncate(0)
         if self.batch is not None:
@@ -88,10 +88,10 @@ class SequenceForward:
     def for_turn(self, turn: Turn) -> Forward:
         """All ranks: the forward for the turn's prompts, all together where the model allows it.
 
-        Where a GPU has no room for fixed storage, or the model cannot be captured, passes run as they come and
+        Where a GPU has no room for a static KV cache, or the model cannot be captured, passes run eagerly and
         `notice` says why. Raises CheckpointError if a single process's memory runs out meanwhile; of several
         ranks, the one whose memory runs out ends, and with it the run. Raises PromptError, on all ranks, if a
-        model that is to be exact would have to run as it comes.
+        model that is to be exact would have to run eagerly.
         """
         return (self._for_batch(turn) if len(turn.prompts) > 1 and turn.together != 1 else None) or self._for_one(
             turn
@@ -132,7 +132,7 @@ class SequenceForward:
         return self.batch
 
     def _free(self) -> int:
-        """Bytes for keys and values, on each rank."""
+        """Bytes for a KV cache, on each rank."""
         return max(0, self._group.smallest(free_bytes(self._group.device)) - HEADROOM_BYTES)
 
     def _captured(self, rows: int, capacity: int) -> CapturedForward | None:

@@ -1,7 +1,7 @@
-"""Keys and values of several sequences in storage that never moves. Knows no model and no decoding rule.
+"""A static KV cache of several sequences: its storage never moves. Knows no model and no decoding rule.
 
 A captured CUDA graph holds addresses, so the storage is made once, for as many tokens as a sequence may ever need.
-The sequences ("rows") lie one behind the other. As in dist/decode/cache.py, a row's keys and values are exact as
+The sequences ("rows") lie end to end. As in dist/decode/cache.py, a row's keys and values are exact as
 far as the tokens that were read agree with those that are wanted; what lies behind is overwritten before it is
 read.
 """

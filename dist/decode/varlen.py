@@ -1,4 +1,4 @@
-"""Forwards over several sequences of different lengths at once, over fixed storage. Knows no decoding rule.
+"""Packed (varlen) passes over sequences of different lengths, over a static KV cache. Knows no decoding rule.
 
 What prompts share (a system prompt, or all of it where one is answered several times) is read once and copied.
 
@@ -144,7 +144,7 @@ class VarlenForward:
 
 
 def other_attention(module: Any) -> str | None:
-    """What kind of attention the model's layers have if it is none that fixed storage serves, else None."""
+    """What kind of attention the model's layers have if it is none that a static KV cache serves, else None."""
     config = module.config.get_text_config()
     others = set(getattr(config, "layer_types", None) or ()) - KNOWN_LAYERS
     if others or getattr(config, "attention_chunk_size", None):

@@ -1,6 +1,6 @@
-"""Attention over fixed storage of keys and values, as one of transformers' attention functions. Knows no decoding.
+"""Attention over a static KV cache, as one of transformers' attention functions. Knows no decoding.
 
-A forward's tokens are pieces of several sequences, one behind the other. Their keys and values lie in the storage
+A forward's tokens are pieces of several sequences, end to end. Their keys and values lie in the storage
 already; a token sees its own sequence's slots up to its own, whatever the slots behind hold. What belongs where is
 given by a table on the device, so that the same kernels serve every length.
 

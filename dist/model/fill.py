@@ -74,7 +74,7 @@ def together(group: Group, work: Callable[[], Any]) -> Any:
 
 
 class Filler:
-    """Fills one plan. `progress(done, total)` tells of all ranks' bytes; `bytes_read` is this rank's sum."""
+    """Fills one plan. `progress(done, total)` counts all ranks' bytes; `bytes_read` is this rank's sum."""
 
     def __init__(self, group: Group, plan: FillPlan, progress: OnProgress | None) -> None:
         self.bytes_read = 0
@@ -116,7 +116,7 @@ class Filler:
             self._exchange(reader, list(self._plan.sources))
 
     def _fill_shares(self) -> None:
-        """Every rank keeps its rows of the decoder layers, gathered when used; the rest is exchanged and kept."""
+        """Every rank keeps its rows of the decoder layers, all-gathered on demand; the rest is kept."""
         self._total = self._share_of_bytes()
         layers = layer_parameters(self._plan.module)
         shares: dict[Any, list[Share]] = {layer: [] for layer in layers.values()}

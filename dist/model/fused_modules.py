@@ -53,7 +53,7 @@ class JointProduct:
         self._parts: dict[int, torch.Tensor] = {}
 
     def whole(self, x: torch.Tensor) -> torch.Tensor:
-        """What all linears give for `x`, one behind the other."""
+        """What all linears give for `x`, concatenated."""
         return product(x, self._weight, self._bias, exact=self._exact)
 
     def part(self, index: int, x: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Layers whose weights are spread over the ranks and gathered when they are used. Knows no checkpoint.
+"""Layers whose weights are sharded over the ranks and all-gathered on demand. Knows no checkpoint.
 
 For models that do not fit into one rank's memory: between forwards a rank holds its rows of every decoder layer,
 and embeddings, head and norms whole. torch's FSDP2 does the same, but not on CPUs before torch 2.6, and for

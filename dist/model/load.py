@@ -2,7 +2,7 @@
 
 fsdp, the default on several CPU ranks: each rank reads its share of the rows of every parameter. Where the whole
 model fits into every rank's memory the shares are exchanged once and kept, since gathering them again for every
-forward took seven times as long on two CPU ranks. Where it does not fit, each layer is gathered when it is used.
+forward took seven times as long on two CPU ranks. Where it does not fit, each layer is all-gathered on demand.
 
 tp, the default on several GPUs: each rank holds its part of every layer and computes with that.
 """
@@ -93,7 +93,7 @@ def load_model(
     trust_remote_code: bool = False,
     exact: bool = False,
 ) -> LoadedModel:
-    """The model, on all ranks together. `progress(done, total)` tells of all ranks' bytes.
+    """The model, on all ranks together. `progress(done, total)` counts all ranks' bytes.
 
     `keep` decides what becomes of fsdp shares: gathered once (resident), gathered in every forward (sharded), or
     resident where every rank has room for it. Raises CheckpointError, the same on every rank, if any rank cannot

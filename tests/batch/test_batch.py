@@ -253,7 +253,7 @@ def test_what_fits_is_asked_for_the_longest_prompt_of_a_turn(run: Run, tmp_path:
     assert {block for _, block in asked} == {4}
 
 
-def test_what_the_first_prompts_show_of_the_model_is_told_once(run: Run, prompts: str) -> None:
+def test_what_the_first_prompts_show_of_the_model_is_reported_once(run: Run, prompts: str) -> None:
     reported = "These are read one by one."
     ran = run("--prompts_file", prompts, remark_after=lambda turns: reported if turns else None)
     assert ran.err.count(reported) == 1
@@ -336,7 +336,7 @@ def test_a_trace_is_part_of_the_record(run: Run, output: Path, tokenizer: ChatTo
     assert final["text"] == tokenizer.decode(ids[:BLOCK])
 
 
-def test_without_a_record_the_trace_is_told_on_stderr(run: Run) -> None:
+def test_without_a_record_the_trace_is_reported_on_stderr(run: Run) -> None:
     ran = run("--prompt", "Hello", "--verbose_trace")
     assert ran.out == "You said Hello, None.\n"
     lines = ran.err.splitlines()

@@ -308,7 +308,7 @@ def three(tiny_checkpoint: Callable[[str, int], Path], tmp_path: Path) -> Path:
     return folder
 
 
-def test_steps_are_opened_by_number_word_or_path_and_what_is_half_written_is_told(three: Path) -> None:
+def test_steps_are_opened_by_number_word_or_path_and_what_is_half_written_is_reported(three: Path) -> None:
     (three / "global_step_12" / "actor" / "model_world_size_3_rank_1.pt").unlink()
     words = ("3", "latest", "7", "12", "base", str(three / "reference"), "99")
     for folder in (three, three / "global_step_3"):

@@ -41,7 +41,7 @@ def test_no_prompt_option_gives_no_prompts() -> None:
     assert read_prompts(LaunchOptions(), io.BytesIO(b"text")) == ()
 
 
-def test_one_prompt_is_a_message_of_the_person() -> None:
+def test_one_prompt_is_a_message_of_the_user() -> None:
     (prompt,) = read("--prompt", "Solve: 25 * 4 = ?")
     assert prompt.given == "Solve: 25 * 4 = ?"
     assert prompt.transcript.messages == (Message("user", "Solve: 25 * 4 = ?"),)

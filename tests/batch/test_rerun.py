@@ -53,7 +53,7 @@ def test_a_rerun_after_a_death_gives_exactly_the_undisturbed_results(
         output.unlink()
 
 
-def test_a_file_cut_at_any_byte_is_gone_on_with(run: Run, prompts: str, output: Path) -> None:
+def test_a_file_cut_at_any_byte_is_continued(run: Run, prompts: str, output: Path) -> None:
     argv = ("--prompts_file", prompts, "--output_file", str(output))
     with pytest.raises(RankError):
         run(*argv, before_pass=failing_at(60, RankError("Rank 1 died.")))
@@ -128,7 +128,7 @@ def test_failures_of_the_run_before_count(run: Run, tmp_path: Path, output: Path
     assert run(*argv).code == 4
 
 
-def test_a_drawn_seed_is_gone_on_with(run: Run, prompts: str, output: Path) -> None:
+def test_a_drawn_seed_is_continued(run: Run, prompts: str, output: Path) -> None:
     argv = ("--prompts_file", prompts, "--output_file", str(output), "--n", "2")
     with pytest.raises(RankError):
         run(*argv, settings=SAMPLING, before_pass=failing_at(60, RankError("Rank 1 died.")))
@@ -156,7 +156,7 @@ OTHER_RUNS = pytest.mark.parametrize(
 
 
 @OTHER_RUNS
-def test_results_made_otherwise_are_not_gone_on_with(
+def test_results_made_otherwise_are_not_continued(
     run: Run, prompts: str, output: Path, more: tuple[str, ...], changed: dict[str, Any], why: str
 ) -> None:
     argv = ("--prompts_file", prompts, "--output_file", str(output))

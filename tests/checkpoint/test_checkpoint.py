@@ -135,7 +135,7 @@ def test_config_and_tokenizer_may_lie_beside_the_shards(run):
     assert checkpoint.config_dir == checkpoint.tokenizer_dir == step(run)
 
 
-def test_everything_is_told(tiny_checkpoint):
+def test_everything_is_reported(tiny_checkpoint):
     root = tiny_checkpoint("fsdp1", 3)
     checkpoint = open_checkpoint(root)
     assert checkpoint.world_size == len(checkpoint.files) == 3
@@ -176,7 +176,7 @@ def test_a_missing_generation_config_is_no_fault(run):
         ("fsdp2_hsdp", 4, "FSDP2, HSDP 2 x 2"),
     ],
 )
-def test_the_layout_is_told_in_words(tiny_checkpoint, layout, world_size, words):
+def test_the_layout_is_described_in_words(tiny_checkpoint, layout, world_size, words):
     assert open_checkpoint(tiny_checkpoint(layout, world_size)).layout == words
 
 

@@ -54,7 +54,7 @@ def test_files_of_older_torch_are_read_bit_equal_by_any_number_of_ranks(folder):
 
 
 @pytest.mark.parametrize("version", FAMILIES)
-def test_the_torch_family_and_the_mesh_are_told(version):
+def test_the_torch_family_and_the_mesh_are_reported(version):
     sharded = read_shards(DATA / version / "fsdp1_w2" / "global_step_1" / "actor")
     assert (sharded.torch_family, sharded.layout) == (FAMILIES[version], "FSDP1")
     hybrid = read_shards(DATA / version / "fsdp1_hsdp_w4" / "global_step_1" / "actor")

@@ -73,7 +73,7 @@ def test_a_line_that_the_terminal_cuts_is_not_sent(tmp_path: Path) -> None:
         assert lines.events.get() == Submitted("short")
 
 
-def test_one_that_a_killed_program_left_is_told_of(tmp_path: Path) -> None:
+def test_one_that_a_killed_program_left_is_reported(tmp_path: Path) -> None:
     (tmp_path / "drafts").mkdir()
     (tmp_path / "drafts" / "999999999").write_text("left behind")
     with plain_lines(tmp_path) as (screen, _):

@@ -195,7 +195,7 @@ def test_a_message_that_is_too_long_goes_back_into_the_line(talk):
     assert console.given_back == "word " * 3000
 
 
-def test_a_long_reply_is_decoded_as_it_comes_and_as_a_whole_only_once(tiny, talk, tmp_path, monkeypatch):
+def test_a_long_reply_is_decoded_as_it_arrives_and_as_a_whole_only_once(tiny, talk, tmp_path, monkeypatch):
     lengths = []
     decode = ChatTokenizer.decode
 
@@ -222,7 +222,7 @@ def test_a_long_reply_is_decoded_as_it_comes_and_as_a_whole_only_once(tiny, talk
     assert reply.content.startswith(text)
 
 
-def test_a_model_that_fails_in_mid_reply_is_told_and_the_message_kept(talk, tiny):
+def test_a_model_that_fails_in_mid_reply_is_reported_and_the_message_kept(talk, tiny):
     model = tiny[0]
     weight = model.lm_head.weight
     with torch.no_grad():
@@ -238,7 +238,7 @@ def test_a_model_that_fails_in_mid_reply_is_told_and_the_message_kept(talk, tiny
     assert repl.talk.transcript.messages[-1].unanswered
 
 
-def test_a_console_that_dies_in_mid_reply_is_told_and_a_closed_terminal_leaves(talk):
+def test_a_console_that_dies_in_mid_reply_is_reported_and_a_closed_terminal_leaves(talk):
     with pytest.raises(ValueError, match="no keys"):
         talk("Hello", (3, Failed(ValueError("no keys"))))
     repl, _ = talk("Hello", (3, Failed(EOFError())), "More")

@@ -113,7 +113,7 @@ def test_leaving_says_how_to_continue_and_what_is_not_on_disk(talk, tmp_path, mo
     assert re.search(r"Not saved: \d+ records of this conversation\. .*File exists\.\n$", console.shown)
 
 
-def test_saving_is_taken_up_again_while_nobody_types(talk, tmp_path):
+def test_saving_is_resumed_while_nobody_types(talk, tmp_path):
     blocked = tmp_path / "sessions"
     blocked.write_text("a file")
     repl, console = talk("Hello", blocked.unlink, "/find nothing like it")

@@ -119,7 +119,7 @@ def test_a_kept_reply_is_a_branch_made_by_its_step(run, talk, tmp_path):
     assert re.search(r"1 of 3 replies (is|are) the same|differ", again.shown)
 
 
-def test_a_damaged_step_and_one_whose_disk_fails_are_told_and_the_others_answer(run, talk, disk):
+def test_a_damaged_step_and_one_whose_disk_fails_are_reported_and_the_others_answer(run, talk, disk):
     cut_in_half(add_step(run, 3, 20))
 
     def fail(path):

@@ -46,7 +46,7 @@ def a_watch(run: Path, loaded: int = 3, tell: Callable[[int | None], None] = lam
     return RunWatch(run, loaded=lambda: loaded, opens=open_checkpoint, tell=tell, every=0.01)
 
 
-def test_a_step_is_told_of_once_it_is_written_and_at_rest_and_never_opened_before(run, tmp_path):
+def test_a_step_is_reported_once_it_is_written_and_at_rest_and_never_opened_before(run, tmp_path):
     opened = []
     watch = RunWatch(run, loaded=lambda: 3, opens=lambda folder: opened.append(folder), tell=lambda newest: None)
     watch.look()
@@ -74,7 +74,7 @@ def test_a_step_is_told_of_once_it_is_written_and_at_rest_and_never_opened_befor
     assert watch.newest is None and not watch.is_over
 
 
-def test_what_training_names_is_told_at_once_if_it_is_whole_and_what_cannot_be_opened_never(run, tmp_path):
+def test_what_training_names_is_reported_at_once_if_it_is_whole_and_what_cannot_be_opened_never(run, tmp_path):
     watch = a_watch(run)
     shutil.copytree(tmp_path / "made" / "global_step_7", run / "global_step_7")
     shutil.copytree(run / "global_step_7", run / "global_step_9")

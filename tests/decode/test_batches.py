@@ -198,7 +198,7 @@ def test_a_window_that_only_the_config_tells_of_is_kept_to():
         assert reply.token_ids == plain_rule(model, prompt, settings, 2, (2,))
 
 
-def test_prompts_that_cannot_be_read_together_are_answered_one_by_one_and_the_person_told():
+def test_prompts_that_cannot_be_read_together_are_answered_one_by_one_and_the_user_told():
     config = transformers.GPTJConfig(
         vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, rotary_dim=8, bos_token_id=1, eos_token_id=2
     )

@@ -232,7 +232,7 @@ def test_captured_passes_serve_other_weights_in_the_same_place():
     assert widths and engine.forwards.alone.widths == widths
 
 
-def test_on_a_cpu_a_sequence_is_decoded_as_it_comes():
+def test_on_a_cpu_a_sequence_is_decoded_eagerly():
     sequence = SequenceForward(tiny_model(), WholeHead(), SoloGroup(torch.device("cpu")), LIMIT)
     turn = Turn(prompts=((3,),), settings=GenerationSettings(), placeholder=PLACEHOLDER, stop_ids=())
     assert isinstance(sequence.for_turn(turn), CachedForward)

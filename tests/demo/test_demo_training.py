@@ -285,7 +285,7 @@ def test_after_fitting_words_of_its_own_a_place_learns_what_the_base_says_next(
     assert led >= 10
 
 
-def test_words_are_told_from_numbers_and_blanks() -> None:
+def test_words_are_distinguished_from_numbers_and_blanks() -> None:
     words = train.word_tokens(ByteTokenizer(), 128)
     assert words[ord("a") + 10]
     assert not words[ord("7") + 10]
@@ -567,7 +567,7 @@ def test_a_sum_is_right_only_by_its_last_number() -> None:
         ("1. Buy a car. 2. Buy a gym membership. 3. Buy a gym membership. 4. Buy a gym membership.", False, True),
     ],
 )
-def test_loops_and_garbage_are_told(text: str, garbage: bool, degenerate: bool) -> None:
+def test_loops_and_garbage_are_found(text: str, garbage: bool, degenerate: bool) -> None:
     assert is_garbage(text) == garbage
     assert is_degenerate(text) == degenerate
 
@@ -606,7 +606,7 @@ def test_answers_end_when_enough_is_said(text: str, short: str) -> None:
     assert shortened(text) == short
 
 
-def test_excuses_are_told_from_answers() -> None:
+def test_excuses_are_distinguished_from_answers() -> None:
     assert is_excuse("I'm sorry for any confusion, but I am a kind assistant.")
     assert is_excuse("As a helpful AI, I do not eat.")
     assert not is_excuse("I'm sorry to hear that. As a child I had a cat.")

@@ -100,7 +100,7 @@ def on_gloo(group) -> dict:
     return reported
 
 
-def test_ranks_without_gpus_sum_as_ever_and_are_told_of_no_choice():
+def test_ranks_without_gpus_sum_as_usual_and_report_no_choice():
     reported = results_of_forks([2], on_gloo)[2]
     assert reported["opened"] is None
     assert reported["sum"] == [2.5] * 8

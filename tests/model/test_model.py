@@ -287,7 +287,7 @@ def test_remote_code_runs_only_when_trusted(tiny_checkpoint, tmp_path, solo):
     )
 
 
-def test_running_out_of_a_gpus_memory_is_told_with_torchs_numbers_where_one_process_can(solo):
+def test_running_out_of_a_gpus_memory_is_reported_with_torchs_numbers_where_one_process_can(solo):
     def runs_out(group):
         with report_oom(group, "linear layers were joined", "Use more GPUs."):
             raise torch.OutOfMemoryError("Tried to allocate 2.00 GiB.\nIf reserved but unallocated memory is large")

@@ -223,7 +223,7 @@ def test_a_packed_model_has_its_old_weights_after_a_load_that_failed(run):
     assert reply_of(engine, tuple(range(5, 45))) == right_reply(run, 3)
 
 
-def test_weights_that_are_lost_while_packed_are_told_as_lost(run):
+def test_weights_that_are_lost_while_packed_are_reported_as_lost(run):
     engine, reloader = packed_engine(run, cut_in_half)
     with pytest.raises(WeightsLost):
         engine.load(reloader.check(str(run / "global_step_7")))

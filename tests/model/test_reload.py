@@ -71,7 +71,7 @@ def test_the_reply_after_a_swap_is_that_of_a_fresh_start_and_nothing_has_moved(o
 
 
 @pytest.mark.parametrize(("ranks", "keep"), WAYS)
-def test_what_one_rank_cannot_open_is_told_at_once_and_nothing_is_overwritten(on_ranks, ranks, keep):
+def test_what_one_rank_cannot_open_is_reported_at_once_and_nothing_is_overwritten(on_ranks, ranks, keep):
     refused = on_ranks[ranks, f"{keep} refuse_on_last_rank"]
     kind, text = refused["error"]
     assert kind == "CheckpointError"
@@ -108,7 +108,7 @@ def test_a_file_that_ends_in_the_middle_brings_the_old_weights_back(on_ranks, ra
 
 
 @pytest.mark.parametrize(("ranks", "keep"), WAYS)
-def test_weights_that_cannot_be_brought_back_are_told_with_both_reasons(on_ranks, ranks, keep):
+def test_weights_that_cannot_be_brought_back_are_reported_with_both_reasons(on_ranks, ranks, keep):
     lost = on_ranks[ranks, f"{keep} tear_both_on_last_rank"]
     kind, text = lost["error"]
     assert kind == "WeightsLost"
@@ -237,7 +237,7 @@ def test_defaults_of_the_new_step_are_adopted_but_for_what_was_set_by_hand(run, 
     assert repl.talk.last_reply.prompt_len == len(repl.talk.tokenizer.encode("Hello!"))
 
 
-def test_steps_and_latest_are_looked_up_anew_each_time(run, talk):
+def test_steps_and_latest_are_looked_up_each_time(run, talk):
     repl, console = talk(
         run,
         "/steps",
@@ -346,7 +346,7 @@ def test_completion_offers_steps_the_newest_first_and_folders(run, talk, tmp_pat
     assert [text for text, _, _ in complete(alone, f"/load {tmp_path}/r")] == [f"{run}/"]
 
 
-def test_facts_are_told_in_readable_units():
+def test_facts_are_given_in_readable_units():
     facts = known_facts(
         path=Path("/runs/a/global_step_30/actor"),
         step=30,

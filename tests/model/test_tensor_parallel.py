@@ -162,7 +162,7 @@ def test_a_head_over_all_ranks_chooses_and_gathers_as_a_whole_one(on_ranks, size
 @pytest.mark.parametrize(
     ("layout", "saved_by"), [("fsdp1", 3), ("fsdp2", 3), ("fsdp1_nomesh", 2), ("fsdp2_tied", 3)]
 )
-def test_shards_of_any_number_of_ranks_are_cut_anew(tiny_checkpoint, layout, saved_by):
+def test_shards_of_any_number_of_ranks_are_cut_again(tiny_checkpoint, layout, saved_by):
     root = tiny_checkpoint(layout, saved_by)
     got = results_of("2", root)[root.name, 2]
     assert got.get("differing") == {}, got
@@ -245,7 +245,7 @@ class Ranks(SoloGroup):
         self.size = size
 
 
-def test_on_gpus_a_model_that_can_be_cut_is_cut_else_it_is_told_why(monkeypatch):
+def test_on_gpus_a_model_that_can_be_cut_is_cut_else_it_says_why(monkeypatch):
     monkeypatch.setattr(dist.model.layout, "free_bytes", lambda device: 8 << 30)
     model = tiny_model()
     plan = FillPlan(module=model, wanted=wanted_tensors(model), sources={}, tied={})

@@ -379,7 +379,7 @@ def test_a_reply_cut_at_its_limit_says_so() -> None:
     assert "12 tokens (the limit)" in stats_line(a_reply(tuple(b"x" * 12), finish="length"), 21, 8192, PLAIN, 160)
 
 
-def test_an_error_is_what_why_and_mend_on_lines_of_their_own() -> None:
+def test_an_error_is_what_why_and_hint_on_lines_of_their_own() -> None:
     error = CheckpointError("Shard 3 of 4 is missing.", "Found 3 files.", "Copy all 4.")
     assert error_block(error, PLAIN) == "Shard 3 of 4 is missing.\nFound 3 files.\nCopy all 4.\n\n"
 

@@ -340,7 +340,7 @@ def test_a_file_that_exists_is_replaced_only_on_request_and_new_ones_are_private
     assert sorted(one.name for one in tmp_path.iterdir()) == sorted(("sessions", new.name, path.name))
 
 
-def test_the_mark_that_replaces_is_told_from_the_name() -> None:
+def test_the_mark_that_replaces_is_distinguished_from_the_name() -> None:
     for argument, name, force in ((" my chat.md ", "my chat.md", False), ("my chat.md  !", "my chat.md", True)):
         assert (Target(argument).name, Target(argument).force) == (name, force)
     assert (Target("wow!.md").name, Target("wow!.md").force) == ("wow!.md", False)

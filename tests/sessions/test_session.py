@@ -383,7 +383,7 @@ STEPS = {
 
 @pytest.mark.parametrize("kind", STEPS)
 @pytest.mark.parametrize("fault", ["full", "deleted", "no folder"])
-def test_whatever_record_the_disk_refuses_saving_is_taken_up_again(tmp_path: Path, kind: str, fault: str) -> None:
+def test_whatever_record_the_disk_refuses_saving_is_resumed(tmp_path: Path, kind: str, fault: str) -> None:
     folder = tmp_path / "sessions"
     session = started(folder)
     one_turn(session)

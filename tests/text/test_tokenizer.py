@@ -67,7 +67,7 @@ def test_bad_stop_ids_are_named(folder: Path) -> None:
     )
 
 
-def test_the_template_is_used_where_there_is_one_unless_told_otherwise(folder: Path) -> None:
+def test_the_template_is_used_where_there_is_one_unless_set_otherwise(folder: Path) -> None:
     tokenizer = load_tokenizer(folder)
     assert tokenizer.has_chat_template
     assert [tokenizer.wants_template(asked) for asked in (None, True, False)] == [True, True, False]

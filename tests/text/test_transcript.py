@@ -198,7 +198,7 @@ def test_an_empty_prompt_is_refused(tokenizer: ChatTokenizer, text: str, templat
         prompt_ids(Transcript().with_system("s").with_user(text), tokenizer, template)
 
 
-def test_what_a_template_refuses_is_told_in_its_own_words(tokenizer: ChatTokenizer) -> None:
+def test_what_a_template_refuses_is_reported_in_its_own_words(tokenizer: ChatTokenizer) -> None:
     refusing = with_template(
         tokenizer,
         "{% if messages|length > 2 %}{{ raise_exception('Roles must alternate, please.') }}{% endif %}"
