@@ -11,6 +11,21 @@ ChatError                 1  anything below
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
+
+def either(words: Iterable[object]) -> str:
+    """What may be given, in words: `a, b or c`."""
+    *most, last = map(str, words)
+    return f"{', '.join(most)} or {last}" if most else last
+
+
+def did_you_mean(word: str, known: Iterable[str], otherwise: str = "") -> str:
+    """The known word that `word` is likely to be a slip of, as a question; `otherwise` if there is none."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"Did you mean {near[0]}?" if near else otherwise
+
 
 class ChatError(Exception):
     """What happened, why (with the numbers) and what to do: one short block of text.

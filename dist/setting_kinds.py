@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from dist.errors import either
+
 MAX_WORD = 2**63 - 1
 # Stands for a kind's word (auto, none): no count, and as the bits of a float not a number.
 WORD_BITS = -1
@@ -124,7 +126,7 @@ class OneOf:
 
     @property
     def allowed(self) -> str:
-        return f"{', '.join(self.words[:-1])} or {self.words[-1]}"
+        return either(self.words)
 
     def parse(self, value: object) -> str:
         if value not in self.words:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
@@ -11,7 +10,7 @@ from chat.commands.choices import CHOICES, Choice
 from chat.commands.row import Command, Value, command, first_word, unquoted
 from chat.conversation.state import BY_HAND
 from chat.text.thinking import split_thinking
-from dist.errors import UsageError
+from dist.errors import UsageError, did_you_mean, either
 from dist.setting_kinds import NONE, Text
 from dist.settings import SETTINGS, Setting, setting_text
 
@@ -66,11 +65,8 @@ def known_setting(name: str, more: Sequence[str] = ()) -> str:
     """`name`; raises UsageError if it is no setting's. `more` can be meant too."""
     if name not in SETTINGS:
         names = [*SETTINGS, *more]
-        near = difflib.get_close_matches(name, names, n=1)
-        raise UsageError(
-            f"There is no setting {name}.",
-            f"Did you mean {near[0]}?" if near else f"The settings are {', '.join(names)}.",
-        )
+        all_names = f"The settings are {', '.join(names)}."
+        raise UsageError(f"There is no setting {name}.", did_you_mean(name, names, all_names))
     return name
 
 
@@ -152,16 +148,10 @@ SHORTHANDS = tuple(_shorthand(row) for row in SETTINGS.values() if row.shorthand
 
 def _choose(repl: Repl, row: Choice, value: str) -> None:
     if value and value not in (*row.values, DEFAULT):
-        raise UsageError(f"{row.name} cannot be {value!r}.", f"It takes {listed(row.values)}.")
+        raise UsageError(f"{row.name} cannot be {value!r}.", f"It takes {either(row.values)}.")
     if value:
         setattr(row.holder(repl), row.name, row.default if value == DEFAULT else value)
     repl.note(f"{row.name} is {row.present(repl)}. {row.values[row.present(repl)]}")
-
-
-def listed(words: Iterable[str]) -> str:
-    """Words as "a, b or c"."""
-    *most, last = words
-    return f"{', '.join(most)} or {last}" if most else last
 
 
 @command(

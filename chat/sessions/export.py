@@ -12,7 +12,7 @@ from chat.sessions.nodes import Node
 from chat.sessions.tree import Tree
 from chat.text.transcript import SYSTEM, USER
 from dist.counted import counted
-from dist.errors import ChatError, UsageError
+from dist.errors import ChatError, UsageError, either
 
 ARGUMENT = re.compile(r"(?P<name>.*?)(?:(?:^|\s+)(?P<first>\d+)-(?P<last>\d*))?", re.DOTALL)
 
@@ -71,10 +71,9 @@ def export(target: Target, conversation: Conversation) -> Path:
     path = expand(target.name)
     suffix = suffix_of(path.name)
     if not suffix:
-        *most, last = FORMATS
         raise UsageError(
             f"Cannot tell the format of {target.name!r} from its extension.",
-            f"It takes {', '.join(most)} or {last}.",
+            f"It takes {either(FORMATS)}.",
         )
     try:
         if path.is_dir():

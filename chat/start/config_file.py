@@ -5,7 +5,6 @@ Precedence: command line, config file, the checkpoint's generation_config.json, 
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import os
 import sys
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from chat.files import config_folder
-from dist.errors import ChatError, CheckpointError, UsageError
+from dist.errors import ChatError, CheckpointError, UsageError, did_you_mean
 from dist.settings import (
     DEFAULT,
     SAMPLING,
@@ -102,10 +101,9 @@ def _bad_value(path: Path, key: str, value: object, allowed: str) -> UsageError:
 
 
 def _unknown_key(path: Path, key: str, known: tuple[str, ...]) -> UsageError:
-    near = difflib.get_close_matches(key, known, n=1)
     return UsageError(
         f"The config file {path} has an unknown key: {key}.",
-        f"Did you mean {near[0]}?" if near else "",
+        did_you_mean(key, known),
         f"The keys are {', '.join(sorted(known))}.",
     )
 

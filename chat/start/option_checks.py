@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chat.files import expand
-from dist.errors import UsageError
+from dist.errors import UsageError, either
 
 if TYPE_CHECKING:
     from chat.start.options import LaunchOptions
@@ -86,5 +86,5 @@ def _check_suffix(what: str, path: Path, known: tuple[str, ...]) -> None:
     if path.suffix.lower() not in known:
         raise UsageError(
             f"The {what} file {path} has an unknown extension: {path.suffix or 'none'}.",
-            f"It takes {', '.join(known[:-1]).lstrip(', ')} or {known[-1]}.",
+            f"It takes {either(filter(None, known))}.",
         )

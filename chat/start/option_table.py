@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from chat.files import has_lone_surrogates
-from dist.errors import UsageError
+from dist.errors import UsageError, did_you_mean, either
 from dist.setting_kinds import Texts
 from dist.settings import SETTINGS, parse_setting, setting_text
 
@@ -62,9 +61,7 @@ def _word(*words: str, short: Mapping[str, str] | None = None) -> Read:
     def read(value: object) -> str:
         word = (short or {}).get(str(value), str(value))
         if word not in words:
-            near = difflib.get_close_matches(word, words, n=1)
-            hint = f" Did you mean {near[0]}?" if near else ""
-            raise ValueError(f"It takes {', '.join(words[:-1])} or {words[-1]}.{hint}")
+            raise ValueError(f"It takes {either(words)}. {did_you_mean(word, words)}".rstrip())
         return word
 
     return read

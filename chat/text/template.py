@@ -5,7 +5,6 @@ What a template does with system prompts, with contents and at the end of a turn
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from typing import Any
 from dist.checkpoint.ledger import TEMPLATES, Entry
 from dist.checkpoint.rendering import Messages, Refused, Renderer, Stopped
 from dist.checkpoint.templates import Behaviour, Template, holds, message, observe
-from dist.errors import CheckpointError, PromptError, UsageError
+from dist.errors import CheckpointError, PromptError, UsageError, did_you_mean
 
 WAYS_OUT = "--no-use_chat_template sends prompts as they are; --chat_template FILE takes another template."
 OF_VALUES = (RecursionError, TypeError, ValueError)
@@ -56,11 +55,8 @@ class ChatTemplate:
         known = self.arguments
         for name in given:
             if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
                 reads = f"It reads {', '.join(known)}." if known else "It reads none."
-                raise UsageError(
-                    f"The chat template does not read {name}.", f"Did you mean {near[0]}?" if near else reads
-                )
+                raise UsageError(f"The chat template does not read {name}.", did_you_mean(name, known, reads))
         try:
             self.render([("user", "?")], arguments=given)
         except PromptError as error:

@@ -24,7 +24,7 @@ from dist.checkpoint.model_config import Described, describe
 from dist.checkpoint.names import Matched, Wanted, match_names
 from dist.checkpoint.open import Checkpoint
 from dist.checkpoint.read import same_values
-from dist.errors import CheckpointError, UsageError
+from dist.errors import CheckpointError, UsageError, either
 from dist.kernels.prepare import prepared_meanwhile
 from dist.model.build import build_described, choose_dtype, position_limit, tied_names, untie, wanted_tensors
 from dist.model.conversions import convert_names
@@ -102,7 +102,7 @@ def load_model(
     that cannot be promised.
     """
     if parallel not in MODES:
-        raise UsageError(f"--parallel cannot be {parallel}.", f"It takes {', '.join(MODES[:-1])} or {MODES[-1]}.")
+        raise UsageError(f"--parallel cannot be {parallel}.", f"It takes {either(MODES)}.")
     torch_dtype = choose_dtype(dtype, checkpoint.dtype, checkpoint.config, group.device)
     if parallel == "verl":
         return _load_by_verl(checkpoint, group, torch_dtype, trust_remote_code, exact=exact)

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from dist.checkpoint.boxes import Box, even_bounds
-from dist.errors import CheckpointError
+from dist.errors import CheckpointError, either
 from dist.model.head import Head, VocabularyHead, WholeHead
 from dist.protocol import Group
 
@@ -216,7 +216,7 @@ def _attention_parts(
         raise _refusal(
             size,
             f"Its {queries} query and {keys} key-value heads cannot be divided evenly among {size}.",
-            f", or {_listed(fit)} processes" if fit else "",
+            f", or {either(fit)} processes" if fit else "",
         )
     queries_here, keys_here = queries // size, max(1, keys // size)
     first_key = rank * keys // size
@@ -263,11 +263,6 @@ def _check_rest(name: str, owner: Any, children: Mapping[str, str], shape: tuple
         cut = own_name.rpartition(".")[0] in children
         if not cut and parameter.shape != shape and parameter.numel() != 1:
             raise _refusal(size, f"{name}.{own_name} of shape {list(parameter.shape)} would have to be split too.")
-
-
-def _listed(counts: list[int]) -> str:
-    """1, 2 or 3."""
-    return " or ".join(filter(None, [", ".join(map(str, counts[:-1])), str(counts[-1])]))
 
 
 def _refusal(size: int, why: str, instead: str = "") -> CheckpointError:
