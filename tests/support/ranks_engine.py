@@ -14,27 +14,21 @@ from dist.errors import PromptError
 from dist.group.group import TorchGroup
 from dist.group.wire import Verdict
 from dist.protocol import BlockUpdate, Control, Load, Reply, Turn
-from dist.settings import GenerationSettings
+from dist.setting_kinds import OF_RANK_0
+from dist.settings import SETTINGS, GenerationSettings, parse_setting
 
 PROMPT = tuple(3 + i % 50 for i in range(30))
 GREEDY = GenerationSettings(add_eos_length=7, refine_iter=2, max_new_tokens=30)
 SAMPLED = dataclasses.replace(GREEDY, temperature=0.9, top_p=0.9, seed=2**62 + 5)
 SEEDED = dataclasses.replace(GREEDY, seed=1)
-# Another value of every setting than SEEDED has.
+# Of every setting that travels, another value than SEEDED has.
 CHANGES = {
-    "add_eos_length": 4,
-    "refine_iter": "auto",
-    "max_new_tokens": 12,
-    "max_length": 60,
-    "temperature": 0.3,
-    "top_k": 7,
-    "top_p": 0.1,
-    "seed": 2**63 - 1,
-    "decoder": "plain",
-    "drafts": "own",
-    "logprobs": 3,
-    "accept": 0.7,
-}
+    name: next(
+        value for example in row.examples if (value := parse_setting(name, example)) != getattr(SEEDED, name)
+    )
+    for name, row in SETTINGS.items()
+    if not isinstance(row.kind, OF_RANK_0)
+} | {"seed": 2**63 - 1}
 
 
 class Attentive(TorchGroup):
