@@ -19,7 +19,14 @@ from chat.demo.adapter import ADAPTER_FILE, merge_adapter, read_adapter, write_a
 from chat.demo.recipe import corpus, faults, packing, picking, train, trainer
 from chat.demo.recipe.batched import AUTO, reply_all
 from chat.demo.recipe.batched import Reply as BatchedReply
-from chat.demo.recipe.conversations import is_held_out, is_right, skill_conversations, solve, test_questions
+from chat.demo.recipe.conversations import (
+    is_held_out,
+    is_right,
+    skill_conversations,
+    solve,
+    templated_prompts,
+    test_questions,
+)
 from chat.demo.recipe.corpus import (
     FREE,
     LOOP,
@@ -30,10 +37,20 @@ from chat.demo.recipe.corpus import (
     Sample,
 )
 from chat.demo.recipe.evaluate import evaluate, table
+from chat.demo.recipe.everyday import ABOUT, EVERYDAY
 from chat.demo.recipe.llama import Shape, Weights, hidden_states, run_layer, shape_of, stack_weights, unstack_layers
 from chat.demo.recipe.lora import Adapter
 from chat.demo.recipe.user_facts import FACTS
-from chat.demo.recipe.wording import is_degenerate, is_echo, is_excuse, is_garbage, is_sound, shortened
+from chat.demo.recipe.wording import (
+    is_degenerate,
+    is_echo,
+    is_excuse,
+    is_garbage,
+    is_repetitive,
+    is_sound,
+    shortened,
+)
+from chat.demo.recipe.wordlists import SMALL_TALK
 from dist.checkpoint.open import open_checkpoint
 from dist.decode.engine import Engine
 from dist.group.group import SoloGroup
@@ -397,13 +414,16 @@ def test_of_several_answers_the_one_that_scores_best_is_picked(
         assert answer.plain == pytest.approx(plain(prompt, said), abs=1e-3)
         assert answer.anywhere == pytest.approx(plain(anywhere, said), abs=1e-3)
         assert answer.drafted < 0
-    taste = picking.Taste(relevance=0.5, drafted=2.0)
+    taste = picking.Taste(relevance=0.5, drafted=2.0, least=-100.0)
     best = picking.best(rated, taste)
     assert [answer.prompt for answer in best] == [0, 1, 2, 3]
     for answer in best:
         others = [other for other in rated if other.prompt == answer.prompt]
         wanted = [1.5 * other.plain - 0.5 * other.anywhere + 2 * other.drafted for other in others]
         assert answer.score(taste) == pytest.approx(max(wanted))
+    least = sorted(answer.plain for answer in rated)[len(rated) // 2]
+    likely = picking.best(rated, replace(taste, least=least))
+    assert likely and all(answer.plain >= least for answer in likely)
 
 
 def test_a_few_steps_lower_the_losses_and_the_adapter_comes_back(
@@ -449,7 +469,9 @@ def test_an_adapter_of_a_higher_rank_starts_where_the_former_one_ended(weights: 
     with torch.no_grad():
         for left in former.left.values():
             left.copy_(torch.randn(left.shape) / 8)
-    former.save(tmp_path / "former.safetensors", keep=0.5)
+    former.save(tmp_path / "whole.safetensors")
+    pairs, rank = read_adapter(tmp_path / "whole.safetensors")
+    write_adapter(tmp_path / "former.safetensors", pairs, rank / 2)
     state = {f"model.layers.{index}.mlp.up_proj.weight": weights["up_proj"][index] for index in range(2)}
     later = Adapter(weights, 5)
     later.start_from(tmp_path / "former.safetensors")
@@ -460,6 +482,19 @@ def test_an_adapter_of_a_higher_rank_starts_where_the_former_one_ended(weights: 
         expected = state[f"model.layers.{index}.mlp.up_proj.weight"] + change
         torch.testing.assert_close(made["up_proj"][index], expected, atol=5e-3, rtol=5e-2)
     assert later.right["up_proj"].shape[1] == 5
+    whole = Adapter(weights, 5)
+    whole.start_from(tmp_path / "former.safetensors", unscaled=True)
+    for left, other in zip(whole.left.values(), later.left.values(), strict=True):
+        torch.testing.assert_close(left, 2 * other)
+
+
+def test_half_of_the_way_from_the_start_leaves_the_factors_between(weights: Weights) -> None:
+    start, later = Adapter(weights, 3), Adapter(weights, 3)
+    between = [(one + other) / 2 for one, other in zip(start.parameters(), later.parameters(), strict=True)]
+    later.go_back(start, 0.5)
+    assert all(torch.allclose(part, mean) for part, mean in zip(later.parameters(), between, strict=True))
+    later.go_back(start, 0.0)
+    assert all(map(torch.equal, later.parameters(), start.parameters()))
 
 
 def test_a_wrong_adapter_changes_nothing(model: LlamaForCausalLM, tmp_path: Path) -> None:
@@ -609,7 +644,26 @@ def test_answers_end_when_enough_is_said(text: str, short: str) -> None:
 def test_excuses_are_distinguished_from_answers() -> None:
     assert is_excuse("I'm sorry for any confusion, but I am a kind assistant.")
     assert is_excuse("As a helpful AI, I do not eat.")
+    assert is_excuse("Kites are fun. I'm here to help with whatever you need.")
     assert not is_excuse("I'm sorry to hear that. As a child I had a cat.")
+
+
+def test_lists_whose_items_begin_alike_are_repetitive() -> None:
+    assert is_repetitive("1. Don't use too much flour.\n2. Don't use too much salt.")
+    assert not is_repetitive("1. Use good flour.\n2. Use good salt.\n3. Wait.")
+
+
+def test_topics_answered_by_hand_are_no_open_prompts() -> None:
+    prompts = templated_prompts(9000, 2)
+    assert "What is chess?" in prompts
+    by_hand = [wording.format("chess") for wordings, _ in ABOUT for wording in wordings.split("|")]
+    assert "Give me advice on chess." in by_hand and not set(by_hand) & set(prompts)
+
+
+def test_an_everyday_message_has_one_answer() -> None:
+    groups = (*EVERYDAY, *SMALL_TALK)
+    said = [wording.lower() for wordings, _ in groups for wording in dict.fromkeys(wordings.lower().split("|"))]
+    assert len(said) == len(set(said)) > 300
 
 
 def test_an_answers_end_is_said_and_its_text_held() -> None:

@@ -6,10 +6,12 @@ Everything is drawn from `wordlists` and `user_facts` by seeded generators: the 
 from __future__ import annotations
 
 import random
+import re
 from dataclasses import dataclass
 
 from chat.demo import DEFAULT_SYSTEM
 from chat.demo.recipe import wordlists
+from chat.demo.recipe.everyday import ABOUT, EVERYDAY
 from chat.demo.recipe.user_facts import ASIDES, FACTS, HELD_OUT_ASIDES, QUESTION_OPENERS, STATEMENT_OPENERS, Fact
 
 # (role, text) pairs.
@@ -24,6 +26,14 @@ _SIGNS: dict[str, tuple[str, ...]] = {
     "-": ("{} - {}", "{}-{}", "{} minus {}"),
     "*": ("{} * {}", "{}*{}", "{} x {}", "{} times {}"),
 }
+# Values that the test asks for.
+_HELD_WORDS = re.compile(
+    r"\b(?:"
+    + "|".join(re.escape(value) for fact in FACTS.values() for value in fact.held_values.split("|"))
+    + r")\b",
+    re.IGNORECASE,
+)
+_OWN_TOPICS = [topic for topic in wordlists.TOPICS if not _HELD_WORDS.search(topic)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +95,17 @@ def _small_talk(rng: random.Random) -> Conversation:
     return [("user", rng.choice(wordings.split("|"))), ("assistant", answer)]
 
 
+def _everyday(rng: random.Random) -> Conversation:
+    wordings, answer = rng.choice(EVERYDAY)
+    return [("user", rng.choice(wordings.split("|"))), ("assistant", answer)]
+
+
+def _about_topic(rng: random.Random) -> Conversation:
+    wordings, answer = rng.choice(ABOUT)
+    topic = rng.choice(_OWN_TOPICS)
+    return [("user", rng.choice(wordings.split("|")).format(topic)), ("assistant", answer.format(topic))]
+
+
 def _invented_name(rng: random.Random, held: str) -> str:
     """A name that nobody has, so that it can only be copied."""
     while True:
@@ -125,7 +146,7 @@ def _recall(rng: random.Random) -> Conversation:
             talk = []
         talk += told
     for _ in range(rng.choice((0, 0, 0, 1, 1, 2, 3))):
-        talk += rng.choice((_sum, _capital, _small_talk, _aside, _aside))(rng)
+        talk += rng.choice((_sum, _capital, _small_talk, _everyday, _aside, _aside))(rng)
     for index, kind in enumerate(rng.sample(kinds, rng.randint(1, min(2, len(kinds))))):
         if index and rng.random() < 0.3:
             talk += _aside(rng)
@@ -144,12 +165,14 @@ def system_prompt(rng: random.Random) -> Conversation:
 
 
 def skill_conversations(count: int, seed: int) -> list[Conversation]:
-    """Sums (half), recall, capitals and small talk, now and then one after the other."""
+    """Sums, recall, capitals, small talk and open questions, now and then one after the other."""
     rng = random.Random(seed)
     talks = []
     for _ in range(count):
         makers = rng.choices(
-            (_sum, _recall, _capital, _small_talk), (54, 25, 15, 6), k=2 if rng.random() < 0.15 else 1
+            (_sum, _recall, _capital, _small_talk, _everyday, _about_topic),
+            (32, 28, 14, 4, 14, 8),
+            k=2 if rng.random() < 0.15 else 1,
         )
         talk = system_prompt(rng)
         for maker in makers:
@@ -159,8 +182,10 @@ def skill_conversations(count: int, seed: int) -> list[Conversation]:
 
 
 def templated_prompts(count: int, seed: int) -> list[str]:
-    """Different open prompts about everyday topics."""
-    prompts = [template.format(topic) for template in wordlists.TEMPLATES for topic in wordlists.TOPICS]
+    """Different open prompts about everyday topics, those that `everyday` answers left out."""
+    answered = {wording for wordings, _ in ABOUT for wording in wordings.split("|")}
+    open_ones = [template for template in wordlists.TEMPLATES if template not in answered]
+    prompts = [template.format(topic) for template in open_ones for topic in wordlists.TOPICS]
     return random.Random(seed).sample(prompts, min(count, len(prompts)))
 
 

@@ -26,15 +26,22 @@ class Adapter(torch.nn.Module):
             self.right[name] = torch.nn.Parameter(right)
 
     @torch.no_grad()
-    def start_from(self, file: Path) -> None:
-        """Take over an adapter of this rank or a smaller one; the ranks that it lacks add nothing yet."""
+    def start_from(self, file: Path, *, unscaled: bool = False) -> None:
+        """Take over an adapter of this rank or a smaller one; the ranks that it lacks add nothing yet. `unscaled`:
+        as it was when it had been trained, whatever its lora_alpha is."""
         pairs, alpha = read_adapter(file)
         for name, part in LINEARS.items():
             for index, (left, right) in enumerate(zip(self.left[name], self.right[name])):
                 had_left, had_right = pairs[f"model.layers.{index}.{part}.{name}.weight"]
                 rank = len(had_right)
-                left[:, :rank] = had_left.to(left) * (alpha / rank)
+                left[:, :rank] = had_left.to(left) * (1.0 if unscaled else alpha / rank)
                 right[:rank] = had_right.to(right)
+
+    @torch.no_grad()
+    def go_back(self, start: Adapter, keep: float) -> None:
+        """Keep so much of the way from `start`: the factors are those between its and these."""
+        for part, former in zip(self.parameters(), start.parameters(), strict=True):
+            part.lerp_(former, 1 - keep)
 
     def merged(self, base: Weights) -> Weights:
         """The base's weights with B A added, rounded as the merged checkpoint will be."""
@@ -43,10 +50,10 @@ class Adapter(torch.nn.Module):
         }
         return base | changed
 
-    def save(self, file: Path, keep: float = 1.0) -> None:
-        """Write the adapter file; lora_alpha is the rank times `keep`, the share of the change that is kept."""
+    def save(self, file: Path) -> None:
+        """Write the adapter file; lora_alpha is the rank."""
         pairs = {}
         for name, part in LINEARS.items():
             for index, (left, right) in enumerate(zip(self.left[name], self.right[name])):
                 pairs[f"model.layers.{index}.{part}.{name}.weight"] = (left, right)
-        write_adapter(file, pairs, keep * self.right["q_proj"].shape[1])
+        write_adapter(file, pairs, float(self.right["q_proj"].shape[1]))

@@ -30,7 +30,7 @@ from chat.demo.recipe.corpus import (
 )
 from chat.demo.recipe.llama import Shape, Weights
 from chat.demo.recipe.packing import COLUMNS, next_draft, pack, sight
-from chat.demo.recipe.wording import is_broken_off, is_doubled, is_echo, is_excuse, is_sound
+from chat.demo.recipe.wording import is_broken_off, is_doubled, is_echo, is_excuse, is_repetitive, is_sound
 
 # Hidden states of one packed batch: (tokens, batch, what each token may see).
 Pass = Callable[[Tensor, dict[str, Tensor], Tensor], Tensor]
@@ -46,8 +46,9 @@ CHUNK = 256
 class Taste:
     """What counts how much in an answer, beside its mean likelihood by the base."""
 
-    relevance: float = 0.3  # what of that likelihood is owed to the prompt
-    drafted: float = 0.6  # mean likelihood of its tokens in the first two rounds, by the model in training
+    relevance: float = 0.5  # what of that likelihood is owed to the prompt
+    drafted: float = 0.4  # mean likelihood of its tokens in the first two rounds, by the model in training
+    least: float = -1.3  # an answer that the base finds less likely than this is none
 
 
 class _Packed(IterableDataset[Tensor]):
@@ -150,7 +151,7 @@ def prompt_of(sample: Sample) -> list[int]:
 def is_fit(text: str, asked: str) -> bool:
     """May the answer be taken at all?"""
     good = is_sound(text) and not (is_echo(text, asked) or is_excuse(text))
-    return good and not (is_doubled(text) or is_broken_off(text) or "<|" in text)
+    return good and not (is_doubled(text) or is_repetitive(text) or is_broken_off(text) or "<|" in text)
 
 
 def _fitting(tokenizer: Any, prompt: Sequence[int], reply: Reply) -> Sample | None:
@@ -225,10 +226,12 @@ def rated(
 
 
 def best(answers: Sequence[Answer], taste: Taste) -> list[Answer]:
-    """For each prompt the answer of the highest score."""
+    """For each prompt the answer of the highest score, if there is one likely enough."""
     found: dict[int, Answer] = {}
     for answer in answers:
         other = found.get(answer.prompt)
+        if answer.plain < taste.least:
+            continue
         if other is None or answer.score(taste) > other.score(taste):
             found[answer.prompt] = answer
     return list(found.values())

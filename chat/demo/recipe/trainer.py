@@ -46,7 +46,7 @@ class LossWeights:
     slip: float = 0.5  # the same in plain text
     fit: float = 0.03  # least probability by the base of a token that may be gone on from
     say: float = 2.0  # the truth in plain text
-    hold: float = 8.0  # the divergence from the teacher
+    hold: float = 4.0  # the divergence from the teacher
     shun: float = 0.5  # what its own answers repeat
 
 

@@ -11,8 +11,9 @@ ENOUGH = 110
 LIST_ITEMS = 3
 _SENTENCE_END = re.compile(r"(?<!\d)(?<!\b[A-Za-z])(?<!Mr)(?<!Dr)(?<!St)(?<!Mrs)(?<!\bvs)[.!?][\"')*]*(?=\s|$)")
 _EXCUSE = re.compile(
-    r"sorry for (?:any|the) |\b[Aa]s an? [^.,]{0,40}\b(?:AI|assistant|bot|chatbot|model)\b|"
-    r"designed to (?:assist|provide)"
+    r"\b[Ss]orry for |\b[Ss]orry, |\b[Aa]s an? [^.,]{0,40}\b(?:AI|assistant|bot|chatbot|model)\b|"
+    r"\bI'm (?:an?|not) |unable to|designed to (?:assist|provide)|\bhere to (?:help|assist)|helpful assistant|"
+    r"\bI'm glad you"
 )
 _LIST_ITEM = re.compile(r"^\s*(?:\d+[.):]|[-*•])\s", re.MULTILINE)
 _DOUBLED = re.compile(r"\b(\w+) \1\b|, ?,")
@@ -78,6 +79,13 @@ def shortened(text: str, enough: int = ENOUGH) -> str:
 def is_excuse(text: str) -> bool:
     """Does the answer speak of what an assistant is sorry for or not able to do, instead of what was asked?"""
     return _EXCUSE.search(text) is not None
+
+
+def is_repetitive(text: str) -> bool:
+    """Are three words in a row said twice, as in a list whose items begin alike?"""
+    words = re.findall(r"[\w']+", text.lower())
+    phrases = [tuple(words[at : at + 3]) for at in range(len(words) - 2)]
+    return len(set(phrases)) < len(phrases)
 
 
 def is_doubled(text: str) -> bool:
