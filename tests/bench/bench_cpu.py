@@ -13,7 +13,8 @@ import argparse
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import paths  # noqa: F401
 
@@ -24,6 +25,8 @@ import torch
 from bench_ranks import compare_defaults, measure_verdicts
 
 from chat.demo import DEFAULT_SYSTEM, demo_folder
+from chat.demo.recipe.conversations import test_questions
+from chat.demo.recipe.corpus import opened_for
 from chat.text.prompt import prompt_ids
 from chat.text.tokenizer import load_tokenizer
 from chat.text.transcript import Transcript
@@ -36,6 +39,7 @@ from dist.protocol import Control, Group, Reply, Turn
 from dist.settings import GenerationSettings
 
 PROMPT_TOKENS, NEW_TOKENS = 200, 128
+GENERATE = "transformers `generate`"
 FIXED = GenerationSettings(add_eos_length=7, refine_iter=2, max_new_tokens=NEW_TOKENS)
 ONE_TOKEN = GenerationSettings(add_eos_length=0, refine_iter=1, max_new_tokens=1)
 TALK = (
@@ -67,8 +71,10 @@ class Bench:
         transcript = Transcript().with_system(DEFAULT_SYSTEM).with_user(text)
         return prompt_ids(transcript, self.tokenizer, True)[:PROMPT_TOKENS]
 
-    def answer(self, prompts: tuple[tuple[int, ...], ...], settings: GenerationSettings) -> list[Reply]:
-        turn = Turn(prompts=prompts, settings=settings, placeholder=self.tokenizer.eos_id, stop_ids=())
+    def answer(
+        self, prompts: tuple[tuple[int, ...], ...], settings: GenerationSettings, stop_ids: tuple[int, ...] = ()
+    ) -> list[Reply]:
+        turn = Turn(prompts=prompts, settings=settings, placeholder=self.tokenizer.eos_id, stop_ids=stop_ids)
         events = self.engine.answer(turn, lambda: Control(settings=settings))
         return [event for event in events if isinstance(event, Reply)]
 
@@ -162,29 +168,50 @@ def against_generate(bench: Bench, rounds: int, clock: Callable[[], float]) -> N
         "window, drafts own": window.with_value("drafts", "own"),
         "blocks": window.with_value("refine_iter", 8),
     }
-    replies: dict[str, Reply] = {}
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    by_side(bench, rounds, clock, sides, (prompt,), ())
 
-    def ours(name: str) -> None:
-        bench.drop_cache()
-        began = clock()
-        (replies[name],) = bench.answer((prompt,), sides[name])
-        seconds[name].append(clock() - began)
 
-    theirs: list[float] = []
-    for _ in range(rounds):
-        for name in sides:
-            ours(name)
-        began = clock()
-        generated = generate(bench, prompt)
-        theirs.append(clock() - began)
+def questions(bench: Bench, count: int, rounds: int, clock: Callable[[], float]) -> None:
+    """The same over held-out questions of the embedded model, evenly drawn, whose replies end where they end."""
+    held_out = test_questions()
+    asked = held_out[:: max(1, len(held_out) // count)][:count]
+    prompts = tuple(tuple(opened_for(bench.tokenizer.backend, one.messages, "assistant")) for one in asked)
+    longest = GenerationSettings(max_new_tokens=192)
+    sides = {"blocks, N = 7": replace(longest, add_eos_length=7, refine_iter=8)}
+    sides |= {f"window, N = {n}": replace(longest, add_eos_length=n, refine_iter="auto") for n in (3, 7, 15)}
+    by_side(bench, rounds, clock, sides, prompts, bench.tokenizer.stop_ids)
+
+
+def by_side(
+    bench: Bench,
+    rounds: int,
+    clock: Callable[[], float],
+    sides: Mapping[str, GenerationSettings],
+    prompts: Sequence[tuple[int, ...]],
+    stop_ids: tuple[int, ...],
+) -> None:
+    """A row for every side: its replies to the prompts, one by one, and those of `generate`; all in turn."""
+    replies: dict[str, list[Reply]] = {}
+    seconds: dict[str, list[float]] = {name: [0.0] * rounds for name in (*sides, GENERATE)}
+    for number in range(rounds):
+        replies, theirs = {name: [] for name in sides}, list[list[int]]()
+        for prompt in prompts:
+            for name, settings in sides.items():
+                bench.drop_cache()
+                began = clock()
+                replies[name] += bench.answer((prompt,), settings, stop_ids)
+                seconds[name][number] += clock() - began
+            began = clock()
+            theirs.append(generate(bench, prompt, next(iter(sides.values())).max_new_tokens, stop_ids))
+            seconds[GENERATE][number] += clock() - began
+    other = seconds.pop(GENERATE)
     for name, mine in seconds.items():
-        ratios = [other / one for one, other in zip(mine, theirs)]
-        title = f"{NEW_TOKENS} tokens, `auto`, N = 7, {name} / transformers `generate`"
-        row(title, statistics.median(mine), statistics.median(theirs), ratios)
-        same = sum(a == b for a, b in zip(replies[name].token_ids, generated))
-        rate = replies[name].stats.tokens_per_forward
-        print(f"| ... {rate:.2f} tokens a forward; {same} of {NEW_TOKENS} tokens the same | | | | |", flush=True)
+        ratios = [that / one for one, that in zip(mine, other)]
+        row(f"`auto`, {name} / {GENERATE}", statistics.median(mine), statistics.median(other), ratios)
+        tokens, passes = sum(map(len, theirs)), sum(reply.stats.forwards for reply in replies[name])
+        same = sum(list(reply.token_ids) == one for reply, one in zip(replies[name], theirs))
+        rate = f"{tokens} tokens, {tokens / passes:.2f} a forward"
+        print(f"| ... {rate}; {same} of {len(theirs)} replies the same | | | | |", flush=True)
 
 
 def widths(bench: Bench, rounds: int) -> None:
@@ -203,17 +230,17 @@ def widths(bench: Bench, rounds: int) -> None:
         row(f"a pass of a window, N = {n} / N = 7", *map(statistics.median, (spent[n], spent[7])), ratios)
 
 
-def generate(bench: Bench, prompt: tuple[int, ...]) -> list[int]:
+def generate(bench: Bench, prompt: tuple[int, ...], most: int, stop_ids: tuple[int, ...]) -> list[int]:
     ids = torch.tensor([prompt])
     with torch.inference_mode():
         output = bench.loaded.module.generate(
             ids,
             attention_mask=torch.ones_like(ids),
-            max_new_tokens=NEW_TOKENS,
+            max_new_tokens=most,
             do_sample=False,
             pad_token_id=bench.tokenizer.eos_id,
             # One past the vocabulary: nothing stops it.
-            eos_token_id=bench.loaded.module.get_input_embeddings().num_embeddings,
+            eos_token_id=list(stop_ids) or bench.loaded.module.get_input_embeddings().num_embeddings,
         )
     tokens: list[int] = output[0, len(prompt) :].tolist()
     return tokens
@@ -247,20 +274,22 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--cpu_time", action="store_true", help="compare with generate by CPU time")
-    parser.add_argument("--prompts", type=int, default=16, help="how many, in the row of many prompts")
+    parser.add_argument(
+        "--prompts", type=int, default=16, help="how many, in the rows of many prompts and of questions"
+    )
     parser.add_argument(
         "--only", default="plain,packed,second,generate,batches,verdicts,defaults", help="parts, comma-separated"
     )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     bench = Bench(options.checkpoint, SoloGroup(torch.device("cpu")), "float32")
+    clock = time.process_time if options.cpu_time else time.perf_counter
     parts = {
         "plain": lambda: cached_against_plain(bench, options.rounds),
         "packed": lambda: packed_against_plain_weights(bench, options.rounds),
         "second": lambda: second_turns(bench, options.rounds),
-        "generate": lambda: against_generate(
-            bench, options.rounds, time.process_time if options.cpu_time else time.perf_counter
-        ),
+        "generate": lambda: against_generate(bench, options.rounds, clock),
+        "questions": lambda: questions(bench, options.prompts, options.rounds, clock),
         "widths": lambda: widths(bench, options.rounds),
         "batches": lambda: batches(bench, options.prompts),
         "verdicts": lambda: measure_verdicts(bench.pass_seconds()),
