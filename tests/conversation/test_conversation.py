@@ -26,6 +26,17 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / 100
 
 
+def assert_stopped_reply_is_exported(document: dict) -> None:
+    messages = document["messages"]
+    assert [message["role"] for message in messages] == ["user", "assistant", "user", "assistant"]
+    assert (messages[3]["state"], messages[3]["finish"]) == ("stopped", "cancelled")
+    assert messages[3]["settings"]["refine_iter"] == 4
+    # The stopped reply in which it was changed is on another branch, and says so.
+    changes = [record for record in document["journal"] if record["kind"] == "setting"]
+    assert [(record["name"], record["value"]) for record in changes] == [("refine_iter", 4)]
+    assert changes[0]["at"] % 4 == 0
+
+
 @pytest.mark.timeout(600)
 def test_a_conversation_on_two_ranks(tmp_path, checkpoint):
     with Chat(tmp_path, "2", checkpoint, *LONG) as chat:
@@ -83,15 +94,7 @@ def test_a_conversation_on_two_ranks(tmp_path, checkpoint):
         assert chat.wait_end() == 0
         assert chat.mode == chat.mode_before
         assert not chat.ranks()
-    document = json.loads((tmp_path / "talk.json").read_text())
-    messages = document["messages"]
-    assert [message["role"] for message in messages] == ["user", "assistant", "user", "assistant"]
-    assert (messages[3]["state"], messages[3]["finish"]) == ("stopped", "cancelled")
-    assert messages[3]["settings"]["refine_iter"] == 4
-    # The stopped reply in which it was changed is on another branch, and says so.
-    changes = [record for record in document["journal"] if record["kind"] == "setting"]
-    assert [(record["name"], record["value"]) for record in changes] == [("refine_iter", 4)]
-    assert changes[0]["at"] % 4 == 0
+    assert_stopped_reply_is_exported(json.loads((tmp_path / "talk.json").read_text()))
     text = "\n".join(chat.scrollback)
     assert not re.search(r"Traceback|Warning|\[rank", text)
 

@@ -98,7 +98,7 @@ def test_values_of_a_setting_are_compared_and_ctrl_c_stops_that(tmp_path, checkp
 
 
 @pytest.mark.timeout(600)
-def test_a_file_goes_into_a_message_and_a_reply_to_the_clipboard(tmp_path, checkpoint):
+def test_a_file_goes_into_a_message_a_reply_to_the_clipboard_and_an_earlier_message_is_edited(tmp_path, checkpoint):
     notes = tmp_path / "notes.txt"
     notes.write_text("\n".join(f"row {at}" for at in range(40)) + "\n")
     with Chat(tmp_path, "1", checkpoint, *SHORT) as chat:
@@ -114,14 +114,10 @@ def test_a_file_goes_into_a_message_and_a_reply_to_the_clipboard(tmp_path, check
         found = re.search(rb"\x1b\]52;c;([A-Za-z0-9+/=]*)\x07", chat.raw)
         assert found is not None
         assert base64.b64decode(found[1]).decode() == document["messages"][1]["content"]
-        chat.say("/quit")
-        assert chat.wait_end() == 0
 
-
-@pytest.mark.timeout(600)
-def test_an_earlier_message_is_edited_in_the_input_line(tmp_path, checkpoint):
-    with Chat(tmp_path, "1", checkpoint, *SHORT) as chat:
-        for count, line in enumerate(("One", "Two", "Three"), 1):
+        chat.say("/clear")
+        chat.wait_for("Cleared 1 exchange.")
+        for count, line in enumerate(("One", "Two", "Three"), 2):
             chat.say(line)
             replies(chat, count)
 
@@ -138,7 +134,7 @@ def test_an_earlier_message_is_edited_in_the_input_line(tmp_path, checkpoint):
         chat.wait_for("  editing · Enter sends it")
         chat.type(" and a half")
         chat.send("\r")
-        replies(chat, 4)
+        replies(chat, 5)
         assert "› Two and a half" in chat.text
         assert exported(chat) == ["One", "Two and a half"]
         chat.say("/quit")
