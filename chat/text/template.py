@@ -42,13 +42,15 @@ Rendered = Callable[[Messages, bool, Mapping[str, Any]], str]
 class ChatTemplate:
     """A template that has rendered a message of the user's.
 
-    `arguments` is what it reads besides messages and special tokens.
+    `arguments` is what it reads besides messages and special tokens. `own_code`: the tokenizer's class makes the
+    text, in this process.
     """
 
     template: Template
     behaviour: Behaviour
     rendered: Rendered
     arguments: tuple[str, ...] = ()
+    own_code: bool = False
 
     def check(self, given: Mapping[str, Any]) -> None:
         """Raise UsageError for arguments that it does not read, or with which it cannot render a message."""
@@ -91,7 +93,8 @@ class ChatTemplate:
     @property
     def notices(self) -> tuple[str, ...]:
         """What is worth knowing about it, in words."""
-        return self.behaviour.notices
+        own = ("the tokenizer's own code renders it, without a limit of time",) if self.own_code else ()
+        return (*self.behaviour.notices, *own)
 
     @property
     def words(self) -> str:
@@ -146,7 +149,13 @@ class Trial:
                     f"It says: {error}.{named}",
                     f"--template_args '{example}' gives it. {WAYS_OUT}" if missing else WAYS_OUT,
                 ) from error
-        return ChatTemplate(template=template, behaviour=behaviour, rendered=way, arguments=names)
+        return ChatTemplate(
+            template=template,
+            behaviour=behaviour,
+            rendered=way,
+            arguments=names,
+            own_code=rendered is not None,
+        )
 
 
 def take_template(
@@ -159,7 +168,7 @@ def take_template(
     tokens = backend.special_tokens_map
     if trial is None or not trial.gets_the_same(tokens):
         trial = Trial(template, tokens)
-    return trial.take(given or {}, _by_transformers(backend, template) if has_own_way(backend) else None)
+    return trial.take(given or {}, _by_transformers(backend, template) if _has_own_way(backend) else None)
 
 
 @contextmanager
@@ -182,7 +191,7 @@ def _read_by(names: Sequence[str], given: Mapping[str, Any] | None) -> dict[str,
     return {name: value for name, value in (given or {}).items() if name in names}
 
 
-def has_own_way(backend: Any) -> bool:
+def _has_own_way(backend: Any) -> bool:
     """Whether the tokenizer's class makes prompts by code of its own, as few do."""
     return getattr(type(backend).apply_chat_template, "__module__", "") != "transformers.tokenization_utils_base"
 

@@ -308,6 +308,23 @@ def test_contents_go_as_parts_where_a_template_wants_them_so(tokenizer: ChatToke
     assert tokenizer.decode(prompt_ids(Transcript().with_user("Hello"), taken, True), False) == "<Hello>"
 
 
+def test_a_tokenizer_that_makes_prompts_by_its_own_code_is_said_to_have_no_limit(tokenizer: ChatTokenizer) -> None:
+    def apply_chat_template(self: object, messages: list[dict[str, str]], **given: object) -> str:
+        return "".join(f"<{message['content']}>" for message in messages)
+
+    plain = type(tokenizer.backend)
+    tokenizer.backend.__class__ = type("Own", (plain,), {"apply_chat_template": apply_chat_template})
+    try:
+        template = with_template(
+            tokenizer, "{% for message in messages %}{{ message.content }}{% endfor %}"
+        ).template
+        assert template is not None
+        assert template.render([("user", "a")]) == "<a>"
+    finally:
+        tokenizer.backend.__class__ = plain
+    assert template.words == "a test; the tokenizer's own code renders it, without a limit of time"
+
+
 def test_the_model_s_positions_limit_too(tokenizer: ChatTokenizer) -> None:
     transcript = exchanges(3)
     assert fit(transcript, tokenizer, GenerationSettings(), 150, use_template=True).limit == 150
