@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 SHOWN_QUESTIONS = 10
 SHOWN_EXCHANGES = 10
+BEGINNING = 60  # characters of a message that is only named
 FIRST_WORDS = 50
 
 
@@ -55,7 +56,7 @@ def undo(repl: Repl, argument: str) -> None:
     left = len(questions) - taken
     repl.note(
         f"Took back {exchanges(taken)}; {exchanges(left) if left else 'none'} left. "
-        f"Last was: {questions[0].text[:60]}"
+        f"{'It' if taken == 1 else 'The last'} began: {_beginning(questions[0].text)}"
     )
 
 
@@ -63,7 +64,7 @@ def undo(repl: Repl, argument: str) -> None:
 def redo(repl: Repl, argument: str) -> None:
     repl.talk.redo()
     there = len(repl.talk.transcript.exchanges)
-    repl.note(f"Back again: {exchanges(there)}. Last is: {(repl.talk.transcript.last_question or '')[:60]}")
+    repl.note(f"Back again: {exchanges(there)}. Last is: {_beginning(repl.talk.transcript.last_question or '')}")
 
 
 @command("retry", "/retry", "answer the last message again")
@@ -71,9 +72,17 @@ def retry(repl: Repl, argument: str) -> None:
     repl.answering.say_again()
 
 
+def _beginning(text: str) -> str:
+    """The first words of a message, on one line."""
+    plain = " ".join(text.split())
+    return plain if len(plain) <= BEGINNING else f"{plain[: BEGINNING - 3]}..."
+
+
 def _questions(repl: Repl, word: str) -> Iterable[Value]:
     """The user's messages by number, the last one first."""
-    return ((str(n), node.text[:60]) for n, node in enumerate(repl.talk.tree.questions()[:SHOWN_QUESTIONS], 1))
+    return (
+        (str(n), _beginning(node.text)) for n, node in enumerate(repl.talk.tree.questions()[:SHOWN_QUESTIONS], 1)
+    )
 
 
 @command("continue", "/continue", "continue a reply that was stopped, cut off, or reached its length limit")
@@ -150,8 +159,8 @@ def _first_words(node: Node, beside: Node) -> str:
     differs = (at for at, (mine, other) in enumerate(zip(node.text, beside.text)) if mine != other)
     same = 0 if node.id == beside.id else next(differs, min(len(node.text), len(beside.text)))
     at = node.text.rfind(" ", 0, same) + 1 if same > FIRST_WORDS // 2 else 0
-    words = ("... " if at else "") + " ".join(node.text[at : at + 4 * FIRST_WORDS].split())
-    words = words[:FIRST_WORDS]
+    rest = " ".join(node.text[at : at + 4 * FIRST_WORDS].split())
+    words = (("... " if at else "") + rest)[:FIRST_WORDS] if rest else "the same, but it ends earlier"
     return {USER: words, ASSISTANT: f"reply: {words}", SYSTEM: f"system prompt: {words}"}[node.role]
 
 

@@ -103,7 +103,8 @@ def copy(repl: Repl, argument: str) -> None:
     if word:
         blocks, k = code_blocks(text), whole_number(number.strip(), "/copy code")
         if k > len(blocks):
-            raise UsageError(f"There is no code block {k}.", f"The last reply has {len(blocks)}.")
+            there = counted(len(blocks), "code block") if blocks else "no code blocks"
+            raise UsageError(f"There is no code block {k}.", f"The last reply has {there}.")
         text, what = blocks[k - 1], f"code block {k} of {len(blocks)}"
     if not repl.page.console.send(osc_52(text)):
         raise UsageError("Nothing can be copied here.", "This terminal is used without escape codes.")

@@ -82,7 +82,9 @@ def export(target: Target, conversation: Conversation) -> Path:
             raise UsageError(f"{path} exists already.", hint=f"To replace it: /export {target.name} !")
         write_whole(path, FORMATS[suffix][0](conversation), mode=0o600)
     except OSError as error:
-        raise ChatError(f"{path} cannot be written.", f"{error.strerror}.") from error
+        there = path.parent.is_dir()
+        why = f"{error.strerror}." if there else f"There is no folder {path.parent}."
+        raise ChatError(f"{path} cannot be written.", why) from error
     return path
 
 

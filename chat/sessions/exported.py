@@ -71,7 +71,7 @@ def facts_of(made: Made) -> str:
         parts.append(f"seed {made.turn.seed}")
     parts.append(counted(len(made.token_ids), "token"))
     if made.turn.begun:
-        whose = "an earlier reply's" if made.turn.continues is not None else "given"
+        whose = "from the reply that it continues" if made.turn.continues is not None else "prefilled"
         parts.append(f"the first {made.turn.begun} {whose}")
     if "tokens_per_s" in stats:
         parts.append(f"{stats['tokens_per_s']} tok/s")

@@ -95,7 +95,8 @@ def find_session(folder: Path, name: str = "") -> Path:
     found = next((path for path in dated if path.name == name + SUFFIX), None)
     if found is None:
         names = [path.name.removesuffix(SUFFIX) for path in dated[:5]]
-        raise UsageError(f"There is no session named {name}.", hint=f"The latest are {', '.join(names)}.")
+        verb = "is" if len(names) == 1 else "are"
+        raise UsageError(f"There is no session named {name}.", hint=f"The latest {verb} {', '.join(names)}.")
     return found
 
 

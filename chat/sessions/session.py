@@ -88,7 +88,7 @@ class Session:
             raise UsageError(
                 f"The session {name} is open in another program.",
                 "Two programs cannot write the same session.",
-                "Leave it there, or name another session.",
+                "Quit that program, or name another session.",
             ) from None
         except OSError as error:
             raise ChatError(f"The session {name} cannot be opened.", f"{error.strerror}.") from error

@@ -245,6 +245,8 @@ def _nearest_existing(path: Path) -> str:
     parent = path.absolute().parent
     while not parent.exists():
         parent = parent.parent
+    if parent == parent.parent:
+        return "No folder on the way there exists."
     if parent.is_dir():
         return f"{parent} exists. {_contents(set(_names(parent)))}"
     return f"{parent} is a file."

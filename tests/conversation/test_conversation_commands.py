@@ -142,5 +142,5 @@ def test_a_file_goes_into_a_message_a_reply_to_the_clipboard_and_an_earlier_mess
     with Chat(tmp_path, "1", checkpoint, *SHORT, "--resume") as chat:
         chat.wait_for("2 exchanges")
         chat.say("/undo")
-        chat.wait_for("Last was: Two and a half")
+        chat.wait_for("It began: Two and a half")
         assert exported(chat) == ["One"]

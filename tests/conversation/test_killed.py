@@ -133,5 +133,5 @@ def test_a_replay_on_other_weights_says_so_by_its_exit_code(tmp_path, tiny_check
     done = run_chat(tmp_path, "1", other, "--replay", "none")
     assert (done.returncode, done.stderr.splitlines()[-1]) == (
         2,
-        "There is no session named none. The latest are mine.",
+        "There is no session named none. The latest is mine.",
     )

@@ -312,7 +312,7 @@ def test_a_missing_session_is_named_with_the_ones_there_are(tmp_path: Path) -> N
     session = started(tmp_path, "poems")
     one_turn(session)
     session.close()
-    with pytest.raises(UsageError, match=r"There is no session named poem\. The latest are poems\."):
+    with pytest.raises(UsageError, match=r"There is no session named poem\. The latest is poems\."):
         Session.resume(tmp_path, "poem")
 
 
