@@ -80,9 +80,8 @@ def _beginning(text: str) -> str:
 
 def _questions(repl: Repl, word: str) -> Iterable[Value]:
     """The user's messages by number, the last one first."""
-    return (
-        (str(n), _beginning(node.text)) for n, node in enumerate(repl.talk.tree.questions()[:SHOWN_QUESTIONS], 1)
-    )
+    shown = repl.talk.tree.questions()[:SHOWN_QUESTIONS]
+    return ((str(n), _beginning(node.text)) for n, node in enumerate(shown, 1))
 
 
 @command("continue", "/continue", "continue a reply that was stopped, cut off, or reached its length limit")

@@ -217,7 +217,7 @@ def test_the_set_that_fsdp_config_names_counts(run):
     assert open_checkpoint(run).world_size == 2
     (step(run) / "fsdp_config.json").unlink()
     assert refusal(run) == (
-        f"There are several sets of shards: {step(run)}. Found world size 2 (2 files), world size 8 (1 files), "
+        f"There are several sets of shards: {step(run)}. Found world size 2 (2 files), world size 8 (1 file), "
         f"and no "
         "fsdp_config.json that says which one counts. Move the files of the other sets elsewhere."
     )

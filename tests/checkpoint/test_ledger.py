@@ -178,6 +178,6 @@ def test_lines_group_what_is_not_used_by_place_and_reason() -> None:
         "keys without effect on replies: 1 of config.json (python -m dist.checkpoint lists them)",
     ]
     assert list(ledger.warnings()) == ["generation_config.json: min_p 0.1, num_beams 4 (not supported)"]
-    assert ledger.counts() == "0 files, 0 tensors, 1 keys"
+    assert ledger.counts() == "0 files, 0 tensors, 1 key"
     twice = ledger.plus([Entry("config.json", "use_cache", True, "read")])
     assert len(twice.entries) == len(ledger.entries)
