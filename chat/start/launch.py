@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 # Exit codes of ranks that have reported why themselves, or that torchrun ended because of another.
 REPORTED = (2, 3, 4, 5, 130, -signal.SIGTERM)
 POST_S = 2.0
+# How long ranks may take to end by themselves after node 0; one that is stopped never does.
+GOODBYE_S = 3.0
 
 
 class Waiting:
@@ -150,6 +152,7 @@ def end_with_rank(run_dir: Path, rank: int, code: int) -> None:
 def give_signs_of_life(hosts: Hosts, meeting: Meeting, answer_s: float, run_dir: Path) -> None:
     """From the meeting on rank 0 sees whether this host is there, and this host whether node 0 is."""
     from dist.group.board import PERIOD_S, Board, connect, node_name
+    from dist.group.lines import GOODBYE
     from dist.group.ranks import LOST, contact_name
 
     address = resolve(hosts.address) if hosts.node else own_address(hosts.address, is_master=True)
@@ -169,13 +172,16 @@ def give_signs_of_life(hosts: Hosts, meeting: Meeting, answer_s: float, run_dir:
         if not board.has_come("0"):  # it still imports libraries: its own end would come late
             end(" ".join(next(iter(board.failures().items()), (contact, LOST))))
 
-    def lost_node_0(why: str) -> None:
+    def node_0_ended(why: str) -> None:
+        if why == GOODBYE:
+            time.sleep(GOODBYE_S)
+            why = "Node 0 has ended the run"
         contact = contact_name(meeting.others[0]["host"], range(int(meeting.others[0]["ranks"])))
         end(why or f"{contact} {LOST}")
 
     if hosts.node:
         watch_rank_0(board, run_dir, answer_s)
-        meeting.watch_node_0(lost_node_0)
+        meeting.watch_node_0(node_0_ended)
     else:
         meeting.watch_others(lost)
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NoReturn, Protocol
 
 from chat.terminal import fate
+from chat.terminal.mode import is_stopped
 from chat.terminal.process import end_within, has_ending, write_ending, write_status
 
 SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
@@ -193,6 +194,8 @@ class Lifeline:
             return
         if ranks.recorded_failures():
             self.end_after_rank_failure()
+        if is_stopped(self._parent):  # by Ctrl-Z, and its store answers nobody
+            return
         silent = [(who, seconds) for who, seconds in ranks.silence().items() if seconds >= SILENCE_S]
         text = ""
         if silent:
@@ -264,6 +267,8 @@ def watch_rank_0(ranks: Follower, run_dir: Path, answer_s: float) -> None:
     def watch() -> None:
         while True:
             time.sleep(TICK_S)
+            if is_stopped(os.getppid()):
+                continue
             ((who, seconds),) = ranks.silence().items()
             # Without its store rank 0 is gone, but its last order may still be on its way.
             if seconds > (SILENCE_S if ranks.contact_lost else answer_s):

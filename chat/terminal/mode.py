@@ -128,14 +128,15 @@ def launcher_pid(environ: Mapping[str, str]) -> int:
 def stop_job(pid: int) -> None:
     """Stop the process group of `pid` as Ctrl-Z would; return as soon as it runs in the foreground again.
 
-    Under torchrun this process is in a session of its own: it is not stopped, it waits.
+    Under torchrun this process is in a session of its own: it is not stopped, it waits. Nor is torchrun stopped
+    where a start script is there to be: the ranks of all hosts look in its store for signs of life.
     """
     try:
         group = os.getpgid(pid)
         if group == os.getpgrp():
             stop_own_group(group)
         else:
-            os.killpg(group, signal.SIGTSTP)
+            signal_group(group, signal.SIGTSTP, but={os.getppid()} - {pid})
             # Not forever: a group without a shell above it ignores the signal.
             deadline = time.monotonic() + 1.0
             while time.monotonic() < deadline and _job_state(pid) != "stopped":
@@ -152,11 +153,23 @@ def stop_own_group(group: int) -> None:
     The others are stopped one by one, this process last and by a signal to the calling thread, which takes it
     before it goes on: until a signal to the whole group had arrived, nobody could say whether it was over.
     """
-    for pid in _group_members(group):
-        if pid != os.getpid():
-            with suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGTSTP)
+    signal_group(group, signal.SIGTSTP, but={os.getpid()})
     signal.pthread_kill(threading.get_ident(), signal.SIGTSTP)
+
+
+def signal_group(group: int, number: signal.Signals, but: set[int]) -> None:
+    """Send a signal to every process of a group but some."""
+    for pid in set(_group_members(group)) - but:
+        with suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, number)
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether a process is stopped, as by Ctrl-Z."""
+    try:
+        return process_fields(pid)[0] in "Tt"
+    except OSError:
+        return False
 
 
 def _group_members(group: int) -> list[int]:

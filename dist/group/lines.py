@@ -65,24 +65,23 @@ class Line:
         self._socket.settimeout(None)
         self._socket.sendall(f"{node}\n".encode())
 
-    def watch(self, lost: Callable[[str], None]) -> None:
-        """From now on call `lost(why)`, on a thread of its own, when node 0's launcher ends but for a goodbye.
+    def watch(self, ended: Callable[[str], None]) -> None:
+        """From now on call `ended(why)`, on a thread of its own, when node 0's launcher ends.
 
-        `why` is empty if it was killed.
+        `why` is its last word, GOODBYE or more; empty if it was killed.
         """
-        threading.Thread(target=self._watch, args=(lost,), name="line", daemon=True).start()
+        threading.Thread(target=self._watch, args=(ended,), name="line", daemon=True).start()
 
     def close(self) -> None:
         """This launcher ends in an orderly way, and has said elsewhere what there is to say."""
         with self._socket:
             _say(self._socket, GOODBYE)
 
-    def _watch(self, lost: Callable[[str], None]) -> None:
+    def _watch(self, ended: Callable[[str], None]) -> None:
         heard = b""
         while data := _receive(self._socket):
             heard += data
-        if (why := heard.decode(errors="replace")) != GOODBYE:
-            lost(why)
+        ended(heard.decode(errors="replace"))
 
 
 def _receive(line: socket.socket) -> bytes:

@@ -100,10 +100,10 @@ class Meeting(RendezvousHandler):
         if self._lines is not None:
             self._lines.watch(lost)
 
-    def watch_node_0(self, lost: Callable[[str], None]) -> None:
-        """Another node, after the meeting: `lost(why)` is called when node 0's launcher ends but for a goodbye."""
+    def watch_node_0(self, ended: Callable[[str], None]) -> None:
+        """Another node, after the meeting: `ended(why)` is called when node 0's launcher ends (`Line.watch`)."""
         if self._line is not None:
-            self._line.watch(lost)
+            self._line.watch(ended)
 
     def leave(self, why: str = GOODBYE) -> None:
         """This launcher ends in an orderly way; node 0 says `why` to the others where they cannot know."""

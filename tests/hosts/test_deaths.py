@@ -25,8 +25,6 @@ pytestmark = [pytest.mark.timeout(600)]
 
 WHY_NOT = obstacle()
 on_two_hosts = pytest.mark.skipif(WHY_NOT is not None, reason=WHY_NOT or "")
-# From a death to the last process, on an idle machine: on one host, and on two.
-GONE_S, GONE_FAR_S = 2.0, 5.0
 KILLED = "was killed (SIGKILL); out of memory?"
 
 # --- When --------------------------------------------------------------------------------------------------------
@@ -189,9 +187,7 @@ def dies(run: Run, table: Table, death: Death, when: When) -> None:
     assert when is loading or "Hello there" in "".join(run.chat.sessions())
     if death is not TERMINAL:
         assert ("--resume" in "".join(run.chat.text.split())) == (when is not loading)
-    place = TWO_HOSTS if run.several else str(run.count)
-    row = Row(death.what, when.__name__, place, said, elsewhere, death.code, gone, busy)
-    table.add(row, GONE_FAR_S if run.several else GONE_S)
+    table.add(Row(death.what, when.__name__, run.place, said, elsewhere, death.code, gone, busy))
 
 
 def every(deaths: Iterable[Death], counts: Iterable[int | str]) -> pytest.MarkDecorator:
@@ -253,10 +249,8 @@ def is_stopped(run: Run, table: Table, when: When) -> None:
     death = Death("rank 1 stopped", lambda _: None, lambda _: "", None)
     said = last_line(run.chat.text, f"{name} has not answered for ")
     assert said in [f"{name} has not answered for {seconds} s." for seconds in (ANSWER_S, ANSWER_S + 1)]
-    place = TWO_HOSTS if run.several else str(run.count)
     gone, busy = is_over(run, pids, ended, death)
-    row = Row(death.what, when.__name__, place, said, "", 5, gone, busy)
-    table.add(row, GONE_FAR_S if run.several else GONE_S)
+    table.add(Row(death.what, when.__name__, run.place, said, "", 5, gone, busy))
 
 
 @pytest.mark.drawn
@@ -271,8 +265,8 @@ BATCH = [(death, 1, streams) for death in (RANK_0, SCRIPT) for streams in ("read
 BATCH += [
     (death, count, streams)
     for death in (FOLLOWER, RANK_0, LAUNCHER, SCRIPT)
-    for count in (2, 3)
-    for streams in ("read", "closed", "broken")
+    for count, every_stream in ((2, ("read",)), (3, ("read", "closed", "broken")))
+    for streams in every_stream
 ]
 FAR_BATCH = [
     pytest.param(death, TWO_HOSTS, "read", marks=on_two_hosts) for death in DEATHS if death is not TERMINAL
@@ -322,6 +316,4 @@ def test_deaths_in_a_batch_whose_output_nobody_reads(tmp_path, tiny_checkpoint, 
             assert run.follower_ends() == (5 if death.elsewhere else -signal.SIGKILL)
             elsewhere = run.last_word if death.elsewhere else ""
             assert death.elsewhere is None or re.match(death.elsewhere, elsewhere), run.said
-        place = TWO_HOSTS if run.several else str(run.count)
-        row = Row(death.what, f"batch, output {streams}", place, said, elsewhere, code, gone, busy)
-        table.add(row, GONE_FAR_S if run.several else GONE_S)
+        table.add(Row(death.what, f"batch, output {streams}", run.place, said, elsewhere, code, gone, busy))

@@ -33,6 +33,7 @@ class Run:
     """The program on the hosts of a place. A context manager; nothing is left of it.
 
     chat     node 0's terminal, once a conversation was started
+    place    where it takes place, in a word
     count    how many ranks there are
     scripts  the process ids of the start scripts, by node
     """
@@ -42,6 +43,7 @@ class Run:
     def __init__(self, folder: Path, checkpoint: Path, place: int | str) -> None:
         self.folder = folder
         self.checkpoint = str(checkpoint)
+        self.place = str(place)
         self.master = ""  # node 0's IPv4 address
         self.scripts: list[int] = []
         self._hosts = Hosts(2) if place == TWO_HOSTS else None

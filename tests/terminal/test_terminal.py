@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from pty_screen import CTRL_Z, ENTER, PtyScreen
 
-from chat.terminal.mode import key_mode, launcher_pid, line_mode, without_signals
+from chat.terminal.mode import is_stopped, key_mode, launcher_pid, line_mode, without_signals
 from chat.terminal.streams import describe_streams, say, text_waits
 
 TESTS = Path(__file__).parents[1]
@@ -232,7 +232,8 @@ def test_ctrl_z_suspends_the_job_and_fg_brings_it_back(tmp_path: Path, launcher:
     """`detached`: as under torchrun, the program is in another session than the script that the shell knows."""
     script = tmp_path / "start"
     script.write_text(
-        f"export DLLM_LAUNCHER_PID=$$\nsetsid -w {sys.executable} {CHILD} <&0 &\n"
+        f"export DLLM_LAUNCHER_PID=$$\nsh -c 'setsid {sys.executable} {CHILD}; exit' <&0 &\n"
+        f"echo $! >{tmp_path}/torchrun\n"
         "while true; do wait $! && break; sleep 0.05; done\n"
     )
     command = f"{sys.executable} {CHILD}" if launcher == "direct" else f"bash {script}"
@@ -249,6 +250,10 @@ def test_ctrl_z_suspends_the_job_and_fg_brings_it_back(tmp_path: Path, launcher:
         assert "› draft" not in shell.text
         shell.send("echo at the $((1 + 1))nd prompt\n")
         shell.wait_for("at the 2nd prompt")
+        # In torchrun's place: the ranks' store must go on.
+        if launcher == "detached":
+            torchrun = int((tmp_path / "torchrun").read_text())
+            assert is_stopped(os.getpgid(torchrun)) and not is_stopped(torchrun)
         time.sleep(0.2)
         shell.send("fg\n")
         shell.wait_for("› draft")
