@@ -5,6 +5,7 @@ The curves are left in the folder that SOAK_CURVES names, if it is set.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -165,15 +166,14 @@ def soak(home: Path, checkpoint: str, turns: int, seed: int) -> list[dict[int, d
 
 
 def is_level(curves: list[dict[int, dict[str, int]]], share: float) -> None:
-    """Files, threads and sockets come to no more than at the beginning, memory by no more than a share."""
-    for rank in curves[0]:
-        for what in ("files", "sockets", "threads"):
-            held = [one[rank][what] for one in curves]
-            # The pipes of the last checkpoint's template process stay open until the collector finds it.
-            spare = 2 if what == "files" else 0
-            assert max(held[len(held) // 2 :]) <= max(held[: len(held) // 2]) + spare, (rank, what, held)
-        first, last = curves[0][rank]["memory"], curves[-1][rank]["memory"]
-        assert last <= first * (1 + share), (rank, first, last)
+    """The second half holds at most what the first half did, of memory a share more."""
+    half = len(curves) // 2
+    for rank, what in itertools.product(curves[0], ("files", "sockets", "threads", "memory")):
+        held = [one[rank][what] for one in curves]
+        most = max(held[:half])
+        # The pipes of the last checkpoint's template process stay open until the collector finds it.
+        spare = {"files": 2, "memory": most * share}.get(what, 0)
+        assert max(held[half:]) <= most + spare, (rank, what, held)
 
 
 @pytest.mark.timeout(600)
@@ -187,6 +187,5 @@ def test_twenty_turns_leave_nothing_behind(tmp_path, tiny_checkpoint):
 @pytest.mark.timeout(1800)
 def test_three_hundred_turns_leave_nothing_behind(tmp_path, tiny_checkpoint):
     curves = soak(tmp_path, str(tiny_checkpoint("fsdp2", 3)), 300, random.randrange(10**6))
-    # Memory comes to a level when products have had every number of rows that they are made with.
-    is_level(curves[100:], 0.15)
-    is_level(curves[200:], 0.05)
+    # By then oneDNN keeps as many products as it may.
+    is_level(curves[100:], 0.1)
