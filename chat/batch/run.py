@@ -137,13 +137,18 @@ def run_batch(
         if options.rank_progress:
             for line in shares.lines():
                 output.say(line)
-        if output.complete:
-            if summary is not None:
-                output.say(summary.table())
-            return SOME_FAILED if output.failed else ALL_FINE
-        if not output.nobody_reads:
-            output.tell_interrupted()
-        return INTERRUPTED
+        return _end(output, summary)
+
+
+def _end(output: Output, summary: Summary | None) -> int:
+    """Say what is to be said at the end; gives the exit code."""
+    if output.complete:
+        if summary is not None:
+            output.say(summary.table())
+        return SOME_FAILED if output.failed else ALL_FINE
+    if not output.nobody_reads:
+        output.tell_interrupted()
+    return INTERRUPTED
 
 
 def _stops(interrupted: Callable[[], bool], output: Output) -> bool:
