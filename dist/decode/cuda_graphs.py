@@ -3,7 +3,8 @@
 Launching a model's kernels one by one takes a host several times as long as a GPU needs to run them; a replay is
 one launch. `pass_sizes` serve all passes: one for a window, two for blocks. Fewer tokens are filled up
 with junk *behind* them, which causality hides and which is overwritten before it is read. Passes over several
-sequences are captured for 1, 2, 4, 8... of them. What is longer (prefill) runs uncaptured over the same storage.
+sequences are captured for 1, 2, 4, 8... of them and, where these are many, for a few sums of their tokens. What is
+longer (prefill) runs uncaptured over the same storage.
 
 Shape suffixes: K logits kept, V vocabulary.
 """
@@ -13,7 +14,7 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -32,7 +33,20 @@ MOST_TOKENS = 4096
 # To capture takes as long as so many passes with twice the rows that are needed cost more.
 PATIENCE = 16
 
+# Rows that begin a block read more than those within one. A pass of more tokens than so many need not be as wide
+# for all of them as for the widest: it has one of so many sizes.
+FEW_TOKENS, LEVELS = 256, 4
+
 Run = Callable[[torch.Tensor], torch.Tensor]
+
+
+class Shape(NamedTuple):
+    """Of so many `pieces` of at most `width` tokens, `tokens` in all, a pass keeps `kept` logits each."""
+
+    pieces: int
+    width: int
+    kept: int
+    tokens: int
 
 
 class CapturedForward(VarlenForward):
@@ -42,9 +56,9 @@ class CapturedForward(VarlenForward):
         super().__init__(module, head, rows, capacity)
         # One pool for all widths: what a replay leaves is read before the next one.
         self._pool = torch.cuda.graph_pool_handle() if capture else None
-        self.widths: dict[tuple[int, int, int], FixedWidth] = {}
-        # How often a pass that was not captured would have been better than a wider one.
-        self._missed: Counter[tuple[int, int, int]] = Counter()
+        self.widths: dict[Shape, FixedWidth] = {}
+        # How often a pass that was not captured would have been better than a larger one.
+        self._missed: Counter[Shape] = Counter()
 
     def close(self) -> None:
         """Destroy the graphs: NCCL does not let go of a group whose collectives a living graph has captured."""
@@ -59,76 +73,112 @@ class CapturedForward(VarlenForward):
     def _feed(self, pieces: Sequence[Piece]) -> torch.Tensor:
         """A few tokens, as a short message has before its first pass, by a width that is captured already."""
         longest, room = max(len(one.token_ids) for one in pieces), self.capacity - max(one.start for one in pieces)
-        fits = [size for size in self.widths if size[0] == len(pieces) and longest <= size[1] <= room]
+        fits = [
+            shape
+            for shape in self.widths
+            if shape.pieces == len(pieces)
+            and longest <= shape.width <= room
+            and shape.tokens == shape.pieces * shape.width
+        ]
         if not fits or any(one.kept > 1 for one in pieces):
             return super()._feed(pieces)
-        passed, places = self.run(*min(fits), pieces)
+        passed, places = self._run(min(fits), pieces)
         self._note(pieces)
         return torch.cat([passed.logits[place] for place in places])
 
     def _choices(self, pieces: Sequence[Piece], steps: Sequence[Pass], trace: bool) -> list[Choices]:
-        size = self._size(pieces, steps)
-        count = self._count(len(pieces), size) if size is not None else 0
-        if size is None or count * size[0] > MOST_TOKENS:
+        shape = self._shape(pieces, steps)
+        if shape is None or shape.tokens > MOST_TOKENS:
             # Only what a turn's start leaves unread, at the very end of the storage, or in long blocks.
             return super()._choices(pieces, steps, trace)
-        passed, places = self.run(count, *size, pieces)
+        passed, places = self._run(shape, pieces)
         self._note(pieces)
         if any(step.settings.samples for step in steps):
             return choices_of([passed.logits[place] for place in places], steps, trace, self._head)
         return choices_at(places, passed.chosen(), passed.logits, steps, trace, self._head)
 
-    def _count(self, pieces: int, size: tuple[int, int]) -> int:
-        """How many pieces a pass of that size is to be of, some of them read twice.
+    def _shape(self, pieces: Sequence[Piece], steps: Sequence[Pass]) -> Shape | None:
+        """The smallest that the pieces can be padded to, or a larger one that is captured already.
 
-        A batch has fewer and fewer rows towards its end; a smaller pass is captured once that pays.
+        A batch has fewer and fewer rows towards its end; smaller passes are captured once that pays. Where there
+        are too few pieces, the last is read several times. None if there is no such shape.
         """
-        best = min(1 << (pieces - 1).bit_length(), self.rows)
-        wider = [count for count, *other in self.widths if tuple(other) == size and count > best]
-        key = (best, *size)
-        if key in self.widths or not wider:
-            return best
-        self._missed[key] += 1
-        return best if self._missed[key] > PATIENCE else min(wider)
-
-    def _size(self, pieces: Sequence[Piece], steps: Sequence[Pass]) -> tuple[int, int] | None:
-        """The smallest of the passes' sizes that all pieces can be padded to, if there is one."""
         longest, most = max(len(piece.token_ids) for piece in pieces), max(piece.kept for piece in pieces)
         room = self.capacity - max(piece.start for piece in pieces)
         sizes = sorted({size for step in steps for size in pass_sizes(step.settings)})
-        return next(((width, kept) for width, kept in sizes if longest <= width <= room and most <= kept), None)
+        size = next(((width, kept) for width, kept in sizes if longest <= width <= room and most <= kept), None)
+        if size is None:
+            return None
+        lengths = [max(len(piece.token_ids), size[1]) for piece in pieces]
+
+        def needed(count: int) -> int:
+            return sum(lengths) + (count - len(pieces)) * lengths[-1]
+
+        count = min(1 << (len(pieces) - 1).bit_length(), self.rows)
+        best = Shape(count, *size, _tokens(needed(count), count, size[0], sizes[0][0]))
+        larger = [
+            shape
+            for shape in self.widths
+            if shape[1:3] == size
+            and shape.pieces >= count
+            and shape.tokens >= max(best.tokens, needed(shape.pieces))
+        ]
+        if best in self.widths or not larger:
+            return best
+        self._missed[best] += 1
+        return best if self._missed[best] > PATIENCE else min(larger, key=lambda shape: shape.tokens)
 
     def _probe(self, pieces: Sequence[Piece]) -> torch.Tensor:
         # The captured width stays: a pool whose last graph has gone can't be captured into again.
-        passed, places = self.run(len(pieces), PROBE_TOKENS, pieces[0].kept, pieces)
+        shape = Shape(len(pieces), PROBE_TOKENS, pieces[0].kept, len(pieces) * PROBE_TOKENS)
+        passed, places = self._run(shape, pieces)
         return torch.cat([passed.logits[place] for place in places])
 
-    def run(self, count: int, width: int, kept: int, pieces: Sequence[Piece]) -> tuple[FixedWidth, list[slice]]:
-        """The pass over the pieces, and where each one's own logits are among those of all.
-
-        The last piece is read several times where there are fewer than `count`.
-        """
-        whole = [_padded(piece, width, kept) for piece in pieces]
-        whole += [whole[-1]] * (count - len(whole))
-        order = order_of(whole, self.capacity, self._limit)
-        if (count, width, kept) not in self.widths:
-            forward = functools.partial(
-                self._forward, tokens=count * width, pieces=count, kept=count * kept, longest=width
-            )
-            passed = FixedWidth(forward, self._head, len(order), count * kept, self._device)
-            self.widths[count, width, kept] = passed
-        passed = self.widths[count, width, kept]
-        passed.run(order, self._pool)
+    def _run(self, shape: Shape, pieces: Sequence[Piece]) -> tuple[FixedWidth, list[slice]]:
+        """The pass over the pieces, and where each one's own logits are among those of all."""
+        whole = _padded([*pieces, *[pieces[-1]] * (shape.pieces - len(pieces))], shape)
+        self.run(shape, whole)
+        passed, kept = self.widths[shape], shape.kept
         places = []
         for index, piece in enumerate(pieces):
             begin = index * kept + piece.first - whole[index].first
             places.append(slice(begin, begin + piece.kept))
         return passed, places
 
+    def run(self, shape: Shape, pieces: Sequence[Piece]) -> FixedWidth:
+        """The pass over pieces that have the shape; captured, the first time."""
+        order = order_of(pieces, self.capacity, self._limit)
+        if shape not in self.widths:
+            count, width, kept, tokens = shape
+            forward = functools.partial(
+                self._forward, tokens=tokens, pieces=count, kept=count * kept, longest=width
+            )
+            self.widths[shape] = FixedWidth(forward, self._head, len(order), count * kept, self._device)
+        self.widths[shape].run(order, self._pool)
+        return self.widths[shape]
 
-def _padded(piece: Piece, width: int, kept: int) -> Piece:
-    filling = [piece.token_ids[-1]] * (width - len(piece.token_ids))
-    return Piece(piece.row, piece.start, piece.token_ids + filling, min(piece.first, width - kept), kept)
+
+def _tokens(needed: int, count: int, width: int, narrow: int) -> int:
+    """How many tokens a pass of `count` pieces has, of which it needs so many: `width` each, or a step to that."""
+    if width == narrow or count * width <= FEW_TOKENS:
+        return count * width
+    step = -(-(width - narrow) // LEVELS)
+    steps = max(0, -(-(-(-needed // count) - narrow) // step))
+    return count * min(width, narrow + steps * step)
+
+
+def _padded(pieces: Sequence[Piece], shape: Shape) -> list[Piece]:
+    """As many tokens in all as the shape has, with junk behind each piece that hides from it."""
+    lengths = [max(len(piece.token_ids), shape.kept) for piece in pieces]
+    left = shape.tokens - sum(lengths)
+    padded = []
+    for piece, length in zip(pieces, lengths):
+        more = min(left, shape.width - length)
+        left -= more
+        filling = [piece.token_ids[-1]] * (length + more - len(piece.token_ids))
+        first = min(piece.first, length + more - shape.kept)
+        padded.append(Piece(piece.row, piece.start, piece.token_ids + filling, first, shape.kept))
+    return padded
 
 
 def capture_problem(

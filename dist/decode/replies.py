@@ -55,6 +55,7 @@ class Replies:
         # Those that are being made, by place.
         self._active: dict[int, _Reply] = {}
         self._cancelled = False
+        self._held = False
 
     def events(self) -> Iterator[Event]:
         """All that happens until every prompt has its reply or the user stops the turn."""
@@ -69,7 +70,7 @@ class Replies:
 
     def _fill_places(self) -> Iterator[Event]:
         """Begin replies where there is room: read their prompts, but for what their first pass reads anyway."""
-        if self._active and len(self._free) < min(self._refilled, len(self._waiting)):
+        if self._active and not self._is_time_to_fill():
             return
         new = {}
         while self._free and self._waiting:
@@ -81,6 +82,15 @@ class Replies:
                 yield self._ended(place)
         if new:
             yield from self._read(new)
+
+    def _is_time_to_fill(self) -> bool:
+        """Whether enough places are free. Waits a pass for the others to begin their blocks: passes that some begin
+        and some go on with are as wide as those that all begin.
+        """
+        if not self._waiting or len(self._free) < min(self._refilled, len(self._waiting)):
+            return False
+        self._held = not self._held and any(reply.refinement.within_block for reply in self._active.values())
+        return not self._held
 
     def _read(self, new: dict[int, _Reply]) -> Generator[Event, None, None]:
         """Prefill the prompts of `new` replies, by place."""

@@ -76,6 +76,11 @@ class Refinement:
         """The reply's tokens: of finished blocks, or all that a window took."""
         return tuple(self._text[len(self.prompt) : self._start])
 
+    @property
+    def within_block(self) -> bool:
+        """Whether the next pass goes on with a block that was begun."""
+        return not self._window and self._iteration > 0
+
     def next_pass(self) -> Pass:
         """The forward that makes the next iteration."""
         return Pass(token_ids=self._text + self._draft[:-1], wanted=len(self._draft), settings=self.settings)

@@ -192,20 +192,22 @@ class Bench:
 
     def replay_seconds(self, width: int, kept: int, start: int) -> float:
         """One captured pass of so many tokens after `start` others, without the host's part."""
+        from dist.decode.cuda_graphs import Shape
         from dist.decode.packed_batch import Piece
 
         forward = self.engine.forwards.alone
-        passed, _ = forward.run(1, width, kept, [Piece(0, start, [5] * width, width - kept, kept)])
+        passed = forward.run(Shape(1, width, kept, width), [Piece(0, start, [5] * width, width - kept, kept)])
         return event_seconds(passed.replay, 20)
 
     def kernel_table(self, width: int, kept: int, start: int) -> str:
         """The kernels of one captured pass by name, and how much of it no kernel ran."""
         from torch.profiler import ProfilerActivity, profile
 
+        from dist.decode.cuda_graphs import Shape
         from dist.decode.packed_batch import Piece
 
         forward = self.engine.forwards.alone
-        passed, _ = forward.run(1, width, kept, [Piece(0, start, [5] * width, width - kept, kept)])
+        passed = forward.run(Shape(1, width, kept, width), [Piece(0, start, [5] * width, width - kept, kept)])
         with profile(activities=[ProfilerActivity.CUDA]) as profiler:
             for _ in range(PROFILED):
                 passed.replay()

@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from plain_rule import plain_rule
 from tiny_models import COMMON, FAMILIES, VOCABULARY, tiny_model
 
+from dist.decode import cuda_graphs
 from dist.decode.cuda_graphs import CapturedForward, capture_problem
 from dist.decode.engine import Engine
 from dist.decode.forward import CachedForward
+from dist.decode.packed_batch import Piece
 from dist.decode.planner import SequenceForward
 from dist.decode.varlen import VarlenForward
 from dist.errors import PromptError
@@ -102,6 +104,46 @@ def test_a_block_size_changed_in_mid_reply_is_served():
     assert run(engine_of()) == run(plain)
 
 
+def test_rows_within_a_block_do_not_make_a_pass_as_wide_as_those_that_begin_one(monkeypatch):
+    monkeypatch.setattr(cuda_graphs, "FEW_TOKENS", 8)
+    monkeypatch.setattr(cuda_graphs, "PATIENCE", 1)
+    engine, settings = engine_of(), GenerationSettings(add_eos_length=7, refine_iter=2, max_new_tokens=64)
+    prompts = [tuple(3 + (i * j) % 50 for j in range(1, 9)) for i in range(1, 9)]
+    # A block of one token takes one pass: from then on rows are out of step.
+    own = tuple(settings.with_value("max_new_tokens", 8 * (row % 3) + 9 + row % 2) for row in range(8))
+    turn = Turn(
+        prompts=tuple(prompts),
+        settings=settings,
+        placeholder=PLACEHOLDER,
+        stop_ids=(),
+        row_settings=own,
+        together=4,
+    )
+    replies = [one for one in engine.answer(turn, lambda: Control(settings=settings)) if isinstance(one, Reply)]
+    assert len(replies) == 8
+    for reply in replies:
+        wanted = plain_rule(tiny_model(), prompts[reply.row], own[reply.row], PLACEHOLDER, (), LIMIT)
+        assert reply.token_ids == wanted
+    of_four = {shape.tokens for shape in engine.forwards.batch.widths if shape[:2] == (4, 15)}
+    assert of_four - {4 * 15} and of_four <= {4 * tokens for tokens in (9, 11, 13, 15)}
+
+
+@pytest.mark.parametrize("count", [1, 2, 8])
+def test_pieces_are_padded_to_the_tokens_of_a_shape(count):
+    for width, narrow, kept in ((15, 7, 8), (7, 7, 7), (31, 15, 16)):
+        for needed in range(count * kept, count * width + 1):
+            tokens = cuda_graphs._tokens(needed, count, width, narrow)
+            assert needed <= tokens <= count * width
+            lengths = [kept] * count
+            for at in range(needed - sum(lengths)):
+                lengths[at % count] += 1
+            pieces = [Piece(row, 3, [5] * length, length - kept, kept) for row, length in enumerate(lengths)]
+            padded = cuda_graphs._padded(pieces, cuda_graphs.Shape(count, width, kept, tokens))
+            assert sum(len(one.token_ids) for one in padded) == tokens
+            assert all(kept <= len(one.token_ids) <= width for one in padded)
+            assert all(one.first + kept <= len(one.token_ids) for one in padded)
+
+
 def test_a_batch_that_gets_smaller_is_captured_again_only_once_that_pays():
     engine, settings = engine_of(), GenerationSettings(add_eos_length=1, refine_iter=2, max_new_tokens=90)
     prompts = [tuple(3 + (i * j) % 50 for j in range(1, 9)) for i in range(1, 5)]
@@ -115,7 +157,7 @@ def test_a_batch_that_gets_smaller_is_captured_again_only_once_that_pays():
         for reply in found:
             wanted = plain_rule(tiny_model(), prompts[reply.row], own[reply.row], PLACEHOLDER, (), LIMIT)
             assert reply.token_ids == wanted
-        return {count for count, width, _ in engine.forwards.batch.widths if width <= 3}
+        return {count for count, width, *_ in engine.forwards.batch.widths if width <= 3}
 
     # Two and one are left for a few passes, which the pass of four makes; then for many.
     assert run(8, 8, 16, 20) == {4}
@@ -133,7 +175,7 @@ def test_what_a_window_finds_unread_goes_through_its_width(more, monkeypatch):
     longer = (*prompt, *first.token_ids[:-1], *range(3, 3 + more))
     second = reply(engine, longer, settings, ())
     assert second.token_ids == plain_rule(tiny_model(), longer, settings, PLACEHOLDER, (), LIMIT)
-    assert set(engine.forwards.alone.widths) == {(1, 8, 8)} and not other
+    assert set(engine.forwards.alone.widths) == {(1, 8, 8, 8)} and not other
     assert second.stats.prefill_forwards == (more > 1)
 
 

@@ -11,7 +11,7 @@ from plain_rule import plain_rule
 from test_batches import PROMPT, answers, either, engine_of, watched  # noqa: F401 (a fixture)
 from tiny_models import FAMILIES, tiny_model
 
-from dist.protocol import Control, PrefillUpdate, Reply, Turn
+from dist.protocol import BlockUpdate, Control, PrefillUpdate, Reply, Turn
 from dist.settings import GenerationSettings
 
 
@@ -99,6 +99,25 @@ def test_of_many_places_a_few_are_filled_together():
     assert sum(reading[1:]) >= 13
     assert len(reading[1:]) <= 7
     for row in (0, 31, 32, 44):
+        assert replies[row].token_ids == plain_rule(tiny_model(), prompts[row], own[row], 2, ())
+
+
+def test_a_place_that_gets_free_within_the_blocks_of_others_is_filled_when_they_begin_the_next():
+    engine = engine_of("qwen2")
+    settings = GenerationSettings(add_eos_length=3, refine_iter=2, max_new_tokens=40)
+    prompts = [tuple(5 + (i * j) % 50 for j in range(1, 30)) for i in range(1, 9)]
+    # A last block of one token takes one pass in place of two.
+    own = tuple(dataclasses.replace(settings, max_new_tokens=(40, 5, 9, 13)[row % 4]) for row in range(8))
+    events, replies = refilled(engine, prompts, settings, 4, stop_ids=(), own=own)
+    assert [len(reply.token_ids) for reply in replies] == [(40, 5, 9, 13)[row % 4] for row in range(8)]
+    passes = [{}]
+    for update in (event for event in events if isinstance(event, BlockUpdate)):
+        if update.row in passes[-1]:
+            passes.append({})
+        passes[-1][update.row] = update.iteration
+    assert sum(len(one) > 1 for one in passes) > 10
+    assert all(len(set(one.values())) == 1 for one in passes)
+    for row in (1, 4, 5, 7):
         assert replies[row].token_ids == plain_rule(tiny_model(), prompts[row], own[row], 2, ())
 
 

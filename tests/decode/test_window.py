@@ -254,7 +254,7 @@ def test_a_window_has_one_width_and_reads_no_token_twice():
     prompt = tuple(3 + i * 7 % 50 for i in range(60))
     _, (reply,) = answers(engine, [prompt], dataclasses.replace(settings, max_new_tokens=40))
     assert len(set(reply.stats.accepted)) > 1
-    assert set(engine.forwards.alone.widths) == {(1, 8, 8)}
+    assert set(engine.forwards.alone.widths) == {(1, 8, 8, 8)}
     # As it comes: one token of the text, then the draft.
     engine, read = engine_of(), []
     hook = engine.module.register_forward_pre_hook(
