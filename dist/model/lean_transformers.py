@@ -98,17 +98,19 @@ class KeptNames:
         self._define = define
         self._states: dict[Path, str] = {}
 
-    def __call__(self, module_path: Any, prefix: str | None = None) -> Any:
+    def __call__(self, module_path: Any, *more: Any, **named: Any) -> Any:
         folder = Path(module_path)
         folder = folder.parent if folder.suffix else folder
-        if (folder.parent.name, folder.name) != ("transformers", "models"):
-            return self._define(module_path, prefix=prefix)
+        prefix = named.get("prefix", "")
+        # A transformers that asks otherwise gets its answer from its own function.
+        if (folder.parent.name, folder.name) != ("transformers", "models") or more or set(named) - {"prefix"}:
+            return self._define(module_path, *more, **named)
         state = self._states.get(folder) or self._states.setdefault(folder, _state(folder))
-        kept = _cache_folder() / f"{KEPT}-{state}{'' if prefix is None else f'-{prefix}'}"
+        kept = _cache_folder() / "-".join(filter(None, (KEPT, state, prefix)))
         # marshal knows sets, as JSON does not, and its files are Python's own for this version.
         with suppress(OSError, ValueError, EOFError, TypeError):
             return marshal.loads(kept.read_bytes())
-        found = self._define(module_path, prefix=prefix)
+        found = self._define(module_path, **named)
         with suppress(OSError, ValueError):
             _keep(kept, marshal.dumps(found), state)
         return found

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from dist.model.lean_transformers import INSTALLED_AS, Distributions, KeptNames
+from dist.model.lean_transformers import IMPORT_UTILS, INSTALLED_AS, Distributions, KeptNames, _Finder
 
 
 @pytest.fixture(autouse=True)
@@ -60,6 +60,7 @@ def test_names_are_read_once_for_all_processes(tmp_path: Path) -> None:
     first = KeptNames(define)(str(models), prefix="models")
     assert (KeptNames(define)(models, prefix="models"), define.calls) == (first, 1)
     assert KeptNames(define)(models / "__init__.py") == define(models)
+    assert KeptNames(define)(models, "models") == define(models, "models")  # as it is not asked today
 
 
 @pytest.mark.parametrize("change", [add_a_file, write_to_a_file, write_as_many_bytes])
@@ -84,6 +85,17 @@ def test_nothing_is_kept_where_nothing_can_be_written(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file")
     models, define = small(tmp_path), Definer()
     assert KeptNames(define)(models) == KeptNames(define)(models) == define(models)
+
+
+@pytest.mark.parametrize("text", ["answer = 42", "answer = 42\ndef define_import_structure(path): return {}"])
+def test_a_transformers_of_another_kind_is_imported_as_it_is(tmp_path: Path, text: str) -> None:
+    (tmp_path / "import_utils.py").write_text(text)
+    spec = _Finder().find_spec(IMPORT_UTILS, [str(tmp_path)])
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.answer == 42
+    assert "def" not in text or module.define_import_structure(small(tmp_path)) == {}
+    assert _Finder().find_spec(IMPORT_UTILS, [str(tmp_path / "nowhere")]) is None
 
 
 @pytest.mark.parametrize("prefix", [None, "models"])
