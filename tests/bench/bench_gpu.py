@@ -56,6 +56,20 @@ PLACEHOLDER = 2
 COLUMNS = ("tok/s", "fwd/s", "% of the floor", "ratio", "peak GiB", "compile s")
 
 
+def write_fsdp1(folder: Path, layers: int) -> None:
+    """One rank's part of writing a checkpoint by FSDP1, which has a GPU for each rank."""
+    from checkpoints import save_as_verl_does, save_tokenizer
+    from torch.distributed.device_mesh import init_device_mesh
+
+    torch_dist.init_process_group("nccl")
+    torch.cuda.set_device(torch_dist.get_rank())
+    mesh = init_device_mesh("cuda", (torch_dist.get_world_size(),), mesh_dim_names=("fsdp",))
+    model = fsdp_model(layers, mesh)
+    save_as_verl_does(model, save_tokenizer(folder / f"tokenizer-{torch_dist.get_rank()}"), folder / "actor", 1)
+    torch_dist.barrier()
+    torch_dist.destroy_process_group()
+
+
 def write(folder: Path, layers: int) -> None:
     """One rank's part of writing the checkpoint: sharded by FSDP2 on the host, filled on the GPU."""
     from checkpoints import save_as_verl_does, save_tokenizer
@@ -163,15 +177,15 @@ class Bench:
         generator = torch.Generator().manual_seed(context + seed)
         return tuple(torch.randint(1000, 150000, (context - NEW_TOKENS,), generator=generator).tolist())
 
-    def answer(self, prompts: Sequence[tuple[int, ...]], n: int, rounds: int | str, new: int) -> Any:
-        """Replies by the engine, made together, on all ranks; the last Reply on rank 0."""
+    def answer(self, prompts: Sequence[tuple[int, ...]], n: int, rounds: int | str, new: int, **asked: Any) -> Any:
+        """Replies by the engine, made together, on all ranks; the last Reply on rank 0. `asked`: more of the turn."""
         from dist.protocol import Control, Reply, Turn
         from dist.settings import GenerationSettings
 
         settings = GenerationSettings(
             add_eos_length=n, refine_iter=rounds, max_new_tokens=new, max_length=len(prompts[0]) + NEW_TOKENS
         )
-        turn = Turn(prompts=tuple(prompts), settings=settings, placeholder=PLACEHOLDER, stop_ids=())
+        turn = Turn(prompts=tuple(prompts), settings=settings, placeholder=PLACEHOLDER, stop_ids=(), **asked)
         if self.group.rank:
             for _ in self.engine.run(turn, None):
                 pass
@@ -187,6 +201,17 @@ class Bench:
             torch.cuda.synchronize()
             started = time.perf_counter()
             self.answer([self.prompt(tokens + NEW_TOKENS, seed)], 7, 1, 8)
+            spans.append(time.perf_counter() - started)
+        return min(spans)
+
+    def asked_seconds(self, **asked: Any) -> float:
+        """A reply of half as many tokens as usual, from nothing, with what is asked for beside its text."""
+        spans = []
+        for _ in range(3):
+            self.engine.forwards.forget()
+            torch.cuda.synchronize()
+            started = time.perf_counter()
+            self.answer([self.prompt(1024)], 7, 2, NEW_TOKENS // 2 + len(asked.get("begun", [()])[0]), **asked)
             spans.append(time.perf_counter() - started)
         return min(spans)
 
@@ -318,7 +343,7 @@ def plain_model(bench: Bench) -> Any:
     return module.to("cuda")
 
 
-def fsdp_model(layers: int) -> Any:
+def fsdp_model(layers: int, mesh: Any = None) -> Any:
     """Arm A's model: the same shape under FSDP FULL_SHARD, with weights of its own, of the same speed."""
     import functools
 
@@ -335,13 +360,14 @@ def fsdp_model(layers: int) -> Any:
         module.to_empty(device="cuda", recurse=False)
         with torch.no_grad():
             for parameter in module.parameters(recurse=False):
-                parameter.normal_(0.0, 0.02)
+                parameter.normal_(0.0, 0.02) if "Norm" not in type(module).__name__ else parameter.fill_(1)
             for buffer in module.buffers(recurse=False):
                 buffer.normal_()
 
     return FullyShardedDataParallel(
         model,
         auto_wrap_policy=policy,
+        device_mesh=mesh,
         device_id=torch.cuda.current_device(),
         mixed_precision=MixedPrecision(param_dtype=torch.bfloat16),
         param_init_fn=materialise,
@@ -388,6 +414,13 @@ def measure(bench: Bench) -> None:
     bench.answer([bench.prompt(1024)], 7, 2, 24)
     bench.say(f"first reply with captures: {time.perf_counter() - started:.1f} s; {bench.engine.slow_notice}")
     replays(bench, floor)
+    if options.asked:
+        begun = bench.prompt(512 + NEW_TOKENS // 2, 1)[: NEW_TOKENS // 2]
+        ways: dict[str, dict[str, Any]] = {"": {}, ", 5 log-probabilities each": {"logprobs": 5}}
+        ways[f", after {len(begun)} of the reply's own (/continue)"] = {"begun": (begun,)}
+        for words, asked in ways.items():
+            seconds = bench.asked_seconds(**asked)
+            bench.say(f"prompt of 512 read, {NEW_TOKENS // 2} tokens at N = 7, R = 2{words}: {seconds:.3f} s")
     arms: list[Any] = []
     plain = None
     if group.size > 1 and "A" in options.arms:
@@ -455,15 +488,19 @@ def main() -> None:
     )
     parser.add_argument("--late", action="store_true", help="also with kernels that are not started early")
     parser.add_argument("--prefill", type=int, nargs="*", default=[], help="also the time to read so many tokens")
+    parser.add_argument("--asked", action="store_true", help="also what --logprobs and /continue cost")
     parser.add_argument("--exact", action="store_true", help="as the program's --exact")
     parser.add_argument("--json", default="")
     parser.add_argument("--write", action="store_true", help="one rank's part of writing the checkpoint")
+    parser.add_argument("--write_fsdp1", action="store_true", help="the same by FSDP1, on a GPU for each rank")
     parser.add_argument("--rank", action="store_true", help="one rank's part of the measurement")
     options = parser.parse_args()
     options.slow = [(n, 2) for n in options.n]
     folder = Path(options.folder or tempfile.mkdtemp())
     if options.write:
         write(folder, options.layers)
+    elif options.write_fsdp1:
+        write_fsdp1(folder, options.layers)
     elif options.rank:
         bench = Bench(folder, options)
         measure(bench)

@@ -14,6 +14,7 @@ import os
 import subprocess
 import tempfile
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,11 +92,16 @@ class Way:
     decoder: str = "cached"
 
 
-def same_tokens(home: Path, checkpoint: Path, ranks: int, dtype: str) -> None:
-    """Print whether `ranks` ranks, one rank, and one that recomputes everything choose the same tokens."""
+def usual_ways(ranks: int, dtype: str) -> list[Way]:
+    """`ranks` ranks, one rank, and in float32 also one that recomputes everything and layers gathered when used."""
     ways = [Way(ranks), Way(1)] if ranks > 1 else [Way(1)]
     if dtype == "float32":
         ways += [Way(1, decoder="plain"), *([Way(ranks, "fsdp")] if ranks > 1 else [])]
+    return ways
+
+
+def same_tokens(home: Path, checkpoint: Path, ways: Sequence[Way], dtype: str) -> None:
+    """Print whether all ways choose the same tokens, which in float32 they must."""
 
     def answer(way: Way) -> tuple[dict[str, Any], float]:
         began = time.monotonic()
@@ -217,11 +223,17 @@ def main() -> None:
     parser.add_argument("folder", nargs="?", default=tempfile.mkdtemp())
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--only", nargs="*", default=["tokens", "batches", "talk"], help="what to try")
+    parser.add_argument("--open", type=Path, help="only open this checkpoint, in every way")
     parser.add_argument("--write", action="store_true", help="one rank's part of writing the checkpoints")
     options = parser.parse_args()
     folder = Path(options.folder)
     if options.write:
         write(folder)
+        return
+    if options.open is not None:
+        several = [Way(options.ranks, parallel) for parallel in ("auto", "tp", "fsdp")]
+        same_tokens(folder / "home", options.open, [*several, Way(1)], "bfloat16")
+        same_tokens(folder / "home", options.open, [Way(options.ranks), Way(1)], "float32")
         return
     if not (folder / "fsdp2").exists():
         subprocess.run(torchrun(options.ranks, __file__, str(folder), "--write"), check=True)
@@ -229,9 +241,8 @@ def main() -> None:
     if "tokens" in options.only:
         with ThreadPoolExecutor(2) as pool:
             for dtype in ("float32", "bfloat16") if options.ranks > 1 else ("float32",):
-                list(
-                    pool.map(same_tokens, *zip(*((home, folder / name, options.ranks, dtype) for name in WRITTEN)))
-                )
+                ways = usual_ways(options.ranks, dtype)
+                list(pool.map(same_tokens, *zip(*((home, folder / name, ways, dtype) for name in WRITTEN))))
     if "batches" in options.only:
         same_in_batches(home, folder / "fsdp2", options.ranks)
     if "talk" in options.only:
