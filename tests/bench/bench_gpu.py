@@ -178,7 +178,7 @@ class Bench:
         return tuple(torch.randint(1000, 150000, (context - NEW_TOKENS,), generator=generator).tolist())
 
     def answer(self, prompts: Sequence[tuple[int, ...]], n: int, rounds: int | str, new: int, **asked: Any) -> Any:
-        """Replies by the engine, made together, on all ranks; the last Reply on rank 0. `asked`: more of the turn."""
+        """Replies by the engine, made together, on all ranks; the last one on rank 0. `asked`: more of the turn."""
         from dist.protocol import Control, Reply, Turn
         from dist.settings import GenerationSettings
 
