@@ -250,6 +250,10 @@ class Group(Protocol):
         """The least of the numbers that the ranks pass in."""
         ...
 
+    def connect(self) -> None:
+        """Once, all ranks: begin what their first exchange would wait for; returns at once."""
+        ...
+
     def spread_rows(self, tensor: torch.Tensor, bounds: Sequence[int]) -> None:
         """In place: rank r brings rows bounds[r] to bounds[r + 1] of `tensor`; afterwards all hold all."""
 

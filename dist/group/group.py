@@ -22,6 +22,7 @@ import torch
 import torch.distributed as torch_dist
 
 from dist.errors import RankError
+from dist.group.connection import Connection
 from dist.group.peer_sums import NoPeerSums, PeerSums, open_peer_sums
 from dist.group.ranks import Ranks, local_device
 from dist.group.shared_control import Ended, Memory, SharedControl, attach
@@ -61,6 +62,9 @@ class SoloGroup:
 
     def smallest(self, value: int) -> int:
         return value
+
+    def connect(self) -> None:
+        pass
 
     def spread_rows(self, tensor: torch.Tensor, bounds: Sequence[int]) -> None:
         pass
@@ -135,6 +139,7 @@ class TorchGroup:
             self._verdicts = None if self._control else torch_dist.new_group(backend="gloo", timeout=HANG)
         except RuntimeError as problem:
             raise self._ranks.lost(problem) from problem
+        self._connection: Connection | None = None
         self._sums: PeerSums | None = None
         self._sum_backend: str | None = None
 
@@ -188,6 +193,10 @@ class TorchGroup:
             raise self._ranks.lost(problem) from problem
         return int(least.item())
 
+    def connect(self) -> None:
+        if self.device.type == "cuda":
+            self._connection = Connection(self.device)
+
     def spread_rows(self, tensor: torch.Tensor, bounds: Sequence[int]) -> None:
         for source in range(self.size):
             rows = tensor[bounds[source] : bounds[source + 1]]
@@ -198,6 +207,7 @@ class TorchGroup:
     def open_sums(self) -> str | None:
         if self.device.type == "cuda" and self._sum_backend is None:
             self._sum_backend = SUMS_BY_NCCL
+            self._connected()
             if len(self._ranks.process_ids()) == self.size:
                 with contextlib.suppress(NoPeerSums):
                     self._sums = open_peer_sums(
@@ -211,6 +221,7 @@ class TorchGroup:
             self._sums.sum_in_place(tensor, added)
             return
         try:
+            self._connected()
             torch_dist.all_reduce(tensor)
         except RuntimeError as problem:
             raise self._ranks.lost(problem) from problem
@@ -222,6 +233,7 @@ class TorchGroup:
             # An ordinary tensor: gloo's own threads, which know no inference mode, write into it.
             gathered = torch.empty((self.size, *tensor.shape), dtype=tensor.dtype, device=tensor.device)
         try:
+            self._connected()
             _all_gather(gathered.view(-1), tensor.view(-1))
         except RuntimeError as problem:
             raise self._ranks.lost(problem) from problem
@@ -247,11 +259,19 @@ class TorchGroup:
         """
         self._ranks.close()
         if self.device.type == "cuda":
+            with contextlib.suppress(RuntimeError):
+                self._connected()
             torch.cuda.synchronize(self.device)
         # Gloo's threads need Python's lock once more to drop their last tensors. In torch 2.5 a group that is taken
         # apart before holds the lock and waits for them for ever.
         time.sleep(GRACE_S)
         torch_dist.destroy_process_group()
+
+    def _connected(self) -> None:
+        """To be called before anything by the default group, which would get in the way. Raises RuntimeError."""
+        if self._connection is not None:
+            connection, self._connection = self._connection, None
+            connection.wait()
 
     def _open_control(self) -> SharedControl | None:
         """All ranks: shared memory for verdicts, if all of them are on one host and can reach it."""
@@ -280,6 +300,8 @@ class TorchGroup:
         self, tensor: torch.Tensor, group: torch_dist.ProcessGroup | None, source: int = 0
     ) -> torch.Tensor:
         try:
+            if group is None:
+                self._connected()
             torch_dist.broadcast(tensor, src=source, group=group)
         except RuntimeError as problem:
             raise self._ranks.lost(problem) from problem

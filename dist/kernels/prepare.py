@@ -10,15 +10,16 @@ from contextlib import contextmanager, suppress
 import torch
 
 from dist.kernels.limits import kernel_errors
+from dist.kernels.ops import kernels_run
 
 OURS = "best_token", "few_rows", "peer_sum", "rotary_triton", "split_kv"
-# Where Triton's digest of itself is, which it makes before it looks for a compiled kernel; newest versions first.
-DIGEST_IN = "triton.runtime.cache", "triton.compiler.compiler"
+# What sums over ranks import, and what torch imports in a call of theirs.
+FOR_SUMS = "torch.distributed._symmetric_memory", "torch.fx.experimental.symbolic_shapes"
 SIDE = 128
 
 
 @contextmanager
-def prepared_meanwhile(device: torch.device) -> Iterator[None]:
+def prepared_meanwhile(device: torch.device, ranks: int) -> Iterator[None]:
     """While it lasts, a thread does what the first kernels would wait for.
 
     Its errors are left to whoever needs a kernel.
@@ -26,7 +27,7 @@ def prepared_meanwhile(device: torch.device) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    thread = threading.Thread(target=_prepare, args=(device,), name="prepare", daemon=True)
+    thread = threading.Thread(target=_prepare, args=(device, ranks), name="prepare", daemon=True)
     thread.start()
     try:
         yield
@@ -34,28 +35,19 @@ def prepared_meanwhile(device: torch.device) -> Iterator[None]:
         thread.join()
 
 
-def _prepare(device: torch.device) -> None:
+def _prepare(device: torch.device, ranks: int) -> None:
     with suppress(*kernel_errors()):
-        for name in OURS:
-            importlib.import_module(f"dist.kernels.{name}")
-        digest_triton()
+        for name in (*(f"dist.kernels.{name}" for name in OURS), *(FOR_SUMS if ranks > 1 else ())):
+            importlib.import_module(name)
+        torch.cuda.set_device(device)
         _first_products(device)
-
-
-def digest_triton() -> None:
-    """Let Triton read its own files through; it keeps the result."""
-    for name in DIGEST_IN:
-        digest = getattr(importlib.import_module(name), "triton_key", None)
-        if digest is not None:
-            digest()
-            return
 
 
 @torch.inference_mode()
 def _first_products(device: torch.device) -> None:
-    """torch's libraries open their handles, and load their code, at their first use."""
-    torch.cuda.set_device(device)
+    """torch's libraries open their handles, Triton reads itself through, and code is loaded, at their first use."""
     rows = torch.ones(SIDE, SIDE, dtype=torch.bfloat16, device=device)
     heads = (rows @ rows).view(1, 2, -1, SIDE // 2)
     torch.nn.functional.scaled_dot_product_attention(heads, heads, heads, is_causal=True)
     heads.float().norm(dim=-1)
+    kernels_run(rows)

@@ -141,11 +141,12 @@ class Filler:
         self._total = sum(sources[name].bytes for name in exchanged) // self._group.size
         self._total += sum(boxes[name].elements * ITEM_BYTES[sources[name].dtype] for name in read)
         with TensorReader(self._on_bytes) as reader:
-            self._exchange(reader, exchanged)
             for names in self._rounds(read, self._group.size, self._own_round):
                 fresh = {name: self._allocate(name, boxes[name].sizes) for name in names}
                 self._read(reader, boxes, fresh)
                 self._put(fresh)
+            # Last, since the ranks' first exchange waits until NCCL has connected them.
+            self._exchange(reader, exchanged)
 
     def _exchange(self, reader: TensorReader, names: list[str]) -> None:
         group = self._group

@@ -106,13 +106,14 @@ def load_model(
     torch_dtype = choose_dtype(dtype, checkpoint.dtype, checkpoint.config, group.device)
     if parallel == "verl":
         return _load_by_verl(checkpoint, group, torch_dtype, trust_remote_code, exact=exact)
+    group.connect()
     planned = together(group, lambda: plan_fill(checkpoint, torch_dtype, trust_remote_code))
     plan = planned.fill
     layout = together(group, lambda: choose_layout(parallel, keep, plan, group))
     check_room(plan, layout, group)
     filler = Filler(group, replace(plan, boxes=layout.boxes), progress)
     started = time.monotonic()
-    with prepared_meanwhile(group.device):
+    with prepared_meanwhile(group.device, group.size):
         filler.fill(layout.placement)
     seconds = time.monotonic() - started
     head: Head = WholeHead()

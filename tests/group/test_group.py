@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 from plain_rule import plain_rule
-from ranks import results_of_ranks
+from ranks import results_of_forks, results_of_ranks
 from ranks_engine import CHANGES, GREEDY, PROMPT, SAMPLED
 from tiny_models import FAMILIES, tiny_model
 
@@ -81,3 +81,25 @@ def test_a_single_process_needs_no_collectives():
     numbers = torch.arange(6).reshape(2, 3)
     group.sum_in_place(numbers)
     assert group.gather(numbers).tolist() == [[[0, 1, 2], [3, 4, 5]]]
+
+
+def exchanged_after_connecting(group):
+    from dist.group.connection import Connection
+
+    connection = Connection(torch.device("cpu"))
+    failed = group.gather_errors(None)  # by another group meanwhile
+    connection.wait()
+    rows = torch.arange(4.0) * (group.rank + 1)
+    group.spread_rows(rows, [0, 2, 4])
+    return [failed, rows.tolist()]
+
+
+def test_ranks_connect_while_they_do_something_else():
+    assert results_of_forks([2], exchanged_after_connecting)[2] == [{}, [0.0, 1.0, 4.0, 6.0]]
+
+
+def test_a_connection_that_cannot_be_is_reported_where_it_is_needed():
+    from dist.group.connection import Connection
+
+    with pytest.raises((RuntimeError, ValueError)):
+        Connection(torch.device("cpu")).wait()  # no group has been opened here
