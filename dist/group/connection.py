@@ -16,7 +16,7 @@ class Connection:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._problem: RuntimeError | None = None
+        self._problem: Exception | None = None
         self._thread = threading.Thread(target=self._make, name="connect", daemon=True)
         self._thread.start()
 
@@ -25,11 +25,11 @@ class Connection:
             if self._device.type == "cuda":
                 torch.cuda.set_device(self._device)
             torch_dist.all_reduce(torch.zeros(1, device=self._device))
-        except RuntimeError as problem:
+        except Exception as problem:  # noqa: BLE001  (the edge of a thread: whoever waits gets it)
             self._problem = problem
 
     def wait(self) -> None:
-        """Until it is there. Raises RuntimeError if it cannot be."""
+        """Until it is there. Raises what the library said if it cannot be."""
         self._thread.join()
         if self._problem is not None:
             raise self._problem
