@@ -217,10 +217,14 @@ class FixedWidth:
         self._input = self._order.to(device)
         # Both copies, to the device and back, are part of the graph.
         self._result = torch.zeros(kept, dtype=torch.int64, pin_memory=self._on_gpu)
+        # The device may still have to copy the last run's order, which then must not be written over.
+        self._running = False
 
     @torch.inference_mode()
     def run(self, order: Order, pool: Any) -> None:
         """The forward pass that `order` describes; with a `pool` for its memory it is captured, the first time."""
+        if self._running:
+            self._wait()
         self._order.numpy()[:] = order
         if pool is not None and self._graph is None:
             self._capture(pool)
@@ -229,6 +233,7 @@ class FixedWidth:
     @torch.inference_mode()
     def replay(self) -> None:
         """The last forward once more."""
+        self._running = True
         if self._graph is not None:
             self._graph.replay()
         else:
@@ -236,10 +241,14 @@ class FixedWidth:
 
     def chosen(self) -> list[int]:
         """The tokens chosen by the last run, greedily; waits for the device."""
-        if self._on_gpu:
-            torch.cuda.current_stream().synchronize()
+        self._wait()
         tokens: list[int] = self._result.tolist()
         return tokens
+
+    def _wait(self) -> None:
+        if self._on_gpu:
+            torch.cuda.current_stream().synchronize()
+        self._running = False
 
     def _capture(self, pool: Any) -> None:
         stream: torch.cuda.Stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]

@@ -14,7 +14,7 @@ from plain_rule import plain_rule
 from tiny_models import COMMON, FAMILIES, VOCABULARY, tiny_model
 
 from dist.decode import cuda_graphs
-from dist.decode.cuda_graphs import CapturedForward, capture_problem
+from dist.decode.cuda_graphs import CapturedForward, FixedWidth, capture_problem
 from dist.decode.engine import Engine
 from dist.decode.forward import CachedForward
 from dist.decode.packed_batch import Piece
@@ -162,6 +162,36 @@ def test_a_batch_that_gets_smaller_is_captured_again_only_once_that_pays():
     # Two and one are left for a few passes, which the pass of four makes; then for many.
     assert run(8, 8, 16, 20) == {4}
     assert run(8, 8, 16, 90) == {4, 1}
+
+
+class LatePass(FixedWidth):
+    """On a device that does everything only when it is waited for, as one that others use at the same time."""
+
+    def __init__(self, seen):
+        super().__init__(lambda order: seen.append(order.tolist()), WholeHead(), 2, 1, torch.device("cpu"))
+        self._queue = []
+
+    def _body(self):
+        self._queue.append(lambda: self._forward(self._order.clone()))
+
+    def _wait(self):
+        for work in self._queue:
+            work()
+        self._queue.clear()
+        super()._wait()
+
+
+def test_a_pass_is_not_told_anew_before_the_device_has_read_what_it_was_told():
+    """One that reads a prompt is not waited for; the next one of its size would take its tokens away."""
+    seen: list[list[int]] = []
+    late = LatePass(seen)
+    late.run([1, 2], None)
+    late.run([3, 4], None)
+    late.chosen()
+    late.run([5, 6], None)
+    assert seen == [[1, 2], [3, 4]]  # what has been waited for is not waited for again
+    late.chosen()
+    assert seen == [[1, 2], [3, 4], [5, 6]]
 
 
 @pytest.mark.parametrize("more", [1, 2, 8, 9])
