@@ -22,10 +22,10 @@ from chat.start.early_ranks import EarlyRanks
 from chat.start.options import LaunchOptions, asked_options, load_config, version_text, with_config
 from chat.terminal.fate import as_sentence, in_words
 from chat.terminal.lifeline import EXIT_RANK_DIED, TORCHRUN_PID, watch_rank_0
-from chat.terminal.process import die_with_parent, write_ending, write_status
+from chat.terminal.process import die_with_parent, end_children, write_ending, write_status
 from chat.terminal.streams import NoticeStream
 from dist.errors import ChatError
-from dist.group.hosts import Hosts, check_interfaces, host_name, own_address, resolve
+from dist.group.hosts import Hosts, check_interfaces, host_name
 
 if TYPE_CHECKING:
     from dist.group.rendezvous import Meeting
@@ -106,8 +106,7 @@ def start_ranks(
     from dist.group.rendezvous import BACKEND, Meeting, register
 
     def met(others: dict[int, dict[str, str]]) -> None:
-        if hosts.nodes > 1:
-            give_signs_of_life(hosts, meeting, options.answer_timeout, run_dir)
+        look_after(hosts, meeting, options.answer_timeout, run_dir)
         if hosts.node:
             checkpoint = options.checkpoint_dir or "the embedded model"
             waiting.say(
@@ -149,15 +148,16 @@ def end_with_rank(run_dir: Path, rank: int, code: int) -> None:
         os._exit(EXIT_RANK_DIED)
 
 
-def give_signs_of_life(hosts: Hosts, meeting: Meeting, answer_s: float, run_dir: Path) -> None:
-    """From the meeting on rank 0 sees whether this host is there, and this host whether node 0 is."""
+def look_after(hosts: Hosts, meeting: Meeting, answer_s: float, run_dir: Path) -> None:
+    """From the meeting on rank 0 sees whether this host is there, and this host whether node 0 is.
+
+    Node 0's launcher also ends a rank 0 that no longer answers.
+    """
     from dist.group.board import PERIOD_S, Board, connect, node_name
     from dist.group.lines import GOODBYE
-    from dist.group.ranks import LOST, contact_name
+    from dist.group.ranks import LOST, contact_name, rank_name
 
-    address = resolve(hosts.address) if hosts.node else own_address(hosts.address, is_master=True)
-    store, watched = connect(address, hosts.port), node_name(0) if hosts.node else "0"
-    board = Board(store, node_name(hosts.node), [watched])
+    board = Board(connect(*meeting.place), node_name(hosts.node), [node_name(0) if hosts.node else "0"])
 
     def end(why: str) -> NoReturn:
         # The ranks of this host end with this process.
@@ -183,6 +183,8 @@ def give_signs_of_life(hosts: Hosts, meeting: Meeting, answer_s: float, run_dir:
         watch_rank_0(board, run_dir, answer_s)
         meeting.watch_node_0(node_0_ended)
     else:
+        name = rank_name(0, host_name() if hosts.nodes > 1 else None)
+        watch_rank_0(board, run_dir, answer_s, name, end_children)
         meeting.watch_others(lost)
 
 

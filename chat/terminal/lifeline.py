@@ -261,8 +261,17 @@ class Lifeline:
             self.end(self._closing("Ended by an external signal."), EXIT_INTERRUPTED)
 
 
-def watch_rank_0(ranks: Follower, run_dir: Path, answer_s: float) -> None:
-    """End this process if who it follows gives no sign of life, and leave word of it on this host."""
+def watch_rank_0(
+    ranks: Follower,
+    run_dir: Path,
+    answer_s: float,
+    name: str | None = None,
+    before_the_end: Callable[[], None] = lambda: None,
+) -> None:
+    """End this process if who it follows gives no sign of life, and leave word of it on this host.
+
+    `name` is what that one is called, by default what `ranks` call it.
+    """
 
     def watch() -> None:
         while True:
@@ -272,7 +281,8 @@ def watch_rank_0(ranks: Follower, run_dir: Path, answer_s: float) -> None:
             ((who, seconds),) = ranks.silence().items()
             # Without its store rank 0 is gone, but its last order may still be on its way.
             if seconds > (SILENCE_S if ranks.contact_lost else answer_s):
-                write_ending(run_dir, f"{who[0].upper()}{who[1:]} has not answered for {seconds:.0f} s.")
+                write_ending(run_dir, f"{name or who[0].upper() + who[1:]} has not answered for {seconds:.0f} s.")
+                before_the_end()
                 os._exit(EXIT_RANK_DIED)
 
     threading.Thread(target=watch, name="watch", daemon=True).start()

@@ -47,6 +47,14 @@ def has_ending(run_dir: Path) -> bool:
     return (run_dir / "ending").exists()
 
 
+def end_children() -> None:
+    """Kill the processes that this one has started; those that are stopped would take note of nothing else."""
+    for path in Path("/proc/self/task").glob("*/children"):
+        for pid in path.read_text(encoding="ascii").split():
+            with contextlib.suppress(OSError):
+                os.kill(int(pid), signal.SIGKILL)
+
+
 def die_with_parent(number: signal.Signals, parent: str | None = None) -> None:
     """Let the kernel send `number` to this process when its parent dies, so that no rank is orphaned.
 

@@ -71,6 +71,8 @@ class Meeting(RendezvousHandler):
         self._line: Line | None = None
         self._began = time.monotonic()
         self.store: Any = None
+        # Where the store is, once it is reached.
+        self.place = ("", 0)
         self.others: dict[int, dict[str, str]] = {}
 
     def next_rendezvous(self) -> RendezvousInfo:
@@ -78,11 +80,12 @@ class Meeting(RendezvousHandler):
         hosts = self._hosts
         self._began = time.monotonic()
         if hosts.node == 0:
-            address, port = self._open_store()
+            self.place = address, port = self._open_store()
             self._wait_for_all()
         else:
             address, port = hosts.address, hosts.port
             self._join(address, port)
+            self.place = resolve(address), port
         self._notice("")
         self._met(self.others)
         assert self.store is not None

@@ -244,8 +244,7 @@ def is_stopped(run: Run, table: Table, when: When) -> None:
     os.kill(rank, signal.SIGCONT)
     run.chat.wait_for(lambda screen: "has not answered" not in screen.text, WAIT_S)
     os.kill(rank, signal.SIGSTOP)
-    assert run.chat.wait_end(2 * WAIT_S) == 5
-    ended = time.monotonic()
+    ended = run.ends(2 * WAIT_S)
     death = Death("rank 1 stopped", lambda _: None, lambda _: "", None)
     said = last_line(run.chat.text, f"{name} has not answered for ")
     assert said in [f"{name} has not answered for {seconds} s." for seconds in (ANSWER_S, ANSWER_S + 1)]
@@ -261,22 +260,32 @@ def test_a_stopped_rank_is_said_so_and_has_a_deadline(tmp_path, tiny_checkpoint,
         is_stopped(run, table, when)
 
 
-BATCH = [(death, 1, streams) for death in (RANK_0, SCRIPT) for streams in ("read", "closed", "broken")]
-BATCH += [
-    (death, count, streams)
-    for death in (FOLLOWER, RANK_0, LAUNCHER, SCRIPT)
-    for count, every_stream in ((2, ("read",)), (3, ("read", "closed", "broken")))
-    for streams in every_stream
-]
-FAR_BATCH = [
-    pytest.param(death, TWO_HOSTS, "read", marks=on_two_hosts) for death in DEATHS if death is not TERMINAL
-]
+@pytest.mark.drawn
+@pytest.mark.parametrize("when", [at_the_prompt, in_a_reply], ids=lambda when: when.__name__)
+@pytest.mark.parametrize("place", [2, 3, pytest.param(TWO_HOSTS, marks=on_two_hosts)])
+def test_a_stopped_rank_0_has_a_deadline(tmp_path, tiny_checkpoint, table, when: When, place):
+    with Run(tmp_path, tiny_checkpoint("fsdp2", 3), place) as run:
+        when(run)
+        pids = run.family()
+        os.kill(run.ranks()[0], signal.SIGSTOP)
+        ended = run.ends(ANSWER_S + WAIT_S)
+        death = Death("rank 0 stopped", lambda _: None, lambda _: "", None)
+        gone, busy = is_over(run, pids, ended, death)
+        said = last_line(run.chat.text, f"{run.name(0) if run.several else 'Rank 0'} has not answered for ")
+        assert said
+        assert "--resume" in "".join(run.chat.text.split())
+        table.add(Row(death.what, when.__name__, run.place, said, run.last_word, 5, gone, busy))
+
+
+ONE_HOST = [(death, 1) for death in (RANK_0, SCRIPT)]
+ONE_HOST += [(death, count) for death in (FOLLOWER, RANK_0, LAUNCHER, SCRIPT) for count in (2, 3)]
+BATCH = [(*case, "read") for case in ONE_HOST]
+BATCH += [pytest.param(death, TWO_HOSTS, "read", marks=on_two_hosts) for death in DEATHS if death is not TERMINAL]
+BATCH += [(*case, streams) for case in ONE_HOST if case[1] != 2 for streams in ("closed", "broken")]
 
 
 @pytest.mark.drawn
-@pytest.mark.parametrize(
-    ("death", "place", "streams"), [*BATCH, *FAR_BATCH], ids=lambda value: str(getattr(value, "what", value))
-)
+@pytest.mark.parametrize(("death", "place", "streams"), BATCH, ids=lambda value: str(getattr(value, "what", value)))
 def test_deaths_in_a_batch_whose_output_nobody_reads(tmp_path, tiny_checkpoint, table, death, place, streams):
     (tmp_path / "p.txt").write_text("".join(f"Question {n}\n" for n in range(400)))
     output, errors = tmp_path / "r.jsonl", tmp_path / "stderr"

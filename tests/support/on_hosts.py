@@ -201,6 +201,11 @@ class Run:
             assert time.monotonic() < deadline, self.said
             time.sleep(0.02)
 
+    def ends(self, seconds: float) -> float:
+        """Wait until node 0 has ended because a rank is gone; when that was."""
+        assert self.chat.wait_end(seconds) == 5, self.chat.text
+        return time.monotonic()
+
     def follower_ends(self, seconds: float = WAIT_S) -> int:
         """Node 1's exit code, once it has ended."""
         assert self._follower is not None
