@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import pytest
 from deaths import Row, Table, busyness, printed, until_gone
 from namespaces import obstacle
-from on_hosts import ANSWER_S, LONG, TWO_HOSTS, WAIT_S, Run
+from on_hosts import LONG, TWO_HOSTS, WAIT_S, Run
 from program import READY_S, replied
 from pty_screen import pasted
 
@@ -233,48 +233,34 @@ def test_a_death_on_one_of_two_hosts(tmp_path, tiny_checkpoint, table, death: De
         dies(run, table, death, when)
 
 
-def is_stopped(run: Run, table: Table, when: When) -> None:
-    """A stopped rank 1 is named while it is stopped, then the program goes on; in the end the deadline counts."""
-    when(run)
-    pids, rank, name = run.family(), run.ranks()[1], run.name(1)
-    os.kill(rank, signal.SIGSTOP)
-    began = time.monotonic()
-    run.chat.wait_for(f"{name} has not answered for ", WAIT_S)
-    assert time.monotonic() - began > 4
-    os.kill(rank, signal.SIGCONT)
-    run.chat.wait_for(lambda screen: "has not answered" not in screen.text, WAIT_S)
-    os.kill(rank, signal.SIGSTOP)
-    ended = run.ends(2 * WAIT_S)
-    death = Death("rank 1 stopped", lambda _: None, lambda _: "", None)
-    said = last_line(run.chat.text, f"{name} has not answered for ")
-    assert said in [f"{name} has not answered for {seconds} s." for seconds in (ANSWER_S, ANSWER_S + 1)]
-    gone, busy = is_over(run, pids, ended, death)
-    table.add(Row(death.what, when.__name__, run.place, said, "", 5, gone, busy))
+STOPPED = Death("stopped", lambda _: None, lambda _: "", None)
+STOPPABLE = [(1, when) for when in (at_the_prompt, in_a_reply, in_load, in_compare)]
+STOPPABLE += [(0, when) for when in (at_the_prompt, in_a_reply)]
 
 
 @pytest.mark.drawn
-@pytest.mark.parametrize("when", [at_the_prompt, in_a_reply, in_load, in_compare], ids=lambda when: when.__name__)
 @pytest.mark.parametrize("place", [2, 3, pytest.param(TWO_HOSTS, marks=on_two_hosts)])
-def test_a_stopped_rank_is_said_so_and_has_a_deadline(tmp_path, tiny_checkpoint, table, when: When, place):
-    with Run(tmp_path, tiny_checkpoint("fsdp2", 3), place) as run:
-        is_stopped(run, table, when)
-
-
-@pytest.mark.drawn
-@pytest.mark.parametrize("when", [at_the_prompt, in_a_reply], ids=lambda when: when.__name__)
-@pytest.mark.parametrize("place", [2, 3, pytest.param(TWO_HOSTS, marks=on_two_hosts)])
-def test_a_stopped_rank_0_has_a_deadline(tmp_path, tiny_checkpoint, table, when: When, place):
+@pytest.mark.parametrize(("rank", "when"), STOPPABLE, ids=[f"{rank}-{when.__name__}" for rank, when in STOPPABLE])
+def test_a_stopped_rank_has_a_deadline(tmp_path, tiny_checkpoint, table, rank: int, when: When, place):
+    """What rank 0 says of another is taken back when that one goes on; nobody says anything of a stopped rank 0."""
     with Run(tmp_path, tiny_checkpoint("fsdp2", 3), place) as run:
         when(run)
-        pids = run.family()
-        os.kill(run.ranks()[0], signal.SIGSTOP)
-        ended = run.ends(ANSWER_S + WAIT_S)
-        death = Death("rank 0 stopped", lambda _: None, lambda _: "", None)
-        gone, busy = is_over(run, pids, ended, death)
-        said = last_line(run.chat.text, f"{run.name(0) if run.several else 'Rank 0'} has not answered for ")
-        assert said
+        pids, process, name = run.family(), run.ranks()[rank], run.name(rank)
+        os.kill(process, signal.SIGSTOP)
+        if rank:
+            began = time.monotonic()
+            run.chat.wait_for(f"{name} has not answered for ", WAIT_S)
+            assert time.monotonic() - began > 4
+            os.kill(process, signal.SIGCONT)
+            run.chat.wait_for(lambda screen: "has not answered" not in screen.text, WAIT_S)
+            os.kill(process, signal.SIGSTOP)
+        ended = run.ends(2 * WAIT_S)
+        gone, busy = is_over(run, pids, ended, STOPPED)
+        said = last_line(run.chat.text, f"{name} has not answered for ")
+        # On a busy machine nobody may look for a second or two.
+        assert re.fullmatch(rf"{re.escape(name)} has not answered for (8|9|10) s\.", said), said
         assert "--resume" in "".join(run.chat.text.split())
-        table.add(Row(death.what, when.__name__, run.place, said, run.last_word, 5, gone, busy))
+        table.add(Row(f"rank {rank} stopped", when.__name__, run.place, said, run.last_word, 5, gone, busy))
 
 
 ONE_HOST = [(death, 1) for death in (RANK_0, SCRIPT)]
