@@ -15,7 +15,7 @@ from chat.loading.checkpoints import Steps
 from chat.loading.facts import facts_table
 from chat.loading.named import BASE_WORD, LATEST_WORD
 from chat.sessions.formats import FORMATS
-from dist.checkpoint.folder import Step
+from dist.checkpoint.folder import Step, step_fault
 from dist.counted import counted
 from dist.errors import UsageError
 
@@ -50,6 +50,10 @@ def _described(found: Steps) -> Iterator[tuple[Step, str]]:
         parts = [time.strftime("%Y-%m-%d %H:%M", time.localtime(step.saved_at))]
         parts += ["loaded"] if step.number == found.loaded else []
         parts += ["latest"] if step.number == found.latest else []
+        # One that training may be writing just now.
+        newest = step is found.steps[-1] if found.latest is None else step.number > found.latest
+        fault = step_fault(step.path) if newest else None
+        parts += [fault.removeprefix("it is ").removeprefix("it ")] if fault is not None else []
         yield step, ", ".join(parts)
 
 

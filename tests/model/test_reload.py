@@ -20,6 +20,7 @@ from steps import add_step, cut_in_half, right_sums
 from chat.commands.table import complete
 from chat.loading.facts import facts_table, short_count, size
 from chat.start.options import LaunchOptions
+from dist.checkpoint.folder import LATEST
 from dist.checkpoint.ledger import Entry, Ledger
 
 
@@ -273,6 +274,14 @@ def other_vocabulary(run: Path) -> None:
     words = raw["model"]["vocab"]
     words["a"], words["b"] = words["b"], words["a"]
     path.write_text(json.dumps(raw))
+
+
+def test_steps_says_what_a_step_lacks_that_training_may_be_writing(run, talk):
+    unfinished(run)
+    (run / LATEST).write_text("3")
+    _, console = talk(run / "global_step_3", "/steps")
+    assert re.search(r"step 7 .*, half written: 1 of 3 shards are missing$", console.shown, re.MULTILINE)
+    assert re.search(r"step 3 .*, loaded, latest$", console.shown, re.MULTILINE)
 
 
 @pytest.mark.parametrize(
