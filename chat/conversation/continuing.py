@@ -27,7 +27,7 @@ def command_line(options: Sequence[str], environ: Mapping[str, str], name: str) 
 
 
 def _without(options: Sequence[str]) -> list[str]:
-    """The options but for --resume and for settings, which the session restores as they were last."""
+    """The options but for --resume, for settings, which the session restores as they were last, and for a `--`."""
     kept: list[str] = []
     skip = False
     for word in options:
@@ -37,7 +37,7 @@ def _without(options: Sequence[str]) -> list[str]:
         name, equals, _ = word.partition("=")
         dropped = word.startswith("--") and name[2:].replace("-", "_") in {"resume", *SETTINGS}
         skip = dropped and not equals
-        if not dropped:
+        if not dropped and word != "--":  # which the launcher puts before them
             kept.append(word)
     return kept
 
