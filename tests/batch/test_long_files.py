@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from test_batch import FACTS, SETTINGS, ScriptedEngine, Texts, never, tokenizer  # noqa: F401 (a fixture)
+from scripted_engine import FACTS, SETTINGS, ScriptedEngine, Texts, never
 
 from chat.batch import prompts as prompts_module
 from chat.batch import results_file
@@ -76,7 +76,7 @@ def test_prompts_are_read_as_they_are_gone_through(
 
 def test_what_is_wrong_far_down_is_said_when_its_turn_comes_and_what_is_done_stays(
     tmp_path: Path,
-    tokenizer: ChatTokenizer,  # noqa: F811
+    tokenizer: ChatTokenizer,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     path, output = json_lines(tmp_path / "p.jsonl", 12), tmp_path / "r.jsonl"
@@ -226,7 +226,7 @@ def test_going_on_with_a_long_output_takes_little_memory(tmp_path: Path) -> None
 
 def test_a_death_loses_no_result_that_came_out_of_order(
     tmp_path: Path,
-    tokenizer: ChatTokenizer,  # noqa: F811
+    tokenizer: ChatTokenizer,
 ) -> None:
     path, output = json_lines(tmp_path / "p.jsonl", 6), tmp_path / "r.jsonl"
 
