@@ -138,7 +138,7 @@ class Answerer:
                 refuse=True,
             )
 
-        for samples, fitted in fit_ahead(jobs, fit_one, threads=task.tokenizer.backend.is_fast):
+        for samples, fitted in fit_ahead(jobs, fit_one, threads=task.tokenizer.takes_threads):
             for job in samples:
                 if isinstance(fitted, PromptError):
                     self._unsent -= 1

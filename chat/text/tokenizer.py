@@ -59,6 +59,11 @@ class ChatTokenizer:
         """Whether messages can be put through a template of the checkpoint's."""
         return self.template is not None
 
+    @property
+    def takes_threads(self) -> bool:
+        """Whether several threads may encode at a time: where that is done in native code."""
+        return getattr(self.backend, "is_fast", False)
+
     def stop_words(self) -> str:
         """The tokens that end a reply and why, for people."""
         return ", ".join(
