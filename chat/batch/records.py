@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from chat.batch.jobs import Circumstances, Job
+from chat.text.running_text import text_with
 from chat.text.stops import ending, reply_text
 from chat.text.tokenizer import ChatTokenizer
 from dist.errors import PromptError
@@ -18,17 +19,18 @@ Record = dict[str, Any]
 def answered(
     job: Job,
     prompt_ids: tuple[int, ...],
+    prompt_text: str,
     reply: Reply,
     seed: int | None,
     tokenizer: ChatTokenizer,
     shared: Circumstances,
 ) -> Record:
-    """The record of a reply."""
+    """The record of a reply to a prompt of these tokens, whose text is `prompt_text`."""
     whole = reply_text(tokenizer, reply.token_ids)
     stops = reply.settings.stop
     response = reply_text(tokenizer, reply.token_ids, stops) if stops else whole
     beyond = len(whole) - len(response)
-    full_text = tokenizer.decode((*prompt_ids, *reply.token_ids))
+    full_text = text_with(tokenizer.decode, prompt_ids, prompt_text, reply.token_ids)
     return {
         "prompt": job.given,
         "response": response,

@@ -36,10 +36,11 @@ class Task:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """A prompt that fits, ready to be sent."""
+    """A prompt that fits, ready to be sent. `text` is that of its tokens."""
 
     job: Job
     token_ids: tuple[int, ...]
+    text: str
     begun: tuple[int, ...]
     seed: int | None
 

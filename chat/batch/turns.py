@@ -90,14 +90,16 @@ class Answerer:
             again = self._again.popleft()
             return self._batch(worker, again, self._most_together(again))
         asked: list[Asked] = []
-        together = 1
+        together = fitting = 1
+        longest = 0
         while (one := self._peek()) is not None:
             ahead = one.job.place - self._output.written >= MOST_AHEAD
             if asked and ahead:
                 break
             if ahead and len(self._workers.names) > 1:
                 return None
-            fitting = self._most_together([*asked, one])
+            if not asked or len(one.token_ids) > longest:
+                longest, fitting = len(one.token_ids), self._most_together([one])
             if asked and len(asked) >= self._share(fitting):
                 break
             # A long prompt leaves room for fewer beside it: it begins the next turn.
@@ -138,13 +140,18 @@ class Answerer:
                 refuse=True,
             )
 
-        for samples, fitted in fit_ahead(jobs, fit_one, threads=task.tokenizer.takes_threads):
-            for job in samples:
-                if isinstance(fitted, PromptError):
-                    self._unsent -= 1
+        threads = task.tokenizer.takes_threads
+        for samples, fitted in fit_ahead(jobs, fit_one, task.tokenizer.decode, threads=threads):
+            if isinstance(fitted, PromptError):
+                self._unsent -= len(samples)
+                for job in samples:
                     self._put(job, failed(job, fitted, self._seed(job), task.shared))
-                else:
-                    yield Asked(job=job, token_ids=fitted.token_ids, begun=fitted.begun, seed=self._seed(job))
+                continue
+            prompt, text = fitted
+            for job in samples:
+                yield Asked(
+                    job=job, token_ids=prompt.token_ids, text=text, begun=prompt.begun, seed=self._seed(job)
+                )
 
     def _most_together(self, asked: Sequence[Asked]) -> int:
         if self._task.batch_size is not None:
@@ -179,7 +186,8 @@ class Answerer:
         elif isinstance(outcome, Reply):
             one = batch.waiting.pop(outcome.row)
             batch.rows[outcome.row].ended(outcome)
-            record = answered(one.job, one.token_ids, outcome, one.seed, self._task.tokenizer, self._task.shared)
+            task = self._task
+            record = answered(one.job, one.token_ids, one.text, outcome, one.seed, task.tokenizer, task.shared)
             self._put(one.job, batch.rows[outcome.row].add_to(record))
             self._shares.add(batch.worker, len(outcome.token_ids))
         elif isinstance(outcome, PromptError):

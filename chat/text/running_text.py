@@ -12,6 +12,7 @@ Decode = Callable[[Sequence[int]], str]
 
 TORN = "\ufffd"  # what a decoder gives for half a character
 LONGEST_CHARACTER = 4  # in tokens
+NEIGHBOURS = 16  # tokens before others with which these have the text that they have after all of them
 
 
 class RunningText:
@@ -57,6 +58,16 @@ class RunningText:
     @property
     def text(self) -> str:
         return self._text
+
+
+def text_with(decode: Decode, ids: Sequence[int], text: str, more: Sequence[int]) -> str:
+    """The text of `ids` and `more` in a row, where `text` is that of `ids`, which are not all decoded again."""
+    end = ids[-NEIGHBOURS:]
+    before, both = decode(end), decode((*end, *more))
+    # What is all blank, or ends in half a character, may have another text with what follows.
+    if before.strip() and not before.endswith(TORN) and text.endswith(before) and both.startswith(before):
+        return text + both[len(before) :]
+    return decode((*ids, *more))
 
 
 class TokenTexts:

@@ -24,6 +24,7 @@ from bench_gpu import PLACEHOLDER, SHAPE, WRITERS, event_seconds
 from ranks import open_group
 
 from dist.checkpoint.open import open_checkpoint
+from dist.decode.cuda_graphs import Shape
 from dist.decode.engine import Engine
 from dist.decode.packed_batch import Piece
 from dist.model.load import load_model
@@ -93,7 +94,7 @@ class Bench:
         for _ in range(ROUNDS):
             for n in replayed:
                 width = n + 1
-                passed, _ = forward.run(1, width, width, [Piece(0, 1000 - width, [5] * width, 0, width)])
+                passed = forward.run(Shape(1, width, width, width), [Piece(0, 1000 - width, [5] * width, 0, width)])
                 replayed[n].append(event_seconds(passed.replay, 20))
                 forward.cache.truncate(0)
                 replies[n] = self.reply(n, 0.0, new=self.new // 2).stats
