@@ -99,7 +99,7 @@ def run_batch(
     each of these answers all prompts in turn, and a table of what they made stands at the end.
     Of `facts` the checkpoint and the dtype are recorded with each result. `interrupted` is asked once per pass
     whether the run is to end; what is finished by then is kept. Raises UsageError for an output
-    file that cannot be gone on with; errors of the engine other than PromptError pass through.
+    file that cannot be continued; errors of the engine other than PromptError pass through.
     """
     turns = steps or OneStep(tokenizer)
     jobs = Jobs(prompts, options.n, len(turns.makers))
@@ -110,10 +110,7 @@ def run_batch(
         file = ResultsFile(expand(options.output_file), jobs, conditions, turns.makers)
     settings = with_seed(settings, file.seed if file is not None else None)
     conditions = conditions_of(options, settings, use_template, facts)
-    summary = None if steps is None else Summary([maker.name or 0 for maker in steps.makers], jobs.each)
-    if summary is not None and file is not None:
-        for record in file.records():
-            summary.add(record)
+    summary = None if steps is None else _summary(steps, jobs, file)
     those: Workers = workers or OneWorker(engine)
     shares = Shares(those.names)
     with _output(options, streams, jobs, file, summary, shares) as output:
@@ -134,10 +131,17 @@ def run_batch(
             answerer.answer_all(missing, count)
             if output.cancelled or interrupted() or output.nobody_reads:
                 break
-        if options.rank_progress:
-            for line in shares.lines():
-                output.say(line)
+        for line in shares.lines() if options.rank_progress else ():
+            output.say(line)
         return _end(output, summary)
+
+
+def _summary(steps: Steps, jobs: Jobs, file: ResultsFile | None) -> Summary:
+    """Of what these steps answer, with what the file holds already."""
+    summary = Summary([maker.name or 0 for maker in steps.makers], jobs.each)
+    for record in file.records() if file is not None else ():
+        summary.add(record)
+    return summary
 
 
 def _end(output: Output, summary: Summary | None) -> int:

@@ -12,7 +12,6 @@ verdicts  gloo, ordinary timeout: one small broadcast per iteration, so that a h
 from __future__ import annotations
 
 import contextlib
-import mmap
 import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -25,7 +24,7 @@ from dist.errors import RankError
 from dist.group.connection import Connection
 from dist.group.peer_sums import NoPeerSums, PeerSums, open_peer_sums
 from dist.group.ranks import Ranks, local_device
-from dist.group.shared_control import Ended, Memory, SharedControl, attach
+from dist.group.shared_control import Ended, SharedControl, open_control
 from dist.group.wire import order_from_bytes, order_to_bytes
 from dist.protocol import SUMS_BY_NCCL, Order
 
@@ -275,26 +274,10 @@ class TorchGroup:
 
     def _open_control(self) -> SharedControl | None:
         """All ranks: shared memory for verdicts, if all of them are on one host and can reach it."""
-        if len(self._ranks.process_ids()) < self.size:
+        processes = self._ranks.process_ids()
+        if len(processes) < self.size:
             return None
-        control = problem = None
-        memory = Memory.possible(self.size) if self.rank == 0 else None
-        try:
-            ids = self._ranks.process_ids()
-            control = SharedControl(self._shared(memory), self.rank, ids, HANG.total_seconds())
-        except (OSError, AttributeError) as error:  # refused, or a system that does not have it
-            problem = str(error)
-        failed = self.gather_errors(problem)
-        if memory is not None:
-            memory.all_have_it()
-        return None if failed else control
-
-    def _shared(self, memory: Memory | None) -> mmap.mmap:
-        """Rank 0 tells where its memory is, the others look there."""
-        if self.rank == 0:
-            self._store.set("control/where", memory.where if memory else "")
-        where = self._store.get("control/where").decode()
-        return memory.bytes if memory else attach(self.size, where)
+        return open_control(self.rank, processes, HANG.total_seconds(), self._store, self.gather_errors)
 
     def _broadcast(
         self, tensor: torch.Tensor, group: torch_dist.ProcessGroup | None, source: int = 0

@@ -15,6 +15,7 @@ import struct
 import time
 import zlib
 from collections.abc import Callable, Mapping
+from typing import Any
 
 CAPACITY = 64 << 10  # bytes of a message; a longer one goes in several
 LINE = 64  # bytes that a processor's caches move together
@@ -159,3 +160,30 @@ class SharedControl:
         poll = select.poll()
         poll.register(self._processes[other], select.POLLIN)
         return bool(poll.poll(0))
+
+
+def open_control(
+    rank: int,
+    processes: Mapping[int, int],
+    timeout_s: float,
+    store: Any,
+    gather_errors: Callable[[str | None], dict[int, str]],
+) -> SharedControl | None:
+    """All ranks of one host: memory that each of them can reach, or None if one of them cannot.
+
+    Rank 0 says in the `store` where its memory is, the others look there.
+    """
+    control = problem = None
+    memory = Memory.possible(len(processes)) if rank == 0 else None
+    try:
+        if rank == 0:
+            store.set("control/where", memory.where if memory else "")
+        where = store.get("control/where").decode()
+        shared = memory.bytes if memory else attach(len(processes), where)
+        control = SharedControl(shared, rank, processes, timeout_s)
+    except (OSError, AttributeError) as error:  # refused, or a system that does not have it
+        problem = str(error)
+    failed = gather_errors(problem)
+    if memory is not None:
+        memory.all_have_it()
+    return None if failed else control

@@ -96,10 +96,9 @@ def load_model(
     """The model, on all ranks together. `progress(done, total)` counts all ranks' bytes.
 
     `keep` decides what becomes of fsdp shares: gathered once (resident), gathered in every forward (sharded), or
-    resident where every rank has room for it. Raises CheckpointError, the same on every rank, if any rank cannot
-    build or read the model or has no room for it, or it cannot be cut for tp; UsageError for a mode or dtype that
-    does not exist. `exact`: a token gets the same bits whatever else a forward pass holds; CheckpointError where
-    that cannot be promised.
+    resident where every rank has room for it. `exact`: a token gets the same bits whatever else a pass holds.
+    Raises CheckpointError, the same on every rank, if any rank cannot build or read the model or has no room for
+    it, or it cannot be split for tp or made exact; UsageError for a mode or dtype that does not exist.
     """
     if parallel not in MODES:
         raise UsageError(f"--parallel cannot be {parallel}.", f"It takes {either(MODES)}.")
@@ -117,16 +116,14 @@ def load_model(
         filler.fill(layout.placement)
     seconds = time.monotonic() - started
     head: Head = WholeHead()
-    words, sums = layout.words, None
+    sums = None
     if layout.cut is not None:
         head, sums = finish_cut(plan.module, layout.cut, group), group.open_sums()
-        words += f"; {sums}" if sums else ""
     if group.device.type == "cuda" and layout.placement != "shares":
         with report_oom(group, "linear layers were joined", "Use more GPUs, or free memory."):
             head.kernels = fuse(plan.module, group, exact=exact)
     if exact:
         _check_exact(plan.module, layout, group, sums)
-        words += "; exact"
     return LoadedModel(
         module=plan.module,
         facts=model_facts(
@@ -134,7 +131,7 @@ def load_model(
             plan.module,
             planned=planned,
             dtype=str(torch_dtype).removeprefix("torch."),
-            parallel=words,
+            parallel="; ".join(filter(None, (layout.words, sums, "exact" if exact else None))),
             load_seconds=seconds,
             load_bytes=filler.bytes_read,
         ),

@@ -79,6 +79,7 @@ def test_the_plain_decoder_gives_the_tokens_of_the_plain_rule(engine_of, prompt,
     assert reply(engine_of(), prompt, settings, stop_ids).token_ids == expected
 
 
+@pytest.mark.slow
 @many
 @given(prompt=PROMPTS, n=LENGTHS, new=st.integers(1, 60), stop_ids=STOPS)
 def test_auto_equals_greedy_token_by_token_and_never_needs_more_forwards(engine_of, prompt, n, new, stop_ids):

@@ -139,7 +139,7 @@ def refused(ranks: int, where: str) -> mmap.mmap:
 @pytest.mark.parametrize("reachable", [True, False])
 def test_where_memory_cannot_be_shared_verdicts_are_broadcast(monkeypatch, reachable):
     if not reachable:
-        monkeypatch.setattr("dist.group.group.attach", refused)
+        monkeypatch.setattr("dist.group.shared_control.attach", refused)
     assert results_of_forks([2], verdicts)[2] == {"same": 1, "shared": reachable}
 
 
