@@ -182,14 +182,14 @@ def refusal(model, size: int) -> str:
 def test_heads_that_do_not_divide_are_refused_with_what_would(on_ranks, models):
     said = (
         "--parallel tp cannot spread this model over 4 processes. Its 12 query and 6 key-value heads cannot be "
-        "shared out evenly to 4. Use --parallel fsdp, or 2, 3, 6 or 12 processes."
+        "divided evenly among 4. Use --parallel fsdp, or 2, 3, 6 or 12 processes."
     )
     assert refusal(models["qwen3"], 4) == said
     assert [list(on_ranks[case]) for case in REFUSED] == [["error"]] * len(REFUSED)
     assert on_ranks["qwen3", 4]["error"] == said
     assert refusal(models["qwen2 tied"], 5) == (
         "--parallel tp cannot spread this model over 5 processes. Its 12 query and 1 key-value heads cannot be "
-        "shared out evenly to 5. Use --parallel fsdp, or 2, 3, 4, 6 or 12 processes."
+        "divided evenly among 5. Use --parallel fsdp, or 2, 3, 4, 6 or 12 processes."
     )
 
 
@@ -210,7 +210,7 @@ def test_a_model_without_a_plan_is_refused():
 
 def test_query_key_and_value_in_one_linear_are_refused():
     model = small_model("Phi3Config", {"num_key_value_heads": 12, "pad_token_id": 0})
-    assert "transformers cuts model.layers.0." in refusal(model, 2)
+    assert "transformers splits model.layers.0." in refusal(model, 2)
 
 
 def test_a_norm_over_all_heads_is_refused():

@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 import jsonschema
+import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
@@ -126,6 +127,7 @@ def state(tree: Tree) -> tuple:
     )
 
 
+@pytest.mark.slow
 @given(script=st.lists(commands, max_size=12))
 @settings(max_examples=60, deadline=None, phases=PHASES)
 def test_journal_to_session_to_journal_is_a_fixed_point(script: list[tuple]) -> None:
