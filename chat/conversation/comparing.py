@@ -162,7 +162,8 @@ class Comparing:
 
         def show(update: BlockUpdate) -> None:
             margins.take(update)
-            self._page.console.show_live(view.update(update).draw)
+            if update.finish is None:  # what is compared is the text without what ended it
+                self._page.console.show_live(view.update(update).draw)
 
         reply = self._work.reply(turn, lambda: candidate.settings, show, doing)
         return Made(reply=reply, asked=candidate, margins=margins)
