@@ -15,13 +15,13 @@ import contextlib
 import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import Any, Protocol
 
 import torch
 import torch.distributed as torch_dist
 
 from dist.errors import RankError
 from dist.group.connection import Connection
+from dist.group.members import Members
 from dist.group.peer_sums import NoPeerSums, PeerSums, open_peer_sums
 from dist.group.ranks import Ranks, local_device
 from dist.group.shared_control import Ended, SharedControl, open_control
@@ -90,26 +90,6 @@ class SoloGroup:
 
     def close(self) -> None:
         pass
-
-
-class Members(Protocol):
-    """The ranks of a group, as one of them sees them; `devices` by rank, -1 for a CPU."""
-
-    rank: int
-    size: int
-    device: torch.device
-    devices: Sequence[int]
-    store: Any
-
-    def process_ids(self) -> dict[int, int]:
-        """{rank: process id} of those on this host."""
-        ...
-
-    def lost(self, problem: RuntimeError) -> RankError:
-        """What a library says when a peer is gone, as an error of the program that names the peer."""
-        ...
-
-    def close(self) -> None: ...
 
 
 class TorchGroup:
