@@ -89,13 +89,13 @@ def start_ranks(
     hosts: Hosts, count: int, arguments: list[str], options: LaunchOptions, waiting: Waiting, run_dir: Path
 ) -> None:
     """torchrun's agent, from the meeting to the end of the ranks. Raises ChatError, SystemExit."""
-    # What follows `--` is the program's: torchrun would take `--n` for a shortened option of its own.
-    program, run_id = ["-m", "chat", "--", *arguments], str(os.getpid())
+    run_id = str(os.getpid())
     early = None
     if hosts.nodes == 1:  # on several, a rank's number is known once all have met
         # As torchrun does, which would do it after they have begun.
         os.environ.setdefault("OMP_NUM_THREADS", "1")
-        early = EarlyRanks(count, [os.environ.get("PYTHON_EXEC", sys.executable), "-u", *program], run_id)
+        python = os.environ.get("PYTHON_EXEC", sys.executable)
+        early = EarlyRanks(count, [python, "-u", "-m", "chat", *arguments], run_id)
         early.end_on_signals()
         early.watch(partial(end_with_rank, run_dir))
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -123,7 +123,8 @@ def start_ranks(
     if early is not None:
         early.hand_over(SubprocessHandler)
     try:
-        torchrun([*agent, *program])
+        # What follows `--` is the program's: torchrun would take `--n` for a shortened option of its own.
+        torchrun([*agent, "-m", "chat", "--", *arguments])
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         if failure.exitcode not in REPORTED:
