@@ -102,7 +102,6 @@ def start_ranks(
     from torch.distributed.elastic.multiprocessing.subprocess_handler import SubprocessHandler
     from torch.distributed.run import main as torchrun
 
-    from dist.group.ranks import rank_name
     from dist.group.rendezvous import BACKEND, Meeting, register
 
     def met(others: dict[int, dict[str, str]]) -> None:
@@ -127,19 +126,26 @@ def start_ranks(
         torchrun([*agent, "-m", "chat", "--", *arguments])
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
-        if failure.exitcode not in REPORTED:
-            who = rank_name(rank, host_name() if hosts.nodes > 1 else None)
-            how = ("was " if failure.exitcode < 0 else "") + in_words(failure.exitcode)
-            write_ending(run_dir, as_sentence(f"{who} {how}"))
-            # Rank 0 may be on another host, or gone with its store.
-            if meeting.store is not None:
-                post_within(meeting.store, who, how, POST_S)
-            if hosts.node == 0:
-                meeting.leave(f"{who} {how}")
-        else:
+        if failure.exitcode in REPORTED:
             meeting.leave()
+        else:
+            report_failure(hosts, meeting, rank, failure.exitcode, run_dir)
         raise
     meeting.leave()
+
+
+def report_failure(hosts: Hosts, meeting: Meeting, rank: int, code: int, run_dir: Path) -> None:
+    """Say on all hosts how a rank of this one ended that could not say so itself."""
+    from dist.group.ranks import rank_name
+
+    who = rank_name(rank, host_name() if hosts.nodes > 1 else None)
+    how = ("was " if code < 0 else "") + in_words(code)
+    write_ending(run_dir, as_sentence(f"{who} {how}"))
+    # Rank 0 may be on another host, or gone with its store.
+    if meeting.store is not None:
+        post_within(meeting.store, who, how, POST_S)
+    if hosts.node == 0:
+        meeting.leave(f"{who} {how}")
 
 
 def end_with_rank(run_dir: Path, rank: int, code: int) -> None:
