@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -69,9 +70,10 @@ def main() -> None:
     os.environ[TORCHRUN_PID] = str(os.getpid())
     run_dir = Path(os.environ.get("DLLM_RUN_DIR") or Path(log).parent)
     waiting = Waiting(2)
-    # Only the Python object changes: the workers inherit descriptor 2 as it is. Never closed, since the
-    # interpreter still prints torchrun's last exception to it.
+    # Only the Python object changes: the workers inherit descriptor 2 as it is. Never closed:
+    # what torchrun says at the end goes there, too.
     sys.stderr = Path(log).open("a", encoding="utf-8", buffering=1)  # noqa: SIM115
+    code = 0
     try:
         hosts = Hosts.from_environment()
         check_interfaces()
@@ -80,9 +82,13 @@ def main() -> None:
     except ChatError as error:
         waiting.say(str(error))
         write_status(run_dir, error.exit_code)
-        # Without waiting for threads that may be stuck in a library.
-        sys.stderr.flush()
-        os._exit(error.exit_code)
+        code = error.exit_code
+    except Exception:  # noqa: BLE001  (the edge of the program: torchrun tells so of ranks that failed)
+        traceback.print_exc()
+        code = 1
+    # Taking torch apart takes half a second, and threads may be stuck in a library.
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def start_ranks(
