@@ -303,16 +303,19 @@ def test_a_model_that_computes_nan_is_named_and_the_next_turn_works():
     assert reply(engine, [5, 9], settings).token_ids == right.token_ids
 
 
-def test_trace_names_the_likeliest_tokens_of_every_place(engine_of):
-    settings = GenerationSettings(add_eos_length=3, refine_iter="auto", max_new_tokens=12)
+@pytest.mark.parametrize("rounds", ["auto", 4])
+def test_trace_names_the_likeliest_tokens_of_every_place_that_was_chosen(engine_of, rounds):
+    settings = GenerationSettings(add_eos_length=3, refine_iter=rounds, max_new_tokens=12)
     turn = Turn(prompts=((5, 9, 11),), settings=settings, placeholder=PLACEHOLDER, stop_ids=(), trace=True)
+    before = 0  # exact since the pass before
     for event in engine_of().answer(turn, lambda: Control(settings=settings)):
         if isinstance(event, BlockUpdate):
-            assert event.candidates is not None
+            assert event.candidates is not None and event.candidates[:before] == ((),) * before
             assert len(event.candidates) == len(event.token_ids)
-            for token, places in zip(event.token_ids, event.candidates):
+            for token, places in zip(event.token_ids[before:], event.candidates[before:]):
                 assert len(places) == 3 and places[0][0] == token
                 assert 1 >= places[0][1] >= places[1][1] >= places[2][1] >= 0
+            before = 0 if event.settled else event.exact
 
 
 def test_a_model_whose_state_cannot_be_rewound_is_decoded_by_the_plain_rule():
