@@ -8,9 +8,12 @@ import faulthandler
 import os
 import signal
 import threading
+import time
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
+# What rank 0's guard needs to put the terminal back; what is said after that has a line of its own.
+GUARD_S = 0.2
 
 
 def end_within(seconds: float, code: int) -> None:
@@ -53,6 +56,7 @@ def end_children() -> None:
         for pid in path.read_text(encoding="ascii").split():
             with contextlib.suppress(OSError):
                 os.kill(int(pid), signal.SIGKILL)
+    time.sleep(GUARD_S)
 
 
 def die_with_parent(number: signal.Signals, parent: str | None = None) -> None:
