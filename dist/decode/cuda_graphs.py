@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 
 from dist.decode.forward import FORWARD_ERRORS, Choices, choices_at, choices_of
-from dist.decode.packed_batch import Order, Piece, order_of
+from dist.decode.packed_batch import Order, Segment, order_of
 from dist.decode.passes import Pass, pass_sizes
 from dist.decode.varlen import PROBE_TOKENS, VarlenForward, other_attention
 from dist.kernels.limits import kernel_errors
@@ -41,9 +41,9 @@ Run = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Shape(NamedTuple):
-    """Of so many `pieces` of at most `width` tokens, `tokens` in all, a pass keeps `kept` logits each."""
+    """Of so many `segments` of at most `width` tokens, `tokens` in all, a pass keeps `kept` logits each."""
 
-    pieces: int
+    segments: int
     width: int
     kept: int
     tokens: int
@@ -70,88 +70,94 @@ class CapturedForward(VarlenForward):
         """What the widest of the captured passes takes; a window's takes no more than its places."""
         return max(width for width, _ in pass_sizes(step.settings))
 
-    def _feed(self, pieces: Sequence[Piece]) -> torch.Tensor:
+    def _feed(self, segments: Sequence[Segment]) -> torch.Tensor:
         """A few tokens, as a short message has before its first pass, by a width that is captured already."""
-        longest, room = max(len(one.token_ids) for one in pieces), self.capacity - max(one.start for one in pieces)
+        longest, room = (
+            max(len(one.token_ids) for one in segments),
+            self.capacity - max(one.start for one in segments),
+        )
         fits = [
             shape
             for shape in self.widths
-            if shape.pieces == len(pieces)
+            if shape.segments == len(segments)
             and longest <= shape.width <= room
-            and shape.tokens == shape.pieces * shape.width
+            and shape.tokens == shape.segments * shape.width
         ]
-        if not fits or any(one.kept > 1 for one in pieces):
-            return super()._feed(pieces)
-        passed, places = self._run(min(fits), pieces)
-        self._note(pieces)
+        if not fits or any(one.kept > 1 for one in segments):
+            return super()._feed(segments)
+        passed, places = self._run(min(fits), segments)
+        self._note(segments)
         return torch.cat([passed.logits[place] for place in places])
 
-    def _choices(self, pieces: Sequence[Piece], steps: Sequence[Pass], trace: bool) -> list[Choices]:
-        shape = self._shape(pieces, steps)
+    def _choices(self, segments: Sequence[Segment], steps: Sequence[Pass], trace: bool) -> list[Choices]:
+        shape = self._shape(segments, steps)
         if shape is None or shape.tokens > MOST_TOKENS:
             # Only what a turn's start leaves unread, at the very end of the storage, or in long blocks.
-            return super()._choices(pieces, steps, trace)
-        passed, places = self._run(shape, pieces)
-        self._note(pieces)
+            return super()._choices(segments, steps, trace)
+        passed, places = self._run(shape, segments)
+        self._note(segments)
         if any(step.settings.samples for step in steps):
             return choices_of([passed.logits[place] for place in places], steps, trace, self._head)
         return choices_at(places, passed.chosen(), passed.logits, steps, trace, self._head)
 
-    def _shape(self, pieces: Sequence[Piece], steps: Sequence[Pass]) -> Shape | None:
-        """The smallest that the pieces can be padded to, or a larger one that is captured already.
+    def _shape(self, segments: Sequence[Segment], steps: Sequence[Pass]) -> Shape | None:
+        """The smallest that the segments can be padded to, or a larger one that is captured already.
 
         A batch has fewer and fewer rows towards its end; smaller passes are captured once that pays. Where there
-        are too few pieces, the last is read several times. None if there is no such shape.
+        are too few segments, the last is read several times. None if there is no such shape.
         """
-        longest, most = max(len(piece.token_ids) for piece in pieces), max(piece.kept for piece in pieces)
-        room = self.capacity - max(piece.start for piece in pieces)
+        longest, most = (
+            max(len(segment.token_ids) for segment in segments),
+            max(segment.kept for segment in segments),
+        )
+        room = self.capacity - max(segment.start for segment in segments)
         sizes = sorted({size for step in steps for size in pass_sizes(step.settings)})
         size = next(((width, kept) for width, kept in sizes if longest <= width <= room and most <= kept), None)
         if size is None:
             return None
-        lengths = [max(len(piece.token_ids), size[1]) for piece in pieces]
+        lengths = [max(len(segment.token_ids), size[1]) for segment in segments]
 
         def needed(count: int) -> int:
-            return sum(lengths) + (count - len(pieces)) * lengths[-1]
+            return sum(lengths) + (count - len(segments)) * lengths[-1]
 
-        count = min(1 << (len(pieces) - 1).bit_length(), self.rows)
+        count = min(1 << (len(segments) - 1).bit_length(), self.rows)
         best = Shape(count, *size, _tokens(needed(count), count, size[0], sizes[0][0]))
         larger = [
             shape
             for shape in self.widths
             if shape[1:3] == size
-            and shape.pieces >= count
-            and shape.tokens >= max(best.tokens, needed(shape.pieces))
+            and shape.segments >= count
+            and shape.tokens >= max(best.tokens, needed(shape.segments))
         ]
         if best in self.widths or not larger:
             return best
         self._missed[best] += 1
         return best if self._missed[best] > PATIENCE else min(larger, key=lambda shape: shape.tokens)
 
-    def _probe(self, pieces: Sequence[Piece]) -> torch.Tensor:
+    def _probe(self, segments: Sequence[Segment]) -> torch.Tensor:
         # The captured width stays: a pool whose last graph has gone can't be captured into again.
-        shape = Shape(len(pieces), PROBE_TOKENS, pieces[0].kept, len(pieces) * PROBE_TOKENS)
-        passed, places = self._run(shape, pieces)
+        shape = Shape(len(segments), PROBE_TOKENS, segments[0].kept, len(segments) * PROBE_TOKENS)
+        passed, places = self._run(shape, segments)
         return torch.cat([passed.logits[place] for place in places])
 
-    def _run(self, shape: Shape, pieces: Sequence[Piece]) -> tuple[FixedWidth, list[slice]]:
-        """The pass over the pieces, and where each one's own logits are among those of all."""
-        whole = _padded([*pieces, *[pieces[-1]] * (shape.pieces - len(pieces))], shape)
+    def _run(self, shape: Shape, segments: Sequence[Segment]) -> tuple[FixedWidth, list[slice]]:
+        """The pass over the segments, and where each one's own logits are among those of all."""
+        whole = _padded([*segments, *[segments[-1]] * (shape.segments - len(segments))], shape)
         self.run(shape, whole)
         passed, kept = self.widths[shape], shape.kept
         places = []
-        for index, piece in enumerate(pieces):
-            begin = index * kept + piece.first - whole[index].first
-            places.append(slice(begin, begin + piece.kept))
+        for index, segment in enumerate(segments):
+            begin = index * kept + segment.first - whole[index].first
+            places.append(slice(begin, begin + segment.kept))
         return passed, places
 
-    def run(self, shape: Shape, pieces: Sequence[Piece]) -> FixedWidth:
-        """The pass over pieces that have the shape; captured, the first time."""
-        order = order_of(pieces, self.capacity, self._limit)
+    def run(self, shape: Shape, segments: Sequence[Segment]) -> FixedWidth:
+        """The pass over segments that have the shape; captured, the first time."""
+        order = order_of(segments, self.capacity, self._limit)
         if shape not in self.widths:
             count, width, kept, tokens = shape
             forward = functools.partial(
-                self._forward, tokens=tokens, pieces=count, kept=count * kept, longest=width
+                self._forward, tokens=tokens, segments=count, kept=count * kept, longest=width
             )
             self.widths[shape] = FixedWidth(forward, self._head, len(order), count * kept, self._device)
         self.widths[shape].run(order, self._pool)
@@ -159,7 +165,7 @@ class CapturedForward(VarlenForward):
 
 
 def _tokens(needed: int, count: int, width: int, narrow: int) -> int:
-    """How many tokens a pass of `count` pieces has, of which it needs so many: `width` each, or a step to that."""
+    """How many tokens a pass of `count` segments has that needs so many: `width` each, or a step to that."""
     if width == narrow or count * width <= FEW_TOKENS:
         return count * width
     step = -(-(width - narrow) // LEVELS)
@@ -167,17 +173,17 @@ def _tokens(needed: int, count: int, width: int, narrow: int) -> int:
     return count * min(width, narrow + steps * step)
 
 
-def _padded(pieces: Sequence[Piece], shape: Shape) -> list[Piece]:
-    """As many tokens in all as the shape has, with junk behind each piece that hides from it."""
-    lengths = [max(len(piece.token_ids), shape.kept) for piece in pieces]
+def _padded(segments: Sequence[Segment], shape: Shape) -> list[Segment]:
+    """As many tokens in all as the shape has, with junk behind each segment that hides from it."""
+    lengths = [max(len(segment.token_ids), shape.kept) for segment in segments]
     left = shape.tokens - sum(lengths)
     padded = []
-    for piece, length in zip(pieces, lengths):
+    for segment, length in zip(segments, lengths):
         more = min(left, shape.width - length)
         left -= more
-        filling = [piece.token_ids[-1]] * (length + more - len(piece.token_ids))
-        first = min(piece.first, length + more - shape.kept)
-        padded.append(Piece(piece.row, piece.start, piece.token_ids + filling, first, shape.kept))
+        filling = [segment.token_ids[-1]] * (length + more - len(segment.token_ids))
+        first = min(segment.first, length + more - shape.kept)
+        padded.append(Segment(segment.row, segment.start, segment.token_ids + filling, first, shape.kept))
     return padded
 
 

@@ -15,7 +15,7 @@ import torch
 
 from dist.decode.cache import shared_prefix
 from dist.decode.forward import Choices, Prefill, choices_of, logits_after
-from dist.decode.packed_batch import FlatForward, Piece, order_of
+from dist.decode.packed_batch import FlatForward, Segment, order_of
 from dist.decode.passes import Pass
 from dist.decode.static_cache import FixedCache
 from dist.kernels.closeness import logits_agree
@@ -58,20 +58,20 @@ class VarlenForward:
                 step = waiting.pop(row)
                 if len(rest) > self._most_unread(step):
                     ahead.append((row, len(step.token_ids) - len(rest), rest[: -step.wanted]))
-            for pieces in _forwards(ahead, chunk):
-                self._feed(pieces)
+            for segments in _forwards(ahead, chunk):
+                self._feed(segments)
                 if self._device.type == "cuda":
                     # The host is not to run ahead: whoever leads hears of others, and of Ctrl-C, in between.
                     begun.append(torch.cuda.current_stream().record_event())
                     if len(begun) > 1:
                         begun.popleft().synchronize()
-                yield [piece.row for piece in pieces], sum(len(self.cache.stored[row]) for row in rows), total
+                yield [segment.row for segment in segments], sum(len(self.cache.stored[row]) for row in rows), total
 
     def __call__(self, rows: Sequence[int], steps: Sequence[Pass], *, trace: bool) -> list[Choices]:
-        return self._choices([self._piece(row, step) for row, step in zip(rows, steps)], steps, trace)
+        return self._choices([self._segment(row, step) for row, step in zip(rows, steps)], steps, trace)
 
-    def _choices(self, pieces: Sequence[Piece], steps: Sequence[Pass], trace: bool) -> list[Choices]:
-        logits_KV = self._feed(pieces)
+    def _choices(self, segments: Sequence[Segment], steps: Sequence[Pass], trace: bool) -> list[Choices]:
+        logits_KV = self._feed(segments)
         return choices_of(torch.split(logits_KV, [step.wanted for step in steps]), steps, trace, self._head)
 
     def agrees(self) -> bool:
@@ -81,10 +81,10 @@ class VarlenForward:
         # The second one is shorter, and both begin in the middle of what their rows hold.
         inputs = [ids, ids[:0:-1]][: self.rows]
         wanted = len(ids) - PROBE_START - 1
-        self._feed([Piece(row, 0, one[:PROBE_START], PROBE_START - 1, 1) for row, one in enumerate(inputs)])
+        self._feed([Segment(row, 0, one[:PROBE_START], PROBE_START - 1, 1) for row, one in enumerate(inputs)])
         logits = self._probe(
             [
-                Piece(row, PROBE_START, one[PROBE_START:], len(one) - PROBE_START - wanted, wanted)
+                Segment(row, PROBE_START, one[PROBE_START:], len(one) - PROBE_START - wanted, wanted)
                 for row, one in enumerate(inputs)
             ]
         )
@@ -94,17 +94,17 @@ class VarlenForward:
         judged = ~expected.isnan().any(dim=-1)
         return logits_agree(logits[judged], expected[judged])
 
-    def _probe(self, pieces: Sequence[Piece]) -> torch.Tensor:
-        return self._feed(pieces)
+    def _probe(self, segments: Sequence[Segment]) -> torch.Tensor:
+        return self._feed(segments)
 
     def _most_unread(self, step: Pass) -> int:
         """How much of the text is left to the pass itself, its draft included: no more than two blocks."""
         return 2 * step.wanted - 1
 
-    def _piece(self, row: int, step: Pass) -> Piece:
+    def _segment(self, row: int, step: Pass) -> Segment:
         """What a pass still has to read."""
         rest = self.cache.rest(row, step.token_ids, step.wanted)
-        return Piece(row, len(self.cache.stored[row]), rest, len(rest) - step.wanted, step.wanted)
+        return Segment(row, len(self.cache.stored[row]), rest, len(rest) - step.wanted, step.wanted)
 
     def _turn_of(self, waiting: dict[int, Pass]) -> dict[int, list[int]]:
         """What is left to read of those rows that need not wait for another one, which begins in the same way."""
@@ -123,24 +123,24 @@ class VarlenForward:
         return chosen
 
     @torch.inference_mode()
-    def _feed(self, pieces: Sequence[Piece]) -> torch.Tensor:
-        """Read the pieces as they are; logits [K, V]."""
-        order = torch.from_numpy(order_of(pieces, self.capacity, self._limit))
-        lengths = [len(piece.token_ids) for piece in pieces]
+    def _feed(self, segments: Sequence[Segment]) -> torch.Tensor:
+        """Read the segments as they are; logits [K, V]."""
+        order = torch.from_numpy(order_of(segments, self.capacity, self._limit))
+        lengths = [len(segment.token_ids) for segment in segments]
         logits_KV = self._forward(
             order.to(self._device),
             tokens=sum(lengths),
-            pieces=len(pieces),
-            kept=sum(piece.kept for piece in pieces),
+            segments=len(segments),
+            kept=sum(segment.kept for segment in segments),
             longest=max(lengths),
         )
-        self._note(pieces)
+        self._note(segments)
         return logits_KV
 
-    def _note(self, pieces: Iterable[Piece]) -> None:
+    def _note(self, segments: Iterable[Segment]) -> None:
         """These have been read."""
-        for piece in pieces:
-            self.cache.stored[piece.row] += piece.token_ids
+        for segment in segments:
+            self.cache.stored[segment.row] += segment.token_ids
 
 
 def other_attention(module: Any) -> str | None:
@@ -152,17 +152,17 @@ def other_attention(module: Any) -> str | None:
     return None
 
 
-def _forwards(ahead: Iterable[tuple[int, int, list[int]]], chunk: int) -> Iterator[list[Piece]]:
-    """(row, start, tokens) as pieces, cut so that every forward but the last reads `chunk` tokens."""
-    pieces: list[Piece] = []
+def _forwards(ahead: Iterable[tuple[int, int, list[int]]], chunk: int) -> Iterator[list[Segment]]:
+    """(row, start, tokens) as segments, cut so that every forward but the last reads `chunk` tokens."""
+    segments: list[Segment] = []
     room = chunk
     for row, start, tokens in ahead:
         while tokens:
             part, tokens = tokens[:room], tokens[room:]
-            pieces.append(Piece(row, start, part, len(part) - 1, 1))
+            segments.append(Segment(row, start, part, len(part) - 1, 1))
             start, room = start + len(part), room - len(part)
             if room == 0:
-                yield pieces
-                pieces, room = [], chunk
-    if pieces:
-        yield pieces
+                yield segments
+                segments, room = [], chunk
+    if segments:
+        yield segments

@@ -1,10 +1,10 @@
 """Attention over a static KV cache, as one of transformers' attention functions. Knows no decoding.
 
-A forward's tokens are pieces of several sequences, end to end. Their keys and values lie in the storage
+A forward's tokens are segments of several sequences, end to end. Their keys and values lie in the storage
 already; a token sees its own sequence's slots up to its own, whatever the slots behind hold. What belongs where is
 given by a table on the device, so that the same kernels serve every length.
 
-Shape suffixes: T tokens of the forward, S pieces, H query heads, K key heads, C stored slots, D head size.
+Shape suffixes: T tokens of the forward, S segments, H query heads, K key heads, C stored slots, D head size.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ NAME = "fixed_storage"
 
 
 @dataclass(frozen=True, slots=True)
-class Pieces:
+class Segments:
     """Which tokens of a forward belong together.
 
-    `table_S4`, int64 on the device: for each piece its first token's place in the forward, how many tokens it has,
-    how many of its sequence come before it, and the slot of its sequence's first token. `longest` is the number of
-    tokens in the longest one. With `most_keys`, which no sequence exceeds, a GPU gives a token the same bits
+    `table_S4`, int64 on the device: for each segment the place of its first token in the forward, its length, how
+    many tokens of its sequence come before it, and the slot of its sequence's first token. `longest` is the length
+    of the longest one. With `most_keys`, which no sequence exceeds, a GPU gives a token the same bits
     whatever else the forward holds. `masks` are what `reference_attention` makes once for all layers.
     """
 
@@ -38,7 +38,7 @@ class Pieces:
 
 @contextmanager
 def fixed_storage_attention(module: Any) -> Iterator[None]:
-    """While it lasts, the model's layers call `attend`; its forward must be given `pieces`."""
+    """While it lasts, the model's layers call `attend`; its forward must be given `segments`."""
     from transformers import AttentionInterface
 
     # Without a mask function of this name transformers makes no mask at all.
@@ -59,7 +59,7 @@ def attend(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None = None,
     *,
-    pieces: Pieces,
+    segments: Segments,
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
@@ -75,7 +75,7 @@ def attend(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     window, cap = sliding_window or _window_of(module), softcap or 0.0
     q, k, v = query[0], key[0], value[0]
-    table_S4, longest, most = pieces.table_S4, pieces.longest, pieces.most_keys
+    table_S4, longest, most = segments.table_S4, segments.longest, segments.most_keys
     if query.is_cuda and most is not None:
         from dist.kernels.exact_attention import exact_attention
 
@@ -85,7 +85,7 @@ def attend(
 
         result_THD = split_kv_attention(q, k, v, table_S4, longest, scale=scale, window=window, softcap=cap)
     else:
-        result_THD = reference_attention(q, k, v, pieces, scale=scale, window=window, softcap=cap)
+        result_THD = reference_attention(q, k, v, segments, scale=scale, window=window, softcap=cap)
     return result_THD.unsqueeze(0), None
 
 
@@ -102,20 +102,20 @@ def reference_attention(
     query_HTD: torch.Tensor,
     key_KCD: torch.Tensor,
     value_KCD: torch.Tensor,
-    pieces: Pieces,
+    segments: Segments,
     *,
     scale: float,
     window: int = 0,
     softcap: float = 0.0,
 ) -> torch.Tensor:
-    """The same as the kernels' split_kv_attention, in plain torch, piece by piece; returns [T, H, D]."""
+    """The same as the kernels' split_kv_attention, in plain torch, segment by segment; returns [T, H, D]."""
     heads, tokens, size = query_HTD.shape
     group = heads // key_KCD.shape[0]
     result_THD = query_HTD.new_empty((tokens, heads, size))
-    for first, length, start, slot in pieces.table_S4.tolist():
-        mask = pieces.masks.get((length, start, window))
+    for first, length, start, slot in segments.table_S4.tolist():
+        mask = segments.masks.get((length, start, window))
         if mask is None:
-            mask = pieces.masks[length, start, window] = _mask(query_HTD, length, start, window, group)
+            mask = segments.masks[length, start, window] = _mask(query_HTD, length, start, window, group)
         keys, values = (storage[:, slot : slot + start + length] for storage in (key_KCD, value_KCD))
         query = query_HTD[:, first : first + length]
         attended = _attend_alone(query, keys, values, mask, scale=scale, softcap=softcap)

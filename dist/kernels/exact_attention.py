@@ -21,7 +21,7 @@ from dist.kernels.tiles import (
     over_keys,
     padded_size,
     partial_softmaxes,
-    piece_of,
+    segment_of,
     store_part,
     tile_options,
 )
@@ -136,10 +136,10 @@ def _attend_to_spans(
     begin(EARLY)
     key_head, span = tl.program_id(1), tl.program_id(2)
     heads = tl.num_programs(1) * group
-    piece, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
-    first_row, rows, start, first_slot = piece_of(table, piece)
+    segment, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
+    first_row, rows, start, first_slot = segment_of(table, segment)
     if tile * ROWS >= rows * group:
-        return  # a shorter piece than the longest
+        return  # a shorter segment than the longest
     used = start + rows
     is_row, head, row, own = folded_rows(first_row, rows, start, tile, key_head, group, ROWS)
     column = tl.arange(0, PADDED)

@@ -22,7 +22,7 @@ from dist.kernels.tiles import (
     over_keys,
     padded_size,
     partial_softmaxes,
-    piece_of,
+    segment_of,
     store_part,
     tile_options,
 )
@@ -42,9 +42,9 @@ def split_kv_attention(
     window: int = 0,
     softcap: float = 0.0,
 ) -> torch.Tensor:
-    """A token sees its piece's slots up to its own (with a `window` only the last so many of them); [T, H, D].
+    """A token sees its segment's slots up to its own (with a `window` only the last so many of them); [T, H, D].
 
-    `table_S4` and `longest` are those of `attention.Pieces`; what other slots hold does not matter. The last
+    `table_S4` and `longest` are those of `attention.Segments`; what other slots hold does not matter. The last
     dimension of all tensors is contiguous, keys and values have equal strides.
     """
     heads, tokens, size = query_HTD.shape
@@ -122,10 +122,10 @@ def _attend_to_part(
     """One tile of folded rows against one part of the keys: unnormalised sums, their peak score and weight."""
     begin(EARLY)
     key_head, part = tl.program_id(1), tl.program_id(2)
-    piece, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
-    first_row, rows, start, first_slot = piece_of(table, piece)
+    segment, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
+    first_row, rows, start, first_slot = segment_of(table, segment)
     if tile * ROWS >= rows * group:
-        return  # a shorter piece than the longest
+        return  # a shorter segment than the longest
     used = start + rows
     is_row, head, row, own = folded_rows(first_row, rows, start, tile, key_head, group, ROWS)
 

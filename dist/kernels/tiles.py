@@ -52,12 +52,12 @@ def tile_options(query_HTD: torch.Tensor, rows: int, window: int, softcap: float
 
 
 @triton.jit
-def piece_of(table, piece):
-    """A piece's first row among the tokens, how many it has, how many slots it has before them, its first slot."""
-    first_row = tl.load(table + 4 * piece).to(tl.int32)
-    rows = tl.load(table + 4 * piece + 1).to(tl.int32)
-    start = tl.load(table + 4 * piece + 2).to(tl.int32)
-    return first_row, rows, start, tl.load(table + 4 * piece + 3)
+def segment_of(table, segment):
+    """A segment's first row among the tokens, its rows, how many slots come before them, and its first slot."""
+    first_row = tl.load(table + 4 * segment).to(tl.int32)
+    rows = tl.load(table + 4 * segment + 1).to(tl.int32)
+    start = tl.load(table + 4 * segment + 2).to(tl.int32)
+    return first_row, rows, start, tl.load(table + 4 * segment + 3)
 
 
 @triton.jit

@@ -26,7 +26,7 @@ from ranks import open_group
 from dist.checkpoint.open import open_checkpoint
 from dist.decode.cuda_graphs import Shape
 from dist.decode.engine import Engine
-from dist.decode.packed_batch import Piece
+from dist.decode.packed_batch import Segment
 from dist.model.load import load_model
 from dist.protocol import Control, Reply, Turn
 from dist.settings import GenerationSettings
@@ -94,7 +94,9 @@ class Bench:
         for _ in range(ROUNDS):
             for n in replayed:
                 width = n + 1
-                passed = forward.run(Shape(1, width, width, width), [Piece(0, 1000 - width, [5] * width, 0, width)])
+                passed = forward.run(
+                    Shape(1, width, width, width), [Segment(0, 1000 - width, [5] * width, 0, width)]
+                )
                 replayed[n].append(event_seconds(passed.replay, 20))
                 forward.cache.truncate(0)
                 replies[n] = self.reply(n, 0.0, new=self.new // 2).stats

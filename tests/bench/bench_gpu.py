@@ -218,10 +218,10 @@ class Bench:
     def replay_seconds(self, width: int, kept: int, start: int) -> float:
         """One captured pass of so many tokens after `start` others, without the host's part."""
         from dist.decode.cuda_graphs import Shape
-        from dist.decode.packed_batch import Piece
+        from dist.decode.packed_batch import Segment
 
         forward = self.engine.forwards.alone
-        passed = forward.run(Shape(1, width, kept, width), [Piece(0, start, [5] * width, width - kept, kept)])
+        passed = forward.run(Shape(1, width, kept, width), [Segment(0, start, [5] * width, width - kept, kept)])
         return event_seconds(passed.replay, 20)
 
     def kernel_table(self, width: int, kept: int, start: int) -> str:
@@ -229,10 +229,10 @@ class Bench:
         from torch.profiler import ProfilerActivity, profile
 
         from dist.decode.cuda_graphs import Shape
-        from dist.decode.packed_batch import Piece
+        from dist.decode.packed_batch import Segment
 
         forward = self.engine.forwards.alone
-        passed = forward.run(Shape(1, width, kept, width), [Piece(0, start, [5] * width, width - kept, kept)])
+        passed = forward.run(Shape(1, width, kept, width), [Segment(0, start, [5] * width, width - kept, kept)])
         with profile(activities=[ProfilerActivity.CUDA]) as profiler:
             for _ in range(PROFILED):
                 passed.replay()

@@ -21,7 +21,7 @@ from tiny_models import FAMILIES, VOCABULARY, tiny_model
 
 from dist.decode.engine import Engine
 from dist.group.group import SoloGroup
-from dist.kernels.attention import Pieces, reference_attention
+from dist.kernels.attention import Segments, reference_attention
 from dist.kernels.closeness import logits_agree
 from dist.kernels.ops import product, rms_norm, silu_product
 from dist.kernels.split_kv import split_kv_attention
@@ -48,10 +48,10 @@ def kernels() -> bool:
             for _, length, before, slot in table:
                 for storage in (k, v):
                     storage[:, slot + before + length : slot + capacity] = torch.nan
-            pieces = Pieces(torch.tensor(table, device="cuda"), rows)
+            segments = Segments(torch.tensor(table, device="cuda"), rows)
             more = {"scale": size**-0.5, "window": window, "softcap": cap}
-            ours = split_kv_attention(q, k, v, pieces.table_S4, pieces.longest, **more).double()
-            exact = reference_attention(q.double(), k.double(), v.double(), pieces, **more)
+            ours = split_kv_attention(q, k, v, segments.table_S4, segments.longest, **more).double()
+            exact = reference_attention(q.double(), k.double(), v.double(), segments, **more)
             worst[dtype] = max(worst[dtype], float((ours - exact).norm() / exact.norm()))
     print(f"attention kernels, worst relative error: {worst}", flush=True)
     return all(worst[dtype] < limit for dtype, limit in TOLERANCE.items())

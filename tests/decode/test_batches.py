@@ -39,12 +39,12 @@ def answers(engine, prompts, settings, stop_ids=(2,), poll=None):
 
 @contextmanager
 def watched(engine):
-    """The lengths of the pieces of every forward over several sequences."""
+    """The lengths of the segments of every forward over several sequences."""
     read = []
 
     def note(module, args, kwargs):
-        if "pieces" in kwargs:
-            read.append(kwargs["pieces"].table_S4[:, 1].tolist())
+        if "segments" in kwargs:
+            read.append(kwargs["segments"].table_S4[:, 1].tolist())
 
     hook = engine.module.register_forward_pre_hook(note, with_kwargs=True)
     try:

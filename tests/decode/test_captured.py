@@ -17,12 +17,12 @@ from dist.decode import cuda_graphs
 from dist.decode.cuda_graphs import CapturedForward, FixedWidth, capture_problem
 from dist.decode.engine import Engine
 from dist.decode.forward import CachedForward
-from dist.decode.packed_batch import Piece
+from dist.decode.packed_batch import Segment
 from dist.decode.planner import SequenceForward
 from dist.decode.varlen import VarlenForward
 from dist.errors import PromptError
 from dist.group.group import SoloGroup
-from dist.kernels.attention import Pieces, reference_attention
+from dist.kernels.attention import Segments, reference_attention
 from dist.model.fused_modules import EXACT
 from dist.model.head import WholeHead
 from dist.protocol import BlockUpdate, Control, Load, Reply, Shutdown, Turn
@@ -129,7 +129,7 @@ def test_rows_within_a_block_do_not_make_a_pass_as_wide_as_those_that_begin_one(
 
 
 @pytest.mark.parametrize("count", [1, 2, 8])
-def test_pieces_are_padded_to_the_tokens_of_a_shape(count):
+def test_segments_are_padded_to_the_tokens_of_a_shape(count):
     for width, narrow, kept in ((15, 7, 8), (7, 7, 7), (31, 15, 16)):
         for needed in range(count * kept, count * width + 1):
             tokens = cuda_graphs._tokens(needed, count, width, narrow)
@@ -137,8 +137,8 @@ def test_pieces_are_padded_to_the_tokens_of_a_shape(count):
             lengths = [kept] * count
             for at in range(needed - sum(lengths)):
                 lengths[at % count] += 1
-            pieces = [Piece(row, 3, [5] * length, length - kept, kept) for row, length in enumerate(lengths)]
-            padded = cuda_graphs._padded(pieces, cuda_graphs.Shape(count, width, kept, tokens))
+            segments = [Segment(row, 3, [5] * length, length - kept, kept) for row, length in enumerate(lengths)]
+            padded = cuda_graphs._padded(segments, cuda_graphs.Shape(count, width, kept, tokens))
             assert sum(len(one.token_ids) for one in padded) == tokens
             assert all(kept <= len(one.token_ids) <= width for one in padded)
             assert all(one.first + kept <= len(one.token_ids) for one in padded)
@@ -201,7 +201,7 @@ def test_what_a_window_finds_unread_goes_through_its_width(more, monkeypatch):
     prompt = tuple(range(3, 40))
     first = reply(engine, prompt, settings, ())
     other = []
-    monkeypatch.setattr(VarlenForward, "_feed", lambda self, pieces: other.append(pieces))
+    monkeypatch.setattr(VarlenForward, "_feed", lambda self, segments: other.append(segments))
     longer = (*prompt, *first.token_ids[:-1], *range(3, 3 + more))
     second = reply(engine, longer, settings, ())
     assert second.token_ids == plain_rule(tiny_model(), longer, settings, PLACEHOLDER, (), LIMIT)
@@ -322,7 +322,7 @@ def test_an_exact_model_is_not_decoded_in_another_way():
 
 def test_a_window_hides_all_but_the_last_slots():
     q, k, v = torch.randn(2, 3, 8), torch.randn(1, 12, 8), torch.randn(1, 12, 8)
-    pieces = Pieces(torch.tensor([[0, 3, 5, 0]]), 3)
-    near = reference_attention(q, k, v, pieces, scale=1.0, window=2, softcap=0.0)
+    segments = Segments(torch.tensor([[0, 3, 5, 0]]), 3)
+    near = reference_attention(q, k, v, segments, scale=1.0, window=2, softcap=0.0)
     k[:, :3], v[:, :3] = 9.0, 9.0
-    assert torch.equal(near, reference_attention(q, k, v, pieces, scale=1.0, window=2, softcap=0.0))
+    assert torch.equal(near, reference_attention(q, k, v, segments, scale=1.0, window=2, softcap=0.0))

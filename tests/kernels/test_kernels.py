@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from dist.checkpoint.boxes import even_bounds
-from dist.kernels.attention import Pieces, reference_attention
+from dist.kernels.attention import Segments, reference_attention
 from dist.model.head import NOT_A_NUMBER, highest
 
 if "TRITON_INTERPRET" not in os.environ:  # set by conftest.py
@@ -66,10 +66,10 @@ def test_attention_sees_its_own_tokens_and_nothing_behind_them(dtype, case):
     for _, length, before, slot in table:
         for storage in (key, value):
             storage[:, slot + before + length : slot + capacity] = torch.nan
-    pieces = Pieces(torch.tensor(table), rows)
+    segments = Segments(torch.tensor(table), rows)
     more = {"scale": size**-0.5, "window": window, "softcap": softcap}
-    ours = split_kv.split_kv_attention(query, key, value, pieces.table_S4, pieces.longest, **more)
-    assert agree(ours, reference_attention(query.double(), key.double(), value.double(), pieces, **more))
+    ours = split_kv.split_kv_attention(query, key, value, segments.table_S4, segments.longest, **more)
+    assert agree(ours, reference_attention(query.double(), key.double(), value.double(), segments, **more))
 
 
 @DTYPES
@@ -85,11 +85,11 @@ def test_exact_attention_sees_the_same(dtype, case, few):
     for _, length, before, slot in table:
         for storage in (key, value):
             storage[:, slot + before + length : slot + capacity] = torch.nan
-    pieces = Pieces(torch.tensor(table), rows)
+    segments = Segments(torch.tensor(table), rows)
     more = {"scale": size**-0.5, "window": window, "softcap": softcap}
     with mock.patch.multiple(exact_attention, FEW_TOKENS=tokens if few else 0, SPAN=64):
-        ours = exact_attention.exact_attention(query, key, value, pieces.table_S4, rows, capacity, **more)
-    assert agree(ours, reference_attention(query.double(), key.double(), value.double(), pieces, **more))
+        ours = exact_attention.exact_attention(query, key, value, segments.table_S4, rows, capacity, **more)
+    assert agree(ours, reference_attention(query.double(), key.double(), value.double(), segments, **more))
 
 
 @DTYPES
