@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from checkpoint_cases import ADAPTED, RARE, REST, USUAL
 from checkpoints import CASES, can_make, make_checkpoints, run_root
 
 import chat.demo
@@ -27,17 +28,6 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 if not torch.cuda.is_available():
     # Before anything imports Triton, which reads it where a kernel is defined.
     os.environ["TRITON_INTERPRET"] = "1"
-
-USUAL = [(layout, world_size) for layout in ("fsdp1", "fsdp2", "fsdp1_nomesh") for world_size in (1, 2, 3)]
-USUAL += [("fsdp1_tied", 2), ("fsdp2_tied", 3)]
-RARE = [("fsdp1_no_shard", 2), ("fsdp2_shard1", 2), ("fsdp1_moe", 2), ("fsdp1_hsdp", 4), ("fsdp2_hsdp", 4)]
-ADAPTED = [("fsdp1_lora", 2), ("fsdp2_lora", 3)]
-REST = [
-    (layout, world_size)
-    for layout in CASES
-    for world_size in (1, 2, 3, 4)
-    if not layout.endswith(("hsdp", "large")) and can_make(layout)
-]
 
 # A test file is `real` if it says so, or if it uses a support module that starts processes.
 REAL = re.compile(
