@@ -21,11 +21,12 @@ SOURCES = sorted(path for room in ("chat", "dist") for path in (ROOT / room).rgl
 
 # What a folder (or a file that stands by itself) may import of chat and dist; a name allows all that is in it.
 # Each row names only rows above it, so that no two folders need each other.
-WORDS = "dist/counted dist/errors dist/plain_json dist/settings dist/protocol"
+WORDS = "dist/counted dist/errors dist/plain_json dist/settings dist/protocol dist/system_calls"
 LAYERS = {
     "dist/counted": "",
     "dist/errors": "",
     "dist/plain_json": "",
+    "dist/system_calls": "",
     "dist/setting_kinds": "dist/errors",
     "dist/settings": "dist/errors dist/setting_kinds",
     "dist/protocol": "dist/settings",

@@ -20,6 +20,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from dist.system_calls import pidfd_open
+
 PIPE = "DLLM_ENVIRONMENT_PIPE"
 END_S = 2.0
 
@@ -85,12 +87,15 @@ class EarlyRanks:
         threading.Thread(target=self._watch, args=(killed,), name="early ranks", daemon=True).start()
 
     def _watch(self, killed: Callable[[int, int], None]) -> None:
-        ranks = {os.pidfd_open(rank.process.pid): name for name, rank in tuple(self._waiting.items())}
+        try:
+            ranks = {pidfd_open(rank.process.pid): name for name, rank in tuple(self._waiting.items())}
+        except OSError:  # an old kernel: the agent will see what became of them
+            return
         for ended in select.select(ranks, [], [])[0]:
             rank = self._waiting.get(ranks[ended])
             if rank is None:
                 return  # from now on the agent sees what becomes of them
-            end = os.waitid(os.P_PIDFD, ended, os.WEXITED | os.WNOWAIT)
+            end = os.waitid(os.P_PID, rank.process.pid, os.WEXITED | os.WNOWAIT)
             if end is not None and end.si_code != os.CLD_EXITED:
                 killed(int(ranks[ended]), -end.si_status)
 
@@ -103,7 +108,11 @@ class EarlyRanks:
 
     def hand_over(self, handler: Any) -> None:
         """Let torchrun's agent, whose class `handler` starts processes, take these where it would start its own."""
-        start = handler._popen
+        start = getattr(handler, "_popen", None)
+        if start is None:  # a torchrun of another make
+            while self._waiting:
+                self._waiting.popitem()[1].end()
+            return
 
         def popen(self_: Any, args: tuple[str, ...], env: dict[str, str]) -> Any:
             return self.take(args, env) or start(self_, args, env)

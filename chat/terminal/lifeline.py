@@ -20,6 +20,7 @@ from typing import NoReturn, Protocol
 from chat.terminal import fate
 from chat.terminal.mode import is_stopped
 from chat.terminal.process import end_within, has_ending, write_ending, write_status
+from dist.system_calls import pidfd_open
 
 SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 TICK_S = 1.0
@@ -118,7 +119,7 @@ class Lifeline:
         for rank, pid in ranks.process_ids().items():
             if pid != os.getpid() and rank not in self._pidfds:
                 with contextlib.suppress(OSError):
-                    self._pidfds[rank] = os.pidfd_open(pid)
+                    self._pidfds[rank] = pidfd_open(pid)
         self._wake()
 
     def leave(self, code: int) -> None:

@@ -17,6 +17,8 @@ import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from dist.system_calls import memfd_create, pidfd_open
+
 CAPACITY = 64 << 10  # bytes of a message; a longer one goes in several
 LINE = 64  # bytes that a processor's caches move together
 HEADER = struct.Struct("<QII")  # the message's number, its length, its checksum
@@ -40,7 +42,7 @@ class Memory:
     """Memory of rank 0 that other processes find by `where`. It goes with the last process that has it."""
 
     def __init__(self, ranks: int) -> None:
-        self._descriptor = os.memfd_create("dllm-chat")
+        self._descriptor = memfd_create("dllm-chat")
         os.ftruncate(self._descriptor, room(ranks))
         self.bytes = mmap.mmap(self._descriptor, room(ranks))
         token = os.urandom(TOKEN_BYTES)
@@ -52,7 +54,7 @@ class Memory:
         """None on a system that cannot make any."""
         try:
             return cls(ranks)
-        except (OSError, AttributeError):
+        except OSError:
             return None
 
     def all_have_it(self) -> None:
@@ -90,7 +92,7 @@ class SharedControl:
         self._timeout_s = timeout_s
         self._count = 0
         # A process is readable once it has ended.
-        self._processes = {one: os.pidfd_open(process) for one, process in processes.items() if one != rank}
+        self._processes = {one: pidfd_open(process) for one, process in processes.items() if one != rank}
 
     def write(self, message: bytes) -> None:
         """Rank 0: the next message. Raises Ended if a rank has not read the last but one and is gone."""
@@ -181,7 +183,7 @@ def open_control(
         where = store.get("control/where").decode()
         shared = memory.bytes if memory else attach(len(processes), where)
         control = SharedControl(shared, rank, processes, timeout_s)
-    except (OSError, AttributeError) as error:  # refused, or a system that does not have it
+    except OSError as error:  # refused, or a system that does not have it
         problem = str(error)
     failed = gather_errors(problem)
     if memory is not None:

@@ -69,6 +69,13 @@ def test_what_the_agent_wants_otherwise_is_ended(capfd: pytest.CaptureFixture[st
     assert "Local rank 1 is started again: WORLD_SIZE." in printed.err
 
 
+def test_a_torchrun_of_another_make_starts_its_own() -> None:
+    ranks = EarlyRanks(2, COMMAND, "7")
+    processes = [rank.process for rank in ranks._waiting.values()]
+    ranks.hand_over(object)
+    assert all(process.returncode for process in processes)
+
+
 @pytest.mark.parametrize("ended_by", ["SIGTERM", "SIGKILL"])
 def test_the_launcher_takes_them_along(ended_by: str) -> None:
     """By a signal, or by its end alone: a rank whose pipe closes without a word is over."""
