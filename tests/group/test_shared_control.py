@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -123,13 +124,22 @@ def test_another_process_under_the_same_number_is_not_taken_for_rank_0():
         attach(2, "")
 
 
-def verdicts(group) -> dict:
+def verdicts_of_forks() -> dict:
+    # Forks inherit what other tests have left.
+    return results_of_forks([2], partial(verdicts, inherited=shared_memory()))[2]
+
+
+def verdicts(group, inherited: set[str]) -> dict:
     sizes = (1, 18, 3 * CAPACITY // 8)
     right = [torch.arange(size) * 3 for size in sizes]
     mine = right if group.rank == 0 else [torch.zeros_like(one) for one in right]
     same = all(torch.equal(group.agree(one), other) for one, other in zip(mine, right))
-    shared = {line.split()[4] for line in Path("/proc/self/maps").read_text().splitlines() if "dllm-chat" in line}
-    return {"same": group.smallest(same), "shared": group.smallest(len(shared) == 1)}
+    return {"same": group.smallest(same), "shared": group.smallest(len(shared_memory() - inherited) == 1)}
+
+
+def shared_memory() -> set[str]:
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    return {line.split()[4] for line in maps if "dllm-chat" in line}
 
 
 def refused(ranks: int, where: str) -> mmap.mmap:
@@ -140,9 +150,9 @@ def refused(ranks: int, where: str) -> mmap.mmap:
 def test_where_memory_cannot_be_shared_verdicts_are_broadcast(monkeypatch, reachable):
     if not reachable:
         monkeypatch.setattr("dist.group.shared_control.attach", refused)
-    assert results_of_forks([2], verdicts)[2] == {"same": 1, "shared": reachable}
+    assert verdicts_of_forks() == {"same": 1, "shared": reachable}
 
 
 def test_ranks_of_several_hosts_share_no_memory(monkeypatch):
     monkeypatch.setattr(Ranks, "process_ids", lambda ranks: {ranks.rank: os.getpid()})
-    assert results_of_forks([2], verdicts)[2] == {"same": 1, "shared": 0}
+    assert verdicts_of_forks() == {"same": 1, "shared": 0}
