@@ -1,7 +1,7 @@
-"""An animated SVG of a reply while it is refined: what a real terminal showed, frame by frame, in real time.
+"""An animated SVG of a reply while it is refined: what a real terminal showed, frame by frame, slowed down.
 
 `python tests/bench/record_reply.py OUT.svg [--prompt TEXT] [options of the program]` starts the program on the
-embedded model, types the prompt, and writes each line with the times at which it stood there.
+embedded model, types the prompt, and writes each line with the times at which it stood there, times `SLOWED`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from pty_screen import CTRL_D, PtyScreen
 COLUMNS, ROWS, SHOWN = 88, 24, 13
 CELL_WIDTH, LINE_HEIGHT, FONT_SIZE, MARGIN = 8.4, 19, 14, 14
 POLL_S, HOLD_S = 0.01, 4.0
-PROMPT = "Give me three tips for a long train journey."
+# A small model refines faster than one can follow.
+SLOWED = 3
+PROMPT = "Write a short poem about rain."
 STYLE = """
 text{font:14px ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace;fill:#24292f;white-space:pre}
 rect.s{fill:#ffffff;stroke:#d0d7de}.dim{fill:#6e7781}.red{fill:#cf222e}.green{fill:#116329}.brown{fill:#7d4e00}
@@ -47,10 +49,10 @@ def record(prompt: str, options: list[str]) -> tuple[list[tuple[float, list[Span
             while "/s · first " not in talk.text:
                 lines = [tuple((at, text, css(style)) for at, text, style in line) for line in talk.spans[head:]]
                 if not frames or lines != frames[-1][1]:
-                    frames.append((time.monotonic() - began, lines))
+                    frames.append((SLOWED * (time.monotonic() - began), lines))
                 time.sleep(POLL_S)
             time.sleep(0.3)
-            ended = time.monotonic() - began
+            ended = SLOWED * (time.monotonic() - began)
             frames.append(
                 (ended, [tuple((at, text, css(style)) for at, text, style in line) for line in talk.spans[head:]])
             )
