@@ -35,11 +35,11 @@ class EarlyRank:
     pipe: int
 
     def complete(self, environment: Mapping[str, str]) -> None:
-        """Tell it what is not in its environment yet."""
-        told = {name: value for name, value in environment.items() if name not in self.environment}
+        """Send it what is not in its environment yet."""
+        rest = {name: value for name, value in environment.items() if name not in self.environment}
         # It may have refused its arguments by now.
         with contextlib.suppress(BrokenPipeError):
-            os.write(self.pipe, json.dumps(told).encode())
+            os.write(self.pipe, json.dumps(rest).encode())
         os.close(self.pipe)
 
     def end(self) -> None:
@@ -149,7 +149,7 @@ def complete_environment() -> None:
     if pipe is None:
         return
     with os.fdopen(int(pipe), encoding="utf-8") as agent:
-        told = agent.read()
-    if not told:  # the launcher has refused, or is gone
+        rest = agent.read()
+    if not rest:  # the launcher has refused, or is gone
         os._exit(1)
-    os.environ.update(json.loads(told))
+    os.environ.update(json.loads(rest))

@@ -6,29 +6,14 @@ import re
 
 import pytest
 import torch
-from checkpoints import CASES, build_model
 from hold import holder
 
 from chat.text.prompt import prompt_ids
-from chat.text.tokenizer import load_tokenizer
 from chat.text.transcript import Transcript
-from dist.decode.engine import Engine
-from dist.group.group import SoloGroup
 from dist.settings import GenerationSettings
 
 START = GenerationSettings(add_eos_length=3, refine_iter=2, max_new_tokens=20)
 ROW = re.compile(r'^ +(\d+) +(\*?)"(.*?)" +(-\d+\.\d\d) +(<?[\d.]+) % +(.*)$', re.M)
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tiny")
-    model = build_model(CASES["fsdp1"], folder).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.normal_(0.0, 0.25, generator=torch.Generator().manual_seed(parameter.numel()))
-    return model, Engine(model, SoloGroup(torch.device("cpu")), max_positions=2048), load_tokenizer(folder)
 
 
 @pytest.fixture

@@ -181,7 +181,7 @@ class LatePass(FixedWidth):
         super()._wait()
 
 
-def test_a_pass_is_not_told_anew_before_the_device_has_read_what_it_was_told():
+def test_an_order_is_not_written_over_before_the_device_has_read_it():
     """One that reads a prompt is not waited for; the next one of its size would take its tokens away."""
     seen: list[list[int]] = []
     late = LatePass(seen)
